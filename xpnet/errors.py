@@ -1,0 +1,126 @@
+"""The exceptions of xpnet: one family, each also the built-in one that a caller would expect.
+
+Every message says what was wrong, what was expected, and ends in what was received.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = [
+    "BackendError",
+    "DownloadError",
+    "FileFormatError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "NotBuiltError",
+    "ShapeError",
+    "UnknownNameError",
+    "XpnetError",
+]
+
+
+class XpnetError(Exception):
+    """The root of every exception that xpnet raises itself."""
+
+
+class InvalidValueError(XpnetError, ValueError):
+    """An argument or a data set holds a value outside what is documented."""
+
+
+class ShapeError(InvalidValueError):
+    """An array has a shape that does not fit."""
+
+
+class UnknownNameError(InvalidValueError):
+    """A name (of a layer, a loss, a backend, ...) that nobody knows."""
+
+
+class InvalidTypeError(XpnetError, TypeError):
+    """An argument is of a type that can't be used, such as a table with text columns."""
+
+
+class NotBuiltError(XpnetError, RuntimeError):
+    """A layer or model was used before what it needs was there (`build`, `compile`, ...)."""
+
+
+class NonFiniteError(XpnetError, ArithmeticError):
+    """A loss, a gradient or the new weights of a training step were NaN or infinite."""
+
+
+class BackendError(XpnetError, ImportError):
+    """An array library, device or precision was asked for that can't be used here."""
+
+
+class MissingExtraError(XpnetError, ImportError):
+    """A feature needs an optional package; the message names the extra that installs it."""
+
+
+class FileFormatError(XpnetError, ValueError):
+    """A file is truncated, altered, of another format, or of a newer version."""
+
+
+class DownloadError(XpnetError, OSError):
+    """A data set is not on this machine and could not be fetched."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
+    """Return the error for an unknown `name`, with the nearest known ones.
+
+    >>> unknown_name("activation", "rleu", ["relu", "tanh"])
+    UnknownNameError("unknown activation; did you mean 'relu'? Known: relu, tanh; got 'rleu'")
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    return UnknownNameError(f"unknown {kind}{hint} Known: {', '.join(names)}; got {name!r}")
+
+
+def number(
+    what: str,
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+    integer: bool = False,
+) -> Any:
+    """Return `value` as a Python number, or raise if it lies outside the interval.
+
+    >>> number("rate", 0.2, 0, 1, open_high=True)
+    0.2
+    >>> number("units", 0, 1, integer=True)
+    Traceback (most recent call last):
+    ...
+    xpnet.errors.InvalidValueError: units must be an integer >= 1; got 0
+    """
+    kind = "an integer" if integer else "a finite number"
+    bounds = []
+    if low is not None:
+        bounds.append(f"{'>' if open_low else '>='} {low}")
+    if high is not None:
+        bounds.append(f"{'<' if open_high else '<='} {high}")
+    expected = f"{what} must be {kind}{' ' + ' and '.join(bounds) if bounds else ''}"
+    if isinstance(value, (str, bytes, bool)) or value is None:
+        raise InvalidTypeError(f"{expected}; got {value!r}")
+    try:
+        result = float(value)
+        if integer and result == int(result):
+            result = int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        kind_of = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
+        raise kind_of(f"{expected}; got {value!r}") from error
+    outside = (
+        not -float("inf") < result < float("inf")
+        or (integer and not isinstance(result, int))
+        or (low is not None and (result <= low if open_low else result < low))
+        or (high is not None and (result >= high if open_high else result > high))
+    )
+    if outside:
+        raise InvalidValueError(f"{expected}; got {value!r}")
+    return result
