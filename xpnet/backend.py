@@ -1,0 +1,586 @@
+"""Which array library, which device, which precision; host <-> device; `compile(step)`.
+
+This file and `kernels/` are the only places where an array library is named. A `Backend` is made once and
+carried along; everything else computes with its `xp`, a namespace of the Python array API standard.
+
+Which backend does the work, strongest first: an explicit argument or `use_backend(...)`; the environment
+variable `XPNET_BACKEND` (with `XPNET_DEVICE` and `XPNET_DTYPE`); the library of the arrays passed in; NumPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache, partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .errors import BackendError, InvalidValueError, unknown_name
+
+__all__ = ["BACKENDS", "Backend", "available_backends", "get_backend", "np", "use_backend"]
+
+Array = Any  # an array of whichever library: the standard has no common type
+Tree = Any  # an array, or a tuple / NamedTuple / dict of trees
+
+DTYPES = ("float32", "float64")
+
+
+def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply `fn` to every array of a tree (and to those at the same place in `rest`).
+
+    >>> tree_map(lambda a, b: a + b, (1, {"x": 2}), (10, {"x": 20}))
+    (11, {'x': 22})
+    """
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {key: tree_map(fn, value, *(r[key] for r in rest)) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        branches = [tree_map(fn, *parts) for parts in zip(tree, *rest)]
+        return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
+    return fn(tree, *rest)
+
+
+class Backend:
+    """One array library on one device, computing in one floating precision.
+
+    Args:
+        device: the device's name in the library's own spelling (`"cpu"`, `"cuda:1"`), or None for its default.
+        dtype: `"float32"` or `"float64"`.
+
+    Attributes:
+        xp: the array API namespace. dtype, dtype_name: the floating dtype and its name.
+        device: what `xp` takes as `device=`. inplace: whether twins may write into arrays.
+
+    Raises:
+        BackendError: the library is not installed, has no such device, or lacks the precision.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    install: ClassVar[str]
+    inplace: ClassVar[bool] = False
+
+    def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
+        if dtype not in DTYPES:
+            raise unknown_name("dtype", dtype, DTYPES)
+        self.xp = self._namespace()
+        self.device_name = device
+        self.device = self._device(device)
+        self.dtype_name = dtype
+        self.dtype = getattr(self.xp, dtype)
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.name}, device {self.device!s}, {self.dtype_name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return get_backend, (self.name, self.device_name, self.dtype_name)
+
+    # What differs from library to library -------------------------------------------------------------
+
+    def _namespace(self) -> Any:
+        return importlib.import_module(self.package)
+
+    def _device(self, device: str | None) -> Any:
+        if device not in (None, "cpu"):
+            raise self._no_device(device, self.devices())
+        return None
+
+    @classmethod
+    def devices(cls) -> list[str]:
+        """Return the names of the devices that this machine has for the library."""
+        return ["cpu"]
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the version of the library."""
+        return str(importlib.import_module(cls.package.replace("array_api_compat.", "")).__version__)
+
+    @classmethod
+    def owns(cls, x: Any) -> bool:
+        """Return whether `x` is an array of this library."""
+        return type(x).__module__.partition(".")[0] == cls.package
+
+    @staticmethod
+    def host(x: Array) -> np.ndarray:
+        """Return `x` as a NumPy array (which may share its memory)."""
+        return np.asarray(x)
+
+    def array(self, x: Any, dtype: str | None = None) -> Array:
+        """Return a copy of host data on this device, of the named dtype or else its own."""
+        return self.feed(np.array(x, dtype=dtype))
+
+    def feed(self, x: np.ndarray) -> Array:
+        """Hand over a host array that nobody else will write to; it may be used without a copy."""
+        return self.xp.asarray(x, device=self.device)
+
+    def copy(self, x: Array) -> Array:
+        """Return a copy that later steps do not touch."""
+        return self.xp.asarray(x, copy=True)
+
+    def device_of(self, x: Array) -> str | None:
+        """Return the name of the device that an array of this library is on (None: the default)."""
+        return None
+
+    def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
+        """Return `update(kept)` where the 0-d boolean array `ok` holds, else `kept`: no host sync."""
+        return tree_map(partial(self.xp.where, ok), update(kept), kept)
+
+    def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function`, compiled where the library can."""
+        return function
+
+    def compile(self, step: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Sequence[Tree]], Tree]:
+        """Return `run(state, batches) -> state`, which takes one step per batch.
+
+        The state is donated: after the call only the returned one may be used.
+        """
+
+        def run(state: Tree, batches: Sequence[Tree]) -> Tree:
+            for batch in batches:
+                state = step(state, batch)
+            return state
+
+        return run
+
+    # The same everywhere ------------------------------------------------------------------------------
+
+    def bring(self, x: Array) -> Array:
+        """Return `x`, an array of any known library, as an array of this one on this device."""
+        if self.owns(x):
+            return self.xp.asarray(x, device=self.device)
+        return self.array(host_of(x))
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any = None) -> Array:
+        """Return zeros on this device, in the backend's floating dtype unless told otherwise."""
+        return self.xp.zeros(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def scalar(self, value: Any, dtype: Any = None) -> Array:
+        """Return a 0-d array on this device."""
+        return self.xp.asarray(value, dtype=dtype or self.dtype, device=self.device)
+
+    def with_dtype(self, dtype: str | None) -> Backend:
+        """Return the backend on the same device that computes in `dtype`."""
+        return self if dtype in (None, self.dtype_name) else get_backend(self.name, self.device_name, dtype)
+
+    @classmethod
+    def _no_device(cls, device: object, known: list[str]) -> BackendError:
+        return BackendError(f"backend {cls.name!r} has no such device here; found {known}; got {device!r}")
+
+
+class NumpyBackend(Backend):
+    """NumPy: the host's own library, native in the standard since 2.1."""
+
+    name = package = "numpy"
+    install = "pip install numpy"
+    inplace = True
+
+    def feed(self, x: np.ndarray) -> Array:
+        """Return `x` itself: host memory is the device's."""
+        return x
+
+    def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
+        """Decide with a plain `if`: memory is the host's."""
+        return update(kept) if ok else kept
+
+
+class StrictBackend(Backend):
+    """array-api-strict: the standard and nothing beside it, for testing."""
+
+    name = package = "array_api_strict"
+    install = "pip install array-api-strict"
+
+    def _device(self, device: str | None) -> Any:
+        if device in (None, "cpu"):
+            return None
+        if device not in self.devices():
+            raise self._no_device(device, self.devices())
+        return self.xp.Device(device)
+
+    @classmethod
+    def devices(cls) -> list[str]:
+        """Return strict's own device names; the last ones are pretended."""
+        importlib.import_module(cls.package)
+        return ["CPU_DEVICE", "device1", "device2"]
+
+    @staticmethod
+    def host(x: Array) -> np.ndarray:
+        """Return `x` as a NumPy array."""
+        strict = importlib.import_module("array_api_strict")
+        return np.from_dlpack(x.to_device(strict.Device("CPU_DEVICE")))
+
+    def device_of(self, x: Array) -> str | None:
+        """Return the pretended device."""
+        name = str(x.device).partition("'")[2].rstrip("')")
+        return None if name == "CPU_DEVICE" else name
+
+    def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
+        """Decide with a plain `if`: memory is the host's."""
+        return update(kept) if ok else kept
+
+
+class TorchBackend(Backend):
+    """PyTorch tensors, through array_api_compat; xpnet has its own derivatives and records no graph."""
+
+    name = "torch"
+    package = "array_api_compat.torch"
+    install = "pip install torch"
+
+    def _device(self, device: str | None) -> Any:
+        torch = importlib.import_module("torch")
+        wanted = "cuda:0" if device == "cuda" else device or "cpu"
+        if wanted not in self.devices():
+            raise self._no_device(device, self.devices())
+        return torch.device(wanted)
+
+    @classmethod
+    def devices(cls) -> list[str]:
+        """Return the CPU and the CUDA devices."""
+        cuda = importlib.import_module("torch").cuda
+        return ["cpu", *(f"cuda:{i}" for i in range(cuda.device_count()))]
+
+    @classmethod
+    def owns(cls, x: Any) -> bool:
+        """Return whether `x` is a tensor (or a parameter)."""
+        return type(x).__module__.partition(".")[0] == "torch" and hasattr(x, "detach")
+
+    @staticmethod
+    def host(x: Array) -> np.ndarray:
+        """Return `x` as a NumPy array."""
+        return np.asarray(x.detach().cpu())
+
+    def feed(self, x: np.ndarray) -> Array:
+        """Use host memory where the device is the host (never read-only memory: PyTorch warns of it)."""
+        torch = importlib.import_module("torch")
+        writeable = x if x.flags.writeable else x.copy()
+        return torch.from_numpy(np.ascontiguousarray(writeable).reshape(x.shape)).to(self.device)
+
+    def bring(self, x: Array) -> Array:
+        """Return `x` outside PyTorch's own differentiation."""
+        moved = super().bring(x)
+        return moved.detach() if moved.requires_grad else moved
+
+    def copy(self, x: Array) -> Array:
+        """Return a copy."""
+        return x.clone()
+
+    def device_of(self, x: Array) -> str | None:
+        """Return the tensor's device."""
+        return None if x.device.type == "cpu" else str(x.device)
+
+    def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
+        """Decide with an `if` on the CPU; on a GPU without waiting for it."""
+        if self.device.type == "cpu":
+            return update(kept) if ok else kept
+        return super().when(ok, update, kept)
+
+
+class JaxBackend(Backend):
+    """JAX: the whole step is one `jax.jit` with donated state; several steps are one `lax.scan`."""
+
+    name = "jax"
+    package = "jax.numpy"
+    install = "pip install jax"
+
+    def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
+        super().__init__(device, dtype)
+        import jax
+
+        self._jax = jax
+        if dtype == "float64" and not jax.config.jax_enable_x64:
+            raise BackendError(
+                "JAX computes in float64 only when it is told to before its first use: set the environment "
+                "variable JAX_ENABLE_X64=1, or call jax.config.update('jax_enable_x64', True); got 'float64'"
+            )
+
+    @classmethod
+    def version(cls) -> str:
+        """Return JAX's version."""
+        return str(importlib.import_module("jax").__version__)
+
+    def _device(self, device: str | None) -> Any:
+        jax = importlib.import_module("jax")
+        if device is None:
+            return None
+        platform, _, index = device.partition(":")
+        try:
+            return jax.devices(platform)[int(index or 0)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise self._no_device(device, self.devices()) from error
+
+    @classmethod
+    def devices(cls) -> list[str]:
+        """Return the devices of JAX's default platform, and the CPU."""
+        jax = importlib.import_module("jax")
+        return sorted({f"{d.platform}:{d.id}" for d in (*jax.devices(), *jax.devices("cpu"))})
+
+    @classmethod
+    def owns(cls, x: Any) -> bool:
+        """Return whether `x` is a JAX array or tracer."""
+        return type(x).__module__.partition(".")[0] in ("jax", "jaxlib") and hasattr(x, "aval")
+
+    def array(self, x: Any, dtype: str | None = None) -> Array:
+        """Return a copy as a JAX array."""
+        return self._jax.device_put(np.array(x, dtype=dtype), self.device)
+
+    def feed(self, x: np.ndarray) -> Array:
+        """Pass a fresh host array on as it is: `jit` takes it in faster than `device_put` does."""
+        return x if self.device is None else self._jax.device_put(x, self.device)
+
+    def device_of(self, x: Array) -> str | None:
+        """Return the array's device, None for JAX's default one."""
+        device = next(iter(x.devices()))
+        return None if device == self._jax.devices()[0] else f"{device.platform}:{device.id}"
+
+    def copy(self, x: Array) -> Array:
+        """Return a copy."""
+        return self.xp.array(x, copy=True)
+
+    def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
+        """Decide with `lax.cond`, on the device."""
+        return self._jax.lax.cond(ok, update, lambda unchanged: unchanged, kept)
+
+    def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `jax.jit(function)`."""
+        return self._jax.jit(function)
+
+    def compile(self, step: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Sequence[Tree]], Tree]:
+        """Return `run(state, batches)`: one `jit` for a single step, one `lax.scan` for several."""
+        jax, one = self._jax, self._jax.jit(step, donate_argnums=0)
+
+        def scan(state: Tree, stacked: Tree) -> Tree:
+            return jax.lax.scan(lambda s, b: (step(s, b), None), state, stacked)[0]
+
+        many = jax.jit(scan, donate_argnums=0)
+
+        def stack(*leaves: Array) -> Array:
+            return (np if isinstance(leaves[0], np.ndarray) else self.xp).stack(leaves)
+
+        def run(state: Tree, batches: Sequence[Tree]) -> Tree:
+            if len(batches) == 1:
+                return one(state, batches[0])
+            return many(state, tree_map(stack, *batches))
+
+        return run
+
+
+class CupyBackend(Backend):
+    """CuPy: CUDA, through array_api_compat."""
+
+    name = "cupy"
+    package = "array_api_compat.cupy"
+    install = "pip install 'xpnet[cuda13]' (CUDA 13) or 'xpnet[cuda12]' (CUDA 12)"
+
+    def _device(self, device: str | None) -> Any:
+        found = self.devices()
+        if not found:
+            raise BackendError(
+                "backend 'cupy' found no CUDA device: it needs an NVIDIA GPU and its driver; got "
+                f"XPNET_DEVICE={device!r}"
+                if device
+                else "backend 'cupy' needs an NVIDIA GPU and its driver; found no CUDA device"
+            )
+        wanted = "cuda:0" if device in (None, "cuda") else str(device)
+        if wanted not in found:
+            raise self._no_device(device, found)
+        return importlib.import_module("cupy").cuda.Device(int(wanted.partition(":")[2]))
+
+    @classmethod
+    def devices(cls) -> list[str]:
+        """Return the CUDA devices that the driver shows."""
+        runtime = importlib.import_module("cupy").cuda.runtime
+        try:
+            return [f"cuda:{i}" for i in range(runtime.getDeviceCount())]
+        except runtime.CUDARuntimeError:  # no driver, or no device
+            return []
+
+    @classmethod
+    def owns(cls, x: Any) -> bool:
+        """Return whether `x` is a CuPy array."""
+        return type(x).__module__.partition(".")[0] == "cupy"
+
+    @staticmethod
+    def host(x: Array) -> np.ndarray:
+        """Copy `x` to the host (and wait for it)."""
+        return x.get()
+
+    def device_of(self, x: Array) -> str | None:
+        """Return the array's device."""
+        return f"cuda:{x.device.id}"
+
+    def copy(self, x: Array) -> Array:
+        """Return a copy."""
+        return x.copy()
+
+    def compile(self, step: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Sequence[Tree]], Tree]:
+        """Return `run(state, batches)` that works on this device."""
+        run = super().compile(step)
+
+        def on_device(state: Tree, batches: Sequence[Tree]) -> Tree:
+            with self.device:
+                return run(state, batches)
+
+        return on_device
+
+
+BACKENDS: dict[str, type[Backend]] = {
+    cls.name: cls for cls in (NumpyBackend, CupyBackend, TorchBackend, JaxBackend, StrictBackend)
+}
+_chosen: ContextVar[Backend | None] = ContextVar("xpnet_backend", default=None)
+
+
+@lru_cache(maxsize=64)
+def _make(cls: type[Backend], device: str | None, dtype: str) -> Backend:
+    try:
+        return cls(device, dtype)
+    except BackendError:
+        raise
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"backend {cls.name!r} is not installed here or can't be loaded ({error}); "
+            f"install it with: {cls.install}; got {cls.name!r}"
+        ) from error
+
+
+def get_backend(
+    name: str | Backend | None = None, device: str | None = None, dtype: str | None = None
+) -> Backend:
+    """Return a backend: by name, or as `use_backend` and the environment say, else NumPy.
+
+    Args:
+        name: `"numpy"`, `"cupy"`, `"torch"`, `"jax"` or `"array_api_strict"`, a `Backend`, or None.
+        device: a device's name; None takes `XPNET_DEVICE` (where it belongs to this backend) or the default.
+        dtype: `"float32"` or `"float64"`; None takes `XPNET_DTYPE`, else `"float32"`.
+
+    Raises:
+        BackendError: it is not installed, or has no such device or precision.
+        UnknownNameError: no backend has that name.
+
+    >>> get_backend("numpy", dtype="float64")
+    <Backend numpy, device None, float64>
+    """
+    return resolve((), name, device, dtype)
+
+
+def resolve(
+    arrays: Sequence[Any],
+    name: str | Backend | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Backend:
+    """Return the backend for a piece of work on `arrays`, in the order this file's first lines tell."""
+    if isinstance(name, Backend):
+        backend = name if device in (None, name.device_name) else _make(type(name), device, name.dtype_name)
+        return backend.with_dtype(dtype)
+    chosen = _chosen.get()
+    if name is None and chosen is not None:
+        return resolve((), chosen, device, dtype)
+    variable = os.environ.get("XPNET_BACKEND") or None
+    for candidate, origin in ((name, "backend"), (variable, "backend in XPNET_BACKEND")):
+        if candidate is not None and candidate not in BACKENDS:
+            raise unknown_name(origin, candidate, BACKENDS)
+    dtype = dtype or os.environ.get("XPNET_DTYPE") or "float32"
+    given = next((a for a in arrays if library_of(a) is not None), None)
+    if name is None and variable is None and given is not None:
+        library = _make(BACKENDS[str(library_of(given))], None, dtype)
+        return _make(type(library), device or library.device_of(given), dtype)
+    name = name or variable or "numpy"
+    if device is None and variable in (None, name):
+        device = os.environ.get("XPNET_DEVICE") or None
+    return _make(BACKENDS[name], device, dtype)
+
+
+@contextmanager
+def use_backend(
+    name: str | Backend, device: str | None = None, dtype: str | None = None
+) -> Iterator[Backend]:
+    """Choose the backend for a block of code; in this thread (or task) only.
+
+    >>> with use_backend("numpy", dtype="float64") as backend:
+    ...     get_backend().dtype_name
+    'float64'
+    """
+    backend = get_backend(name, device, dtype)
+    token = _chosen.set(backend)
+    try:
+        yield backend
+    finally:
+        _chosen.reset(token)
+
+
+def is_explicit(name: str | Backend | None = None) -> bool:
+    """Return whether somebody has said which backend to use (so that arrays do not decide)."""
+    return name is not None or _chosen.get() is not None or bool(os.environ.get("XPNET_BACKEND"))
+
+
+def library_of(x: Any) -> str | None:
+    """Return the name of the backend whose library `x` is an array of, None for anything else.
+
+    >>> library_of(np.zeros(3)), library_of([1, 2])
+    ('numpy', None)
+    """
+    return next((name for name, cls in BACKENDS.items() if cls.owns(x) and hasattr(x, "shape")), None)
+
+
+def host_of(x: Any) -> np.ndarray:
+    """Return an array of any known library, or whatever NumPy can read, as a NumPy array."""
+    library = library_of(x)
+    return np.asarray(x) if library is None else BACKENDS[library].host(x)
+
+
+def give_back(x: Array, like: Any, backend: Backend) -> Array:
+    """Return `x`, a result of `backend`, in the library (and on the device) of the caller's `like`."""
+    library = library_of(like) or "numpy"
+    if library == backend.name:
+        return x
+    host = np.array(backend.host(x))
+    if library == "numpy":
+        return host
+    caller = resolve((like,), library, None, "float32")
+    return _make(type(caller), caller.device_of(like), "float32").array(host)
+
+
+def probe() -> list[dict[str, Any]]:
+    """Return, for every backend, whether it can run here, on which devices, or why not.
+
+    >>> probe()[0]["name"], probe()[0]["available"]
+    ('numpy', True)
+    """
+    report = []
+    for name, cls in BACKENDS.items():
+        row: dict[str, Any] = {"name": name, "available": False, "version": None, "devices": []}
+        try:
+            row["version"] = cls.version()
+            row["devices"] = cls.devices()
+            _make(cls, None, "float32")
+            row.update(available=True, reason=None, install=None)
+        except (ImportError, OSError) as error:
+            row.update(reason=str(error), install=cls.install)
+        report.append(row)
+    return report
+
+
+def available_backends() -> list[str]:
+    """Return the names of the backends that can run on this machine.
+
+    >>> "numpy" in available_backends()
+    True
+    """
+    return [row["name"] for row in probe() if row["available"]]
+
+
+def floating(dtype: str | None) -> str | None:
+    """Return `dtype` if it names a floating precision xpnet computes in (or is None), else raise.
+
+    >>> floating("float64")
+    'float64'
+    """
+    if dtype is not None and dtype not in DTYPES:
+        if not isinstance(dtype, str):
+            raise InvalidValueError(f"dtype must be one of {DTYPES} or None; got {dtype!r}")
+        raise unknown_name("dtype", dtype, DTYPES)
+    return dtype

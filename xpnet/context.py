@@ -1,0 +1,118 @@
+"""What a layer, loss or optimizer gets to compute with: one object per step, or per call of a part alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import kernels
+from .backend import Array, Backend, give_back, library_of, np, resolve
+from .errors import InvalidTypeError
+
+__all__ = ["Arena", "Context", "enter"]
+
+
+class Arena:
+    """Buffers that live from step to step: the n-th request of a step gets the n-th buffer."""
+
+    def __init__(self, xp: Any) -> None:
+        self._xp = xp
+        self._buffers: list[Array] = []
+        self._next = 0
+
+    def restart(self) -> Arena:
+        """Begin a step: hand the same buffers out again."""
+        self._next = 0
+        return self
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return a buffer whose content is whatever the last step left."""
+        i, self._next = self._next, self._next + 1
+        if i < len(self._buffers):
+            found = self._buffers[i]
+            if found.shape == shape and found.dtype == dtype:
+                return found
+            self._buffers[i] = self._xp.empty(shape, dtype=dtype)
+        else:
+            self._buffers.append(self._xp.empty(shape, dtype=dtype))
+        return self._buffers[i]
+
+
+class Context:
+    """The namespace, the operations and the surroundings of one step.
+
+    Attributes:
+        backend, xp, dtype: where and in what precision to compute.
+        ops: the fused operations (`xpnet.ops`, or their twins from `xpnet.kernels`).
+        training: whether this is a training step.
+        draws: this step's random masks. carry: new running statistics on their way out.
+        place: (position in the model, path) of the layer that is being computed.
+    """
+
+    __slots__ = ("_arena", "backend", "carry", "draws", "dtype", "ops", "place", "training", "xp")
+
+    def __init__(
+        self,
+        backend: Backend,
+        training: bool = False,
+        draws: Mapping[str, Array] | None = None,
+        arena: Arena | None = None,
+    ) -> None:
+        self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
+        self.ops = kernels.ops_for(backend.name)
+        self.training = training
+        self.draws = draws or {}
+        self.carry: dict[str, Array] = {}
+        self.place: tuple[int, str] = (0, "")
+        self._arena = arena
+
+    def draw(self, name: str) -> Array:
+        """Return the mask that the current layer declared with `add_draw`, for this batch."""
+        return self.draws[f"{self.place[0]}/{name}"]
+
+    def record(self, name: str, value: Array) -> None:
+        """Pass on a new value of a running statistic of the current layer."""
+        self.carry[f"{self.place[1]}/{name}"] = value
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """Return memory for a twin to write to, which lives until the end of the step."""
+        if self._arena is None:
+            return self.xp.empty(shape, dtype=dtype or self.dtype, device=self.backend.device)
+        return self._arena.empty(shape, dtype or self.dtype)
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """Return `x` (an array of any library, a list, a number) as an array here, in `dtype` or the model's."""
+        dtype = self.dtype if dtype is None else dtype
+        if library_of(x) is None:
+            x = _numeric(x)
+        return self.xp.astype(self.backend.bring(x), dtype, copy=False)
+
+
+def enter(*arrays: Any, dtype: str | None = None) -> tuple[Context, Callable[[Array], Array]]:
+    """Begin the work of a part used alone, on whatever the caller passed in.
+
+    Args:
+        arrays: the caller's arrays, lists or numbers; the first array decides (unless a backend was chosen)
+            the library, and the widest floating dtype among them the precision.
+        dtype: the part's own dtype, or None.
+
+    Returns:
+        The context, and a function that brings a result back into the library of the first argument.
+    """
+    if dtype is None:
+        names = [str(getattr(a, "dtype", "")) for a in arrays]
+        widths = [d for d in ("float64", "float32") if any(n.endswith(d) for n in names)]
+        dtype = widths[0] if widths else None
+    backend = resolve(arrays, dtype=dtype)
+    first = next((a for a in arrays if library_of(a) is not None), None)
+    return Context(backend), lambda result: give_back(result, first, backend)
+
+
+def _numeric(x: Any) -> np.ndarray:
+    try:
+        host = np.asarray(x)
+    except ValueError as error:  # ragged lists
+        raise InvalidTypeError(f"expected an array of numbers ({error}); got {type(x).__name__}") from error
+    if host.dtype.kind not in "fiub":
+        raise InvalidTypeError(f"expected an array of numbers; got dtype {host.dtype} ({type(x).__name__})")
+    return host

@@ -1,0 +1,231 @@
+"""Where the weights start. Names and defaults are those of Keras 3; the numbers are drawn on the host."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .backend import Array, get_backend, np
+from .errors import number, unknown_name
+from .random import INIT, Stream, fresh_seed
+from .registry import Configurable, Registry
+
+__all__ = [
+    "Constant",
+    "GlorotNormal",
+    "GlorotUniform",
+    "HeNormal",
+    "HeUniform",
+    "Initializer",
+    "LecunNormal",
+    "LecunUniform",
+    "Ones",
+    "RandomNormal",
+    "RandomUniform",
+    "VarianceScaling",
+    "Zeros",
+    "get",
+]
+
+
+class Initializer(Configurable):
+    """Base class: subclasses give `draw`."""
+
+    seed: int | None = None
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a host array of that shape in float64, its numbers taken from `rng`."""
+        raise TypeError(f"{type(self).__name__} must define draw(rng, shape)")
+
+    def values(self, stream: Stream, slot: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the host array for a parameter's slot: from its own seed if it has one, else the stream's."""
+        stream = stream if self.seed is None else Stream(self.seed)
+        return self.draw(stream.at(INIT, slot if self.seed is None else 0, 0), shape)
+
+    def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Array:
+        """Return an array of the chosen backend, shape `shape`."""
+        backend = get_backend(dtype=dtype)
+        stream = Stream(fresh_seed() if self.seed is None else self.seed)
+        return backend.array(self.values(stream, 0, tuple(shape)), backend.dtype_name)
+
+
+class Zeros(Initializer):
+    """All zeros.
+
+    >>> Zeros()((2,)).tolist()
+    [0.0, 0.0]
+    """
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return zeros."""
+        return np.zeros(shape)
+
+
+class Ones(Initializer):
+    """All ones."""
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return ones."""
+        return np.ones(shape)
+
+
+class Constant(Initializer):
+    """One value everywhere.
+
+    Args:
+        value: a finite number.
+    """
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = number("value", value)
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the constant."""
+        return np.full(shape, float(self.value))
+
+
+class RandomNormal(Initializer):
+    """Normal numbers.
+
+    Args:
+        mean, stddev: of the distribution. seed: an integer, or None to follow the model's seed.
+    """
+
+    def __init__(self, mean: float = 0.0, stddev: float = 0.05, seed: int | None = None) -> None:
+        self.mean, self.stddev, self.seed = number("mean", mean), number("stddev", stddev, 0), _seed(seed)
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return mean + stddev * N(0, 1)."""
+        return rng.normal(self.mean, self.stddev, shape)
+
+
+class RandomUniform(Initializer):
+    """Uniform numbers in [minval, maxval).
+
+    Args:
+        minval, maxval: the interval. seed: an integer, or None to follow the model's seed.
+    """
+
+    def __init__(self, minval: float = -0.05, maxval: float = 0.05, seed: int | None = None) -> None:
+        self.minval, self.maxval, self.seed = number("minval", minval), number("maxval", maxval, minval), _seed(seed)
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return uniform numbers."""
+        return rng.uniform(self.minval, self.maxval, shape)
+
+
+class VarianceScaling(Initializer):
+    """Zero-mean numbers of variance scale / n, where n is a count of the kernel's connections.
+
+    With the normal form, numbers beyond two deviations are drawn again and the deviation is widened to make
+    up for it (Keras: `truncated_normal`).
+
+    Args:
+        scale: a positive number. mode: n is `"fan_in"`, `"fan_out"` or their mean, `"fan_avg"`.
+        distribution: `"uniform"` or `"truncated_normal"`. seed: an integer, or None.
+    """
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        mode: str = "fan_in",
+        distribution: str = "truncated_normal",
+        seed: int | None = None,
+    ) -> None:
+        self.scale = number("scale", scale, 0, open_low=True)
+        self.mode = _one_of("mode", mode, ("fan_in", "fan_out", "fan_avg"))
+        self.distribution = _one_of("distribution", distribution, ("uniform", "truncated_normal"))
+        self.seed = _seed(seed)
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return uniform or truncated normal numbers of the wanted variance."""
+        fan_in, fan_out = fans(shape)
+        n = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
+        variance = self.scale / max(1.0, n)
+        if self.distribution == "uniform":
+            limit = math.sqrt(3 * variance)
+            return rng.uniform(-limit, limit, shape)
+        values = rng.standard_normal(shape)
+        while (outside := np.abs(values) > 2).any():
+            values[outside] = rng.standard_normal(int(outside.sum()))
+        # 0.8796...: the standard deviation of N(0, 1) cut off at +-2 (scipy.stats.truncnorm(-2, 2).std())
+        return values * (math.sqrt(variance) / 0.87962566103423978)
+
+
+def fans(shape: tuple[int, ...]) -> tuple[float, float]:
+    """Return (fan_in, fan_out) of a kernel of shape (..., in, out).
+
+    >>> fans((784, 128)), fans((5,)), fans((3, 3, 8, 16))
+    ((784, 128), (5, 5), (72, 144))
+    """
+    if len(shape) < 2:
+        size = shape[0] if shape else 1
+        return size, size
+    field = math.prod(shape[:-2])
+    return shape[-2] * field, shape[-1] * field
+
+
+class _Scaled(VarianceScaling):
+    rule: tuple[float, str, str]
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(*self.rule, seed=seed)
+
+
+class GlorotUniform(_Scaled):
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (X. Glorot, Y. Bengio, AISTATS 2010).
+
+    Args:
+        seed: an integer, or None to follow the model's seed.
+    """
+
+    rule = (1.0, "fan_avg", "uniform")
+
+
+class GlorotNormal(_Scaled):
+    """Truncated normal of variance 2 / (fan_in + fan_out) (Glorot, Bengio 2010). Args: seed."""
+
+    rule = (1.0, "fan_avg", "truncated_normal")
+
+
+class HeUniform(_Scaled):
+    """Uniform in +-sqrt(6 / fan_in) (K. He et al., ICCV 2015). Args: seed."""
+
+    rule = (2.0, "fan_in", "uniform")
+
+
+class HeNormal(_Scaled):
+    """Truncated normal of variance 2 / fan_in (He et al. 2015). Args: seed."""
+
+    rule = (2.0, "fan_in", "truncated_normal")
+
+
+class LecunUniform(_Scaled):
+    """Uniform in +-sqrt(3 / fan_in) (Y. LeCun et al., "Efficient BackProp", 1998). Args: seed."""
+
+    rule = (1.0, "fan_in", "uniform")
+
+
+class LecunNormal(_Scaled):
+    """Truncated normal of variance 1 / fan_in (LeCun et al. 1998). Args: seed."""
+
+    rule = (1.0, "fan_in", "truncated_normal")
+
+
+def _seed(seed: Any) -> int | None:
+    return None if seed is None else number("seed", seed, 0, integer=True)
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise unknown_name(what, value, known)
+    return value
+
+
+registry: Registry[Initializer] = Registry("initializer", Initializer)
+registry.add(
+    Zeros, Ones, Constant, RandomNormal, RandomUniform, VarianceScaling,
+    GlorotUniform, GlorotNormal, HeUniform, HeNormal, LecunUniform, LecunNormal,
+    zero=Zeros, one=Ones, normal=RandomNormal, uniform=RandomUniform,
+)  # fmt: skip
+get = registry.get

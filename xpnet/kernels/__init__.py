@@ -1,0 +1,33 @@
+"""Faster twins of `xpnet.ops`, by library. This table shows every one there is.
+
+`XPNET_KERNELS=0` runs the bodies of `ops.py` everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import lru_cache
+from types import SimpleNamespace
+
+from .. import ops
+
+__all__ = ["TWINS", "ops_for"]
+
+TWINS: dict[str, tuple[str, ...]] = {
+    "numpy": (),
+}
+
+
+def ops_for(backend_name: str) -> SimpleNamespace:
+    """Return the operations for a backend: the bodies of `ops.py`, and the twins in their place."""
+    return _table(backend_name, os.environ.get("XPNET_KERNELS", "1") != "0")
+
+
+@lru_cache
+def _table(backend_name: str, use_twins: bool) -> SimpleNamespace:
+    table = {name: getattr(ops, name) for name in ops.__all__}
+    if use_twins and TWINS.get(backend_name):
+        module = importlib.import_module(f"{__name__}.{backend_name}")
+        table.update({name: getattr(module, name) for name in TWINS[backend_name]})
+    return SimpleNamespace(**table)

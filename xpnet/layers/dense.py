@@ -1,0 +1,82 @@
+"""The fully connected layer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from .. import activations, initializers, regularizers
+from ..backend import Array
+from ..context import Context
+from ..errors import ShapeError, number
+from .base import Backward, Layer
+
+__all__ = ["Dense"]
+
+
+class Dense(Layer):
+    """y = f(x W + b) on the last axis.
+
+    Args:
+        units: size of the output's last axis.
+        activation: f, a name or an `xpnet.activations.Activation`; None is linear.
+        use_bias: whether there is a b.
+        kernel_initializer, bias_initializer: where W, shape (in, units), and b, shape (units,), start.
+        kernel_regularizer, bias_regularizer: `L1`, `L2`, `L1L2` or None.
+        name, dtype: see `Layer`.
+
+    Raises:
+        InvalidValueError: units is not a positive integer. UnknownNameError: a name is not known.
+
+    With dz = f'(z) dy:  dW = x^T dz,  db = sum over rows of dz,  dx = dz W^T  (see
+    `xpnet.ops.affine`). In the notes' form A = f(W X + b), where columns are samples, W is the transpose of
+    this one: `kernel = W.T`.
+
+    >>> layer = Dense(2, use_bias=False, kernel_initializer="ones")
+    >>> layer([[1.0, 2.0, 3.0]]).tolist()
+    [[6.0, 6.0]]
+    """
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        name: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.units = number("units", units, 1, integer=True)
+        self.activation = activations.get(activation)
+        self.use_bias = bool(use_bias)
+        self.kernel_initializer = initializers.get(kernel_initializer)
+        self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Declare kernel (in, units) and bias (units,)."""
+        if not input_shape:
+            raise ShapeError("Dense takes inputs of shape (batch, ..., features); got shape (batch,)")
+        self.add_weight(
+            "kernel", (input_shape[-1], self.units), self.kernel_initializer, regularizer=self.kernel_regularizer
+        )
+        if self.use_bias:
+            self.add_weight("bias", (self.units,), self.bias_initializer, regularizer=self.bias_regularizer)
+        return (*input_shape[:-1], self.units)
+
+    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
+        """Return f(x W + b) and its backward."""
+        return ctx.ops.affine(ctx, x, params["kernel"], params.get("bias"), self.activation)
+
+    def without_activation(self, activation: str) -> Layer | None:
+        """Return the same layer with f(z) = z."""
+        if self.activation.name != activation:
+            return None
+        bare = copy.copy(self)
+        bare.activation = activations.get("linear")
+        return bare

@@ -1,0 +1,50 @@
+"""Dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import Array
+from ..context import Context
+from ..errors import number
+from .base import Backward, Layer
+
+__all__ = ["Dropout"]
+
+
+class Dropout(Layer):
+    """In training, set each input to 0 with probability `rate` and divide the others by 1 - rate.
+
+    The masks are functions of the model's seed, the layer's position and the step (see `xpnet.random`): the
+    same bits on every backend. Outside training y = x.
+
+    Args:
+        rate: in [0, 1). name, dtype: see `Layer`.
+
+    Raises:
+        InvalidValueError: rate is outside [0, 1).
+
+    >>> Dropout(0.5)([[1.0, 2.0]]).tolist()
+    [[1.0, 2.0]]
+    """
+
+    def __init__(self, rate: float, name: str | None = None, dtype: str | None = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.rate = number("rate", rate, 0, 1, open_high=True)
+
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Declare the mask."""
+        if self.rate:
+            self.add_draw("keep", input_shape, self.rate)
+        return input_shape
+
+    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
+        """Return the masked and rescaled input."""
+        if not (ctx.training and self.rate):
+            return x, lambda dy, into, want_dx=True: (dy, {})
+        y, back = ctx.ops.dropout(ctx, x, ctx.draw("keep"), self.rate)
+
+        def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
+            return (back(dy) if want_dx else None), {}
+
+        return y, backward

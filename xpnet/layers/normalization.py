@@ -1,0 +1,97 @@
+"""Batch normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import initializers, regularizers
+from ..backend import Array
+from ..context import Context
+from ..errors import ShapeError, number
+from .base import Backward, Layer
+
+__all__ = ["BatchNormalization"]
+
+
+class BatchNormalization(Layer):
+    """y = gamma (x - mean) / sqrt(variance + epsilon) + beta, for each feature of the last axis.
+
+    In training, mean and (biased) variance are those of the batch, and the running ones follow:
+    `moving = momentum * moving + (1 - momentum) * batch`. Outside training the running ones are used.
+    S. Ioffe, C. Szegedy, ICML 2015; arguments as in Keras (PyTorch's momentum is 1 - momentum, and its running
+    variance the unbiased one).
+
+    Args:
+        momentum: in [0, 1]. epsilon: >= 0, inside the root. center, scale: whether there are beta and gamma.
+        beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: starts.
+        beta_regularizer, gamma_regularizer: penalties or None. name, dtype: see `Layer`.
+
+    >>> BatchNormalization(epsilon=0)([[1.0, 2.0]]).tolist()
+    [[1.0, 2.0]]
+    """
+
+    def __init__(
+        self,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        name: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.momentum, self.epsilon = number("momentum", momentum, 0, 1), number("epsilon", epsilon, 0)
+        self.center, self.scale = bool(center), bool(scale)
+        self.beta_initializer = initializers.get(beta_initializer)
+        self.gamma_initializer = initializers.get(gamma_initializer)
+        self.moving_mean_initializer = initializers.get(moving_mean_initializer)
+        self.moving_variance_initializer = initializers.get(moving_variance_initializer)
+        self.beta_regularizer = regularizers.get(beta_regularizer)
+        self.gamma_regularizer = regularizers.get(gamma_regularizer)
+
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Declare gamma and beta, and the running mean and variance, each of shape (features,)."""
+        if not input_shape:
+            raise ShapeError("BatchNormalization takes inputs of shape (batch, ..., features); got (batch,)")
+        features = input_shape[-1:]
+        if self.scale:
+            self.add_weight("gamma", features, self.gamma_initializer, regularizer=self.gamma_regularizer)
+        if self.center:
+            self.add_weight("beta", features, self.beta_initializer, regularizer=self.beta_regularizer)
+        self.add_weight("moving_mean", features, self.moving_mean_initializer, trainable=False)
+        self.add_weight("moving_variance", features, self.moving_variance_initializer, trainable=False)
+        return input_shape
+
+    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
+        """Normalise with the batch's statistics in training, with the running ones otherwise."""
+        xp, features = ctx.xp, len(self.input_shape or ())
+        axes = tuple(range(-1 - features, -1))
+        shape = (*params["moving_mean"].shape[:-1], *(1,) * features, -1)
+        gamma, beta, mean, var = (
+            xp.reshape(params[name], shape) if name in params else None
+            for name in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        if ctx.training:
+            y, batch_mean, batch_var, backward = ctx.ops.batch_norm(ctx, x, gamma, beta, axes, self.epsilon)
+            keep = self.momentum
+            ctx.record("moving_mean", keep * params["moving_mean"] + (1.0 - keep) * batch_mean)
+            ctx.record("moving_variance", keep * params["moving_variance"] + (1.0 - keep) * batch_var)
+            return y, backward
+        factor = 1.0 / xp.sqrt(var + self.epsilon)
+        xh = (x - mean) * factor
+        y = xh if gamma is None else xh * gamma
+
+        def inference_backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
+            grads = {} if gamma is None else {"gamma": xp.sum(dy * xh, axis=axes)}
+            if beta is not None:
+                grads["beta"] = xp.sum(dy, axis=axes)
+            slope = factor if gamma is None else factor * gamma
+            return (dy * slope if want_dx else None), grads
+
+        return (y if beta is None else y + beta), inference_backward

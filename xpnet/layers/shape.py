@@ -1,0 +1,63 @@
+"""Layers that only concern shapes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..backend import Array
+from ..context import Context
+from ..errors import ShapeError
+from .base import Backward, Layer, rows_of
+
+__all__ = ["Flatten", "Input"]
+
+
+class Flatten(Layer):
+    """Turn (batch, a, b, ...) into (batch, a * b * ...). Args: name, dtype (see `Layer`).
+
+    >>> Flatten()([[[1.0, 2.0], [3.0, 4.0]]]).tolist()
+    [[1.0, 2.0, 3.0, 4.0]]
+    """
+
+    def __init__(self, name: str | None = None, dtype: str | None = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the one size."""
+        return (math.prod(input_shape),)
+
+    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
+        """Reshape, and back."""
+        xp, shape = ctx.xp, x.shape
+        batch_axis = x.ndim - len(self.input_shape or ())
+
+        def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
+            return (xp.reshape(dy, shape) if want_dx else None), {}
+
+        return xp.reshape(x, (*shape[:batch_axis], *(self.output_shape or ()))), backward
+
+
+class Input(Layer):
+    """State the shape of the inputs, so that a model is built at once.
+
+    Args:
+        shape: without the batch axis; a leading None is accepted. name, dtype: see `Layer`.
+
+    Raises:
+        ShapeError: the shape is not made of positive integers, or an input has another.
+    """
+
+    def __init__(self, shape: Any, name: str | None = None, dtype: str | None = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.shape = rows_of(shape)
+
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Compare the shapes."""
+        if input_shape != self.shape:
+            raise ShapeError(f"the inputs must have shape {('batch', *self.shape)}; got {('batch', *input_shape)}")
+        return input_shape
+
+    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
+        """Return x."""
+        return x, lambda dy, into, want_dx=True: (dy, {})

@@ -1,0 +1,229 @@
+"""Optimizers, simplest first: a flat array of weights and one of gradients in, a flat array out.
+
+The formulas stand in `xpnet.ops`, where a whole update of all weights is one operation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .backend import Array, floating, library_of
+from .context import Context, enter
+from .errors import ShapeError, number, unknown_name
+from .registry import Configurable, Registry
+
+__all__ = ["SGD", "Adam", "Momentum", "Optimizer", "OptimizerState", "RMSprop", "get"]
+
+
+class OptimizerState(NamedTuple):
+    """What an optimizer used alone carries from one update to the next: all arrays."""
+
+    age: Array
+    learning_rate: Array
+    slots: tuple[Array, ...]
+
+
+class Optimizer(Configurable):
+    """Base class of the optimizers; subclasses define `apply` and name their `slots`.
+
+    Args:
+        learning_rate: a finite number >= 0; assign to `learning_rate` to change it between epochs.
+        name, dtype: what to call it; the precision when used alone.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, learning_rate: float, name: str | None = None, dtype: str | None = None) -> None:
+        self.learning_rate = learning_rate
+        self.name, self.dtype = name, floating(dtype)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next steps."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._learning_rate = float(number("learning_rate", value, 0))
+
+    def apply(
+        self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Return the new weights and slots, all of shape (..., size); `age` counts updates from 1."""
+        raise TypeError(f"{type(self).__name__} must define apply(ctx, w, g, slots, lr, age)")
+
+    def init(self, theta: Any, layout: Any = None) -> OptimizerState:
+        """Return the state before the first update of `theta`, shape (size,).
+
+        Args:
+            theta: the variable. layout: its parts (`xpnet.params.Layout`), None for one variable.
+        """
+        ctx, leave = enter(theta, dtype=self.dtype)
+        w = ctx.asarray(theta)
+        xp, zero = ctx.xp, ctx.backend.scalar(0.0)
+        slots = tuple(leave(xp.zeros_like(w)) for _ in self.slots)
+        return OptimizerState(leave(zero), leave(zero + self.learning_rate), slots)
+
+    def update(self, theta: Any, grad: Any, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        """Return the variable after one step down `grad`, and the next state; nothing passed in is changed.
+
+        Raises:
+            ShapeError: `grad` is not of the shape of `theta`.
+        """
+        ctx, leave = enter(theta, dtype=self.dtype)
+        w, g = ctx.backend.copy(ctx.asarray(theta)), ctx.asarray(grad)
+        if w.shape != g.shape:
+            raise ShapeError(f"the gradient must have the shape {tuple(w.shape)}; got {tuple(g.shape)}")
+        age, lr = ctx.asarray(state.age) + 1.0, ctx.asarray(state.learning_rate)
+        slots = tuple(ctx.backend.copy(ctx.asarray(s)) for s in state.slots)
+        w, slots = self.apply(ctx, w, g, slots, lr, age)
+        host_rate = state.learning_rate if library_of(state.learning_rate) is None else leave(lr)
+        return leave(w), OptimizerState(leave(age), host_rate, tuple(leave(s) for s in slots))
+
+
+class SGD(Optimizer):
+    """w' = w - lr g; with momentum the classical form  v' = momentum v - lr g,  w' = w + v'.
+
+    With `nesterov`  w' = w + momentum v' - lr g. As in Keras (PyTorch's v leaves out lr, which differs
+    when lr changes). Full batch, stochastic or mini-batch descent: by `batch_size` of `fit`.
+
+    Args:
+        learning_rate: lr. momentum: in [0, 1]. nesterov: see above. name, dtype: see `Optimizer`.
+
+    >>> opt = SGD(0.1)
+    >>> theta, state = opt.update([1.0, 2.0], [10.0, 0.0], opt.init([1.0, 2.0]))
+    >>> theta.tolist()
+    [0.0, 2.0]
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        name: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(learning_rate, name, dtype)
+        self.momentum, self.nesterov = number("momentum", momentum, 0, 1), bool(nesterov)
+        self.slots = ("velocity",) if self.momentum else ()
+
+    def apply(
+        self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """See `xpnet.ops.sgd`."""
+        return ctx.ops.sgd(ctx, w, g, slots, lr, self.momentum, self.nesterov)
+
+
+class Momentum(Optimizer):
+    """v' = beta v + (1 - beta) g,  w' = w - lr v': the moving average of the gradients, not bias-corrected.
+
+    Not `SGD(momentum=)`, whose v is the sum of the past steps.
+
+    Args:
+        learning_rate: lr. beta: in [0, 1). name, dtype: see `Optimizer`.
+    """
+
+    slots = ("average",)
+
+    def __init__(
+        self,
+        learning_rate: float = 0.01,
+        beta: float = 0.9,
+        name: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(learning_rate, name, dtype)
+        self.beta = number("beta", beta, 0, 1, open_high=True)
+
+    def apply(
+        self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """See `xpnet.ops.momentum`."""
+        return ctx.ops.momentum(ctx, w, g, slots, lr, self.beta)
+
+
+class RMSprop(Optimizer):
+    """s' = rho s + (1 - rho) g^2,  w' = w - lr g / sqrt(s' + epsilon).
+
+    Args:
+        learning_rate: lr. rho: in [0, 1). epsilon: >= 0.
+        epsilon_on: `"square"` as in Keras, sqrt(s' + epsilon), or `"root"` as in the notes and PyTorch,
+            sqrt(s') + epsilon.
+        name, dtype: see `Optimizer`.
+    """
+
+    slots = ("mean_square",)
+
+    def __init__(
+        self,
+        learning_rate: float = 0.001,
+        rho: float = 0.9,
+        epsilon: float = 1e-7,
+        epsilon_on: str = "square",
+        name: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(learning_rate, name, dtype)
+        self.rho = number("rho", rho, 0, 1, open_high=True)
+        self.epsilon = number("epsilon", epsilon, 0)
+        self.epsilon_on = _choice("epsilon_on", epsilon_on, ("square", "root"))
+
+    def apply(
+        self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """See `xpnet.ops.rmsprop`."""
+        return ctx.ops.rmsprop(ctx, w, g, slots, lr, self.rho, self.epsilon, self.epsilon_on == "square")
+
+
+class Adam(Optimizer):
+    """Moving averages m of g and v of g^2, both corrected for their start at 0.
+
+    m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2,  c1 = 1 - b1^t,  c2 = 1 - b2^t
+
+    Args:
+        learning_rate: lr. beta_1, beta_2: b1, b2 in [0, 1). epsilon: >= 0.
+        epsilon_on: `"root"` as in Keras,  w' = w - lr sqrt(c2)/c1 m' / (sqrt(v') + epsilon),  or `"corrected"`
+            as in the notes, the paper's first form and PyTorch,  w' = w - lr (m'/c1) / (sqrt(v'/c2) + epsilon).
+        name, dtype: see `Optimizer`.
+
+    D. Kingma, J. Ba, "Adam", ICLR 2015.
+    """
+
+    slots = ("mean", "mean_square")
+
+    def __init__(
+        self,
+        learning_rate: float = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        epsilon_on: str = "root",
+        name: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(learning_rate, name, dtype)
+        self.beta_1 = number("beta_1", beta_1, 0, 1, open_high=True)
+        self.beta_2 = number("beta_2", beta_2, 0, 1, open_high=True)
+        self.epsilon = number("epsilon", epsilon, 0)
+        self.epsilon_on = _choice("epsilon_on", epsilon_on, ("root", "corrected"))
+
+    def apply(
+        self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """See `xpnet.ops.adam`."""
+        corrected = self.epsilon_on == "corrected"
+        return ctx.ops.adam(
+            ctx, w, g, slots, lr, age, self.beta_1, self.beta_2, self.epsilon, corrected
+        )
+
+
+def _choice(what: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise unknown_name(what, value, known)
+    return value
+
+
+registry: Registry[Optimizer] = Registry("optimizer", Optimizer)
+registry.add(SGD, Momentum, RMSprop, Adam)
+get = registry.get

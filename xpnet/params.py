@@ -1,0 +1,106 @@
+"""Names <-> slices of ONE flat array: what a layer declares, and where it lies.
+
+Optimizers, the finite check, saving and averaging see one array; layers see named views of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .backend import Array, Backend, np
+from .errors import InvalidTypeError, ShapeError
+from .random import Stream
+
+__all__ = ["DrawSpec", "Layout", "ParamSpec"]
+
+
+class ParamSpec(NamedTuple):
+    """A parameter or running statistic that a layer declares."""
+
+    name: str
+    shape: tuple[int, ...]
+    initializer: Any
+    trainable: bool = True
+    l1: float = 0.0
+    l2: float = 0.0
+
+
+class DrawSpec(NamedTuple):
+    """A random mask that a layer needs at each training step: shape without the batch axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    rate: float
+
+
+class Layout:
+    """Where each of the given parameters lies in one flat array.
+
+    Args:
+        entries: (key, slot, spec) for each: a unique path such as "dense_1/kernel", the number that keys its
+            random stream, and what the layer declared.
+
+    Attributes:
+        size: elements in all. slices: key -> slice of the flat array's last axis.
+        segments: ((start, stop, l1, l2), ...) for the regularized parts.
+    """
+
+    def __init__(self, entries: Sequence[tuple[str, int, ParamSpec]]) -> None:
+        self.entries = tuple(entries)
+        self.slices: dict[str, slice] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        segments = []
+        start = 0
+        for key, _, spec in self.entries:
+            stop = start + math.prod(spec.shape)
+            self.slices[key], self.shapes[key] = slice(start, stop), spec.shape
+            if spec.trainable and (spec.l1 or spec.l2):
+                segments.append((start, stop, spec.l1, spec.l2))
+            start = stop
+        self.size = start
+        self.segments = tuple(segments)
+
+    def views(self, xp: Any, flat: Array) -> dict[str, Array]:
+        """Return the parameters by key as parts of the flat array, shape (..., size)."""
+        lead = tuple(flat.shape[:-1])
+        return {
+            key: xp.reshape(flat[..., where], (*lead, *self.shapes[key])) for key, where in self.slices.items()
+        }
+
+    def pack(self, xp: Any, parts: Mapping[str, Array], like: Array) -> Array:
+        """Return the flat array of these parts, in the layout's order; `like` is the (empty) default."""
+        if not self.entries:
+            return like
+        lead = tuple(like.shape[:-1])
+        return xp.concat([xp.reshape(parts[key], (*lead, -1)) for key in self.slices], axis=-1)
+
+    def initial(self, stream: Stream) -> np.ndarray:
+        """Return the initial values as a flat host array in float64."""
+        flat = np.empty(self.size)
+        for key, slot, spec in self.entries:
+            flat[self.slices[key]] = spec.initializer.values(stream, slot, spec.shape).reshape(-1)
+        return flat
+
+    def host_parts(self, backend: Backend, flat: Array) -> dict[str, np.ndarray]:
+        """Return host copies by key."""
+        host = np.array(backend.host(flat))
+        return {key: host[where].reshape(self.shapes[key]).copy() for key, where in self.slices.items()}
+
+    def from_host(self, parts: Mapping[str, Any]) -> np.ndarray:
+        """Return a flat host array of the given arrays, after a check of their shapes.
+
+        Raises:
+            ShapeError: an array does not have its parameter's shape. InvalidTypeError: it is not numeric.
+        """
+        flat = np.empty(self.size)
+        for key, where in self.slices.items():
+            try:
+                part = np.asarray(parts[key], dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise InvalidTypeError(f"{key}: weights must be numbers; got {parts[key]!r}") from error
+            if part.shape != self.shapes[key]:
+                raise ShapeError(f"{key}: weights must have shape {self.shapes[key]}; got {part.shape}")
+            flat[where] = part.reshape(-1)
+        return flat

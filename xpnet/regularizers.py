@@ -1,0 +1,83 @@
+"""Penalties on the weights: l1 * sum(|w|) + l2 * sum(w^2), as in Keras (no half, no mean)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .backend import Array
+from .context import enter
+from .errors import InvalidTypeError, number
+from .registry import Configurable, Registry
+
+__all__ = ["L1", "L1L2", "L2", "Regularizer", "get"]
+
+
+class Regularizer(Configurable):
+    """The penalty l1 * sum(|w|) + l2 * sum(w^2); its gradient is l1 * sign(w) + 2 * l2 * w.
+
+    The notes' penalty lambda / (2 m) * sum(w^2), m the number of samples, is `L2(lambda / (2 * m))`.
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+
+    def __call__(self, w: Array) -> Array:
+        """Return the penalty of an array, 0-d.
+
+        >>> from xpnet.backend import np
+        >>> float(L2(0.5)(np.asarray([1.0, 2.0])))
+        2.5
+        """
+        ctx, leave = enter(w)
+        w, xp = ctx.asarray(w), ctx.xp
+        return leave(self.l1 * xp.sum(xp.abs(w)) + self.l2 * xp.sum(w * w))
+
+
+class L1(Regularizer):
+    """l1 * sum(|w|).
+
+    Args:
+        l1: the factor, >= 0.
+    """
+
+    def __init__(self, l1: float = 0.01) -> None:
+        self.l1 = number("l1", l1, 0)
+
+
+class L2(Regularizer):
+    """l2 * sum(w^2); weight decay in Krogh & Hertz' sense has half this factor.
+
+    Args:
+        l2: the factor, >= 0.
+    """
+
+    def __init__(self, l2: float = 0.01) -> None:
+        self.l2 = number("l2", l2, 0)
+
+
+class L1L2(Regularizer):
+    """l1 * sum(|w|) + l2 * sum(w^2).
+
+    Args:
+        l1, l2: the factors, >= 0.
+    """
+
+    def __init__(self, l1: float = 0.0, l2: float = 0.0) -> None:
+        self.l1, self.l2 = number("l1", l1, 0), number("l2", l2, 0)
+
+
+registry: Registry[Regularizer] = Registry("regularizer", Regularizer)
+registry.add(L1, L2, L1L2, l1_l2=L1L2)
+
+
+def get(identifier: Any) -> Regularizer | None:
+    """Return a regularizer from a name or an object; None stays None.
+
+    Raises:
+        InvalidTypeError: a callable of one's own (xpnet needs l1 and l2 as numbers).
+    """
+    if identifier is None:
+        return None
+    if callable(identifier) and not isinstance(identifier, (Regularizer, type)):
+        raise InvalidTypeError(f"a regularizer must be L1, L2 or L1L2; got {identifier!r}")
+    return registry.get(identifier)
