@@ -1,3 +1,45 @@
-"""xpnet: neural networks in the Python array API standard."""
+"""xpnet: neural networks in the Python array API standard, on NumPy, CuPy, PyTorch or JAX arrays.
+
+>>> import xpnet as xn
+>>> model = xn.Sequential([xn.layers.Dense(8, activation="tanh"), xn.layers.Dense(1)], seed=0)
+>>> model.compile(optimizer=xn.optimizers.Adam(1e-2), loss="mse")
+>>> x = [[i / 50] for i in range(100)]
+>>> history = model.fit(x, [row[0] ** 2 for row in x], epochs=20, verbose=0)
+>>> history.history["loss"][-1] < history.history["loss"][0]
+True
+"""
+
+from . import (
+    activations,
+    backend,
+    callbacks,
+    errors,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    optimizers,
+    regularizers,
+)
+from .backend import available_backends, get_backend, use_backend
+from .model import Sequential
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Sequential",
+    "__version__",
+    "activations",
+    "available_backends",
+    "backend",
+    "callbacks",
+    "errors",
+    "get_backend",
+    "initializers",
+    "layers",
+    "losses",
+    "metrics",
+    "optimizers",
+    "regularizers",
+    "use_backend",
+]

@@ -141,8 +141,9 @@ class Backend:
         """
 
         def run(state: Tree, batches: Sequence[Tree]) -> Tree:
-            for batch in batches:
-                state = step(state, batch)
+            with np.errstate(all="ignore"):  # the guard finds what is not finite
+                for batch in batches:
+                    state = step(state, batch)
             return state
 
         return run
@@ -486,8 +487,8 @@ def resolve(
     dtype = dtype or os.environ.get("XPNET_DTYPE") or "float32"
     given = next((a for a in arrays if library_of(a) is not None), None)
     if name is None and variable is None and given is not None:
-        library = _make(BACKENDS[str(library_of(given))], None, dtype)
-        return _make(type(library), device or library.device_of(given), dtype)
+        home = home_of(given)
+        return _make(type(home), device or home.device_name, dtype)
     name = name or variable or "numpy"
     if device is None and variable in (None, name):
         device = os.environ.get("XPNET_DEVICE") or None
@@ -532,16 +533,16 @@ def host_of(x: Any) -> np.ndarray:
     return np.asarray(x) if library is None else BACKENDS[library].host(x)
 
 
+def home_of(x: Any) -> Backend:
+    """Return the backend of the library and device that `x` lives on: NumPy for anything unknown."""
+    cls = BACKENDS[library_of(x) or "numpy"]
+    return _make(cls, _make(cls, None, "float32").device_of(x), "float32")
+
+
 def give_back(x: Array, like: Any, backend: Backend) -> Array:
     """Return `x`, a result of `backend`, in the library (and on the device) of the caller's `like`."""
-    library = library_of(like) or "numpy"
-    if library == backend.name:
-        return x
-    host = np.array(backend.host(x))
-    if library == "numpy":
-        return host
-    caller = resolve((like,), library, None, "float32")
-    return _make(type(caller), caller.device_of(like), "float32").array(host)
+    home = home_of(like)
+    return x if home.name == backend.name else home.array(backend.host(x))
 
 
 def probe() -> list[dict[str, Any]]:

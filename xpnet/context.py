@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import kernels
-from .backend import Array, Backend, give_back, library_of, np, resolve
+from .backend import Array, Backend, give_back, host_of, library_of, np, resolve
 from .errors import InvalidTypeError
 
-__all__ = ["Arena", "Context", "enter"]
+__all__ = ["Arena", "Context", "enter", "numeric"]
 
 
 class Arena:
@@ -47,9 +47,10 @@ class Context:
         training: whether this is a training step.
         draws: this step's random masks. carry: new running statistics on their way out.
         place: (position in the model, path) of the layer that is being computed.
+        inplace: whether there is memory for twins to write to.
     """
 
-    __slots__ = ("_arena", "backend", "carry", "draws", "dtype", "ops", "place", "training", "xp")
+    __slots__ = ("_arena", "backend", "carry", "draws", "dtype", "inplace", "ops", "place", "training", "xp")
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Context:
     ) -> None:
         self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
         self.ops = kernels.ops_for(backend.name)
+        self.inplace = arena is not None  # whether twins may write to `empty` and `into`
         self.training = training
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}
@@ -84,7 +86,7 @@ class Context:
         """Return `x` (an array of any library, a list, a number) as an array here, in `dtype` or the model's."""
         dtype = self.dtype if dtype is None else dtype
         if library_of(x) is None:
-            x = _numeric(x)
+            x = numeric(x)
         return self.xp.astype(self.backend.bring(x), dtype, copy=False)
 
 
@@ -108,9 +110,14 @@ def enter(*arrays: Any, dtype: str | None = None) -> tuple[Context, Callable[[Ar
     return Context(backend), lambda result: give_back(result, first, backend)
 
 
-def _numeric(x: Any) -> np.ndarray:
+def numeric(x: Any) -> np.ndarray:
+    """Return an array, list or number as a host array of numbers.
+
+    Raises:
+        InvalidTypeError: it holds something else, or rows of different lengths.
+    """
     try:
-        host = np.asarray(x)
+        host = host_of(x)
     except ValueError as error:  # ragged lists
         raise InvalidTypeError(f"expected an array of numbers ({error}); got {type(x).__name__}") from error
     if host.dtype.kind not in "fiub":

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from .backend import Array, floating, np
-from .context import Context, enter
+from .context import Context, enter, numeric
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number, unknown_name
 from .registry import Configurable, Registry
 
@@ -60,7 +60,7 @@ class Loss(Configurable):
         """Return the rows' values, shape p.shape[:-1], and their derivative by p times `weight`.
 
         Args:
-            y: targets (see `targets`). p: predictions, shape (..., units).
+            y: targets (see `target_shape`). p: predictions, shape (..., units).
             weight: of the rows, shape p.shape[:-1], or a number.
         """
         raise TypeError(f"{type(self).__name__} must define terms(ctx, y, p, weight)")
@@ -112,9 +112,9 @@ class Loss(Configurable):
             raise ShapeError(f"y_pred must have shape (batch, ...); got shape {p.shape}")
         shape = tuple(p.shape)
         p = ctx.xp.expand_dims(p, axis=-1) if p.ndim == 1 else p
-        y = ctx.asarray(y_true, ctx.xp.float64 if self.sparse and ctx.backend.name != "jax" else None)
-        self.check(ctx.backend.host(y), tuple(p.shape))
-        y = self.targets(ctx, ctx.asarray(y, ctx.xp.int32 if self.sparse else None), tuple(p.shape))
+        self.check(numeric(y_true), tuple(p.shape))
+        y = ctx.asarray(y_true, ctx.xp.int32 if self.sparse else None)
+        y = ctx.xp.reshape(y, self.target_shape(tuple(p.shape)))
         weight = None if sample_weight is None else ctx.asarray(sample_weight)
         if weight is not None and (weight.ndim > p.ndim - 1 or weight.shape != p.shape[: weight.ndim]):
             raise ShapeError(f"sample_weight must have shape {shape[:1]}; got {tuple(weight.shape)}")
@@ -126,10 +126,9 @@ class Loss(Configurable):
             value, dp, _ = self.measure(ctx, y, p, weight, fused=False)
         return leave(value), leave(ctx.xp.reshape(dp, shape))
 
-    def targets(self, ctx: Context, y: Array, shape: tuple[int, ...]) -> Array:
-        """Return targets in the shape that `terms` takes: that of the outputs, or without classes if sparse."""
-        wanted = shape[:-1] if self.sparse else shape
-        return y if tuple(y.shape) == wanted else ctx.xp.reshape(y, wanted)
+    def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the targets that `terms` takes: the outputs', without classes if sparse."""
+        return shape[:-1] if self.sparse else shape
 
     def _factor(self, ctx: Context, p: Array, weight: Array | None) -> Any:
         rows = math.prod(p.shape[:-1])

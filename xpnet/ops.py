@@ -24,6 +24,7 @@ __all__ = [
     "finite",
     "momentum",
     "one_hot",
+    "pack",
     "penalize",
     "rmsprop",
     "sgd",
@@ -163,6 +164,14 @@ def penalize(
         parts += [g[..., done:start], g[..., start:stop] + (l1 * xp.sign(part) + (2.0 * l2) * part)]
         done = stop
     return value, xp.concat([*parts, g[..., done:]], axis=-1)
+
+
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Array | None) -> Array:
+    """Return the gradients by key as one flat array, in the layout's order (see `xpnet.params`).
+
+    `room` is the flat array whose views were offered as `into`, or None.
+    """
+    return layout.pack(ctx.xp, parts)
 
 
 def finite(ctx: Any, *arrays: Array) -> Array:

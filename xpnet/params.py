@@ -69,12 +69,13 @@ class Layout:
             key: xp.reshape(flat[..., where], (*lead, *self.shapes[key])) for key, where in self.slices.items()
         }
 
-    def pack(self, xp: Any, parts: Mapping[str, Array], like: Array) -> Array:
-        """Return the flat array of these parts, in the layout's order; `like` is the (empty) default."""
-        if not self.entries:
-            return like
-        lead = tuple(like.shape[:-1])
-        return xp.concat([xp.reshape(parts[key], (*lead, -1)) for key in self.slices], axis=-1)
+    def pack(self, xp: Any, parts: Mapping[str, Array]) -> Array:
+        """Return the flat array, shape (..., size), of these parts of shape (..., *shape)."""
+        flat = []
+        for key, shape in self.shapes.items():
+            part = parts[key]
+            flat.append(xp.reshape(part, (*part.shape[: part.ndim - len(shape)], -1)))
+        return xp.concat(flat, axis=-1)
 
     def initial(self, stream: Stream) -> np.ndarray:
         """Return the initial values as a flat host array in float64."""

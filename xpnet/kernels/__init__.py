@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from .. import ops
 
-__all__ = ["TWINS", "ops_for"]
+__all__ = ["TWINS", "enabled", "ops_for"]
 
 TWINS: dict[str, tuple[str, ...]] = {
     "numpy": (),
@@ -21,7 +21,12 @@ TWINS: dict[str, tuple[str, ...]] = {
 
 def ops_for(backend_name: str) -> SimpleNamespace:
     """Return the operations for a backend: the bodies of `ops.py`, and the twins in their place."""
-    return _table(backend_name, os.environ.get("XPNET_KERNELS", "1") != "0")
+    return _table(backend_name, enabled())
+
+
+def enabled() -> bool:
+    """Return whether twins are used."""
+    return os.environ.get("XPNET_KERNELS", "1") != "0"
 
 
 @lru_cache

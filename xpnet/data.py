@@ -1,0 +1,214 @@
+"""Data in, batch by batch: NumPy and backend arrays, lists and tables; cast and moved a batch at a time.
+
+The data set itself is never copied, and it is checked in blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .backend import Array, Backend, home_of, host_of, library_of, np
+from .context import numeric
+from .errors import InvalidTypeError, InvalidValueError, ShapeError, number
+
+__all__ = ["Column", "Data", "blocks", "class_weights"]
+
+Rows = Any  # a slice, or an array of row numbers
+
+BLOCK = 1 << 18  # elements that are checked at a time
+
+
+class Column:
+    """One array of a data set; its first axis is the rows.
+
+    Args:
+        values: a NumPy, CuPy, ... array, a list, or a pandas or polars table or series.
+        what: what errors call it.
+
+    Raises:
+        InvalidTypeError: it does not consist of numbers. ShapeError: it has no rows.
+    """
+
+    def __init__(self, values: Any, what: str) -> None:
+        if library_of(values) is None:
+            values = _from_table(values, what) if hasattr(values, "to_numpy") else numeric(values)
+        self.kind = str(values.dtype).rpartition(".")[2]
+        if not self.kind.startswith(("float", "int", "uint", "bool", "bfloat")):
+            raise InvalidTypeError(f"{what} must consist of real numbers; got dtype {self.kind}")
+        if values.ndim == 0 or values.shape[0] == 0:
+            raise ShapeError(f"{what} must have rows; got shape {tuple(values.shape)}")
+        self.what, self.values, self.home = what, values, home_of(values)
+
+    def __len__(self) -> int:
+        return int(self.values.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a row."""
+        return tuple(int(n) for n in self.values.shape[1:])
+
+    def part(self, rows: slice) -> Column:
+        """Return some of the rows, as a view."""
+        return Column(self.values[rows, ...], self.what)
+
+    def take(self, rows: Rows) -> Array:
+        """Return some of the rows, in the data's own library."""
+        if isinstance(rows, slice):
+            return self.values[rows, ...]
+        if self.home.name == "numpy":
+            return np.take(self.values, rows, axis=0)
+        return self.home.xp.take(self.values, self.home.array(rows), axis=0)
+
+    def move(self, taken: Array, backend: Backend, dtype: str) -> Array:
+        """Return what `take` gave on the model's device, in the named dtype."""
+        if self.home.name == backend.name:
+            return backend.xp.astype(backend.bring(taken), getattr(backend.xp, dtype), copy=False)
+        return backend.feed(np.ascontiguousarray(host_of(taken), dtype=dtype))
+
+    def check_finite(self, limit: float) -> None:
+        """Raise if a number is NaN or infinite, or too large for the model's precision.
+
+        Raises:
+            InvalidValueError: naming the first such row.
+        """
+        if not self.kind.startswith(("float", "bfloat")):
+            return
+        xp = self.home.xp
+        for rows in blocks(self.values.shape):
+            block = self.values[rows, ...]
+            if not bool(xp.all(xp.abs(block) <= limit)):
+                host = host_of(block).reshape(block.shape[0], -1)
+                row, place = np.argwhere(~(np.abs(host) <= limit))[0]
+                raise InvalidValueError(
+                    f"{self.what} must be finite numbers of at most {limit:.3g}; in row {rows.start + row} got "
+                    f"{host[row, place]}"
+                )
+
+
+class Data:
+    """Inputs, and if given targets and weights, of the same number of rows.
+
+    Args:
+        x: shape (rows, ...); (rows,) is taken as (rows, 1). y: targets or None. sample_weight: (rows,) or None.
+
+    Raises:
+        ShapeError: no rows, or not as many of each. InvalidTypeError: something is not numeric.
+    """
+
+    def __init__(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
+        self.x = Column(x, "x")
+        if not self.x.shape:
+            self.x = Column(self.x.home.xp.reshape(self.x.values, (-1, 1)), "x")
+        self.y = None if y is None else Column(y, "y")
+        self.weight = None if sample_weight is None else Column(sample_weight, "sample_weight")
+        for column in (self.y, self.weight):
+            if column is not None and len(column) != len(self.x):
+                raise ShapeError(f"x and {column.what} must have as many rows; got {len(self.x)} and {len(column)}")
+        if self.weight is not None and self.weight.shape not in ((), (1,)):
+            raise ShapeError(f"sample_weight must have shape ({len(self)},); got {self.weight.values.shape}")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def split(self, share: float) -> tuple[Data, Data]:
+        """Return the first rows and the last ones, which are `share` of all.
+
+        Raises:
+            InvalidValueError: one of the parts would be empty.
+        """
+        share = number("validation_split", share, 0, 1, open_low=True, open_high=True)
+        cut = int(len(self) * (1 - share))
+        if not 0 < cut < len(self):
+            raise InvalidValueError(f"validation_split of {len(self)} rows leaves a part empty; got {share}")
+        return self._part(slice(0, cut)), self._part(slice(cut, len(self)))
+
+    def _part(self, rows: slice) -> Data:
+        parts = [None if c is None else c.part(rows).values for c in (self.x, self.y, self.weight)]
+        return Data(*parts)
+
+    def check(self, limit: float, check_targets: Callable[[np.ndarray, int], None] | None = None) -> None:
+        """Check all rows, block by block: finite numbers, and targets that fit.
+
+        Args:
+            limit: the largest number of the model's precision.
+            check_targets: called with host targets and their number of rows, once a block.
+        """
+        self.x.check_finite(limit)
+        if self.weight is not None:
+            self.weight.check_finite(limit)
+        if self.y is not None:
+            self.y.check_finite(limit)
+            if check_targets is not None:
+                for rows in blocks(self.y.values.shape):
+                    host = host_of(self.y.values[rows, ...])
+                    check_targets(host, host.shape[0])
+
+    def batch(
+        self,
+        rows: Rows,
+        backend: Backend,
+        target_shape: tuple[int, ...] | None = None,
+        target_dtype: str | None = None,
+        weights_of_classes: Mapping[int, float] | None = None,
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Return x, y and weights of some rows on the model's device.
+
+        Args:
+            rows: a slice, or row numbers on the host. target_shape: of a row of y. target_dtype: of y.
+            weights_of_classes: factors by class, see `class_weights`.
+        """
+        x = self.x.move(self.x.take(rows), backend, backend.dtype_name)
+        y = weight = None
+        if self.y is not None:
+            taken = self.y.take(rows)
+            if target_shape is not None and tuple(taken.shape[1:]) != target_shape:
+                taken = self.y.home.xp.reshape(taken, (taken.shape[0], *target_shape))
+            y = self.y.move(taken, backend, target_dtype or backend.dtype_name)
+            if weights_of_classes:
+                weight = class_weights(backend, y, weights_of_classes)
+        if self.weight is not None:
+            own = self.weight.move(self.weight.take(rows), backend, backend.dtype_name)
+            own = backend.xp.reshape(own, (own.shape[0],))
+            weight = own if weight is None else weight * own
+        return x, y, weight
+
+
+def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield the rows of an array of this shape in blocks of about `BLOCK` elements.
+
+    >>> [(s.start, s.stop) for s in blocks((5, 1 << 17))]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))
+
+
+def class_weights(backend: Backend, y: Array, factors: Mapping[int, float]) -> Array:
+    """Return the rows' weights, shape (rows,): the factor of each row's class, 1 for a class without one.
+
+    Args:
+        y: class numbers (rows,), one output (rows, 1), or one-hot (rows, classes).
+    """
+    xp = backend.xp
+    if y.ndim > 1:
+        y = xp.argmax(y, axis=-1) if y.shape[-1] > 1 else xp.reshape(y, (y.shape[0],))
+    one = backend.scalar(1.0)
+    weight = xp.broadcast_to(one, y.shape)
+    for label, factor in factors.items():
+        weight = xp.where(y == label, one * factor, weight)
+    return weight
+
+
+def _from_table(table: Any, what: str) -> np.ndarray:
+    host = np.asarray(table.to_numpy())
+    if host.dtype.kind in "fiub":
+        return host
+    names = [str(c) for c in getattr(table, "columns", [])]
+    texts = [c for c in names if np.asarray(table[c].to_numpy()).dtype.kind not in "fiub"]
+    if names and not texts:  # numeric columns of different kinds
+        return np.asarray(host, dtype=np.float64)
+    shown = f" ({', '.join(texts)})" if texts else ""
+    raise InvalidTypeError(f"{what} must have numeric columns only; got dtype {host.dtype}{shown}")

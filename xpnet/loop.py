@@ -1,0 +1,210 @@
+"""The epochs of `fit`, and the batches of `evaluate` and `predict`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .backend import Array, np
+from .callbacks import Callback, History, ProgressBar
+from .context import Context
+from .data import Data
+from .errors import NonFiniteError
+from .guard import first_concerned
+from .training import Batch, TrainState, deferred_interrupt, read_sums, zero_sums
+
+__all__ = ["evaluate", "fit", "make_batch", "predict"]
+
+
+def fit(
+    model: Any,
+    data: Data,
+    *,
+    batch_size: int,
+    epochs: int,
+    initial_epoch: int,
+    shuffle: bool,
+    verbose: Any,
+    callbacks: Sequence[Callback],
+    validation: Data | None,
+    validation_batch_size: int,
+    validation_freq: int,
+    class_weight: Mapping[int, float] | None,
+    steps_per_execution: int,
+) -> History:
+    """Train a compiled, built model on checked data; the arguments are those of `Sequential.fit`."""
+    program = model.program()
+    history = next((c for c in callbacks if isinstance(c, History)), None) or History()
+    callbacks = [*callbacks, *([] if history in callbacks else [history])]
+    names = program.names + ([f"val_{n}" for n in program.names] if validation is not None else [])
+    steps = math.ceil(len(data) / batch_size)
+    params = {"epochs": epochs, "steps": steps, "verbose": verbose, "metrics": names}
+    for callback in callbacks:
+        callback.set_model(model)
+        callback.set_params(params)
+    progress = ProgressBar(verbose, epochs, steps)
+    watched = [c for c in callbacks if type(c).on_train_batch_end is not Callback.on_train_batch_end]
+    model.stop_training = False
+    for callback in callbacks:
+        callback.on_train_begin()
+    try:
+        with deferred_interrupt() as check_interrupt:
+            for epoch in range(initial_epoch, epochs):
+                progress.begin(epoch)
+                for callback in callbacks:
+                    callback.on_epoch_begin(epoch)
+                run = _Epoch(model, program, data, batch_size, shuffle, class_weight, epoch)
+                for number, group in enumerate(_groups(len(data), batch_size, steps_per_execution)):
+                    for callback in callbacks:
+                        callback.on_train_batch_begin(number)
+                    run.execute(group)
+                    check_interrupt()
+                    if progress.advance(len(group)) or watched:
+                        so_far = run.logs()
+                        progress.show(so_far)
+                        for callback in watched:
+                            callback.on_train_batch_end(number, so_far)
+                logs = run.logs()
+                model.epoch += 1
+                if validation is not None and (epoch + 1) % validation_freq == 0:
+                    scores = evaluate(model, validation, validation_batch_size)
+                    logs.update({f"val_{name}": value for name, value in scores.items()})
+                progress.end(epoch, logs)
+                for callback in callbacks:
+                    callback.on_epoch_end(epoch, logs)
+                check_interrupt()
+                if model.stop_training:
+                    break
+    finally:
+        progress.close()
+    for callback in callbacks:
+        callback.on_train_end()
+    return history
+
+
+class _Epoch:
+    """One pass over the data."""
+
+    def __init__(
+        self, model: Any, program: Any, data: Data, batch_size: int, shuffle: bool, class_weight: Any, epoch: int
+    ) -> None:
+        self.model, self.program, self.data, self.batch_size = model, program, data, batch_size
+        self.class_weight, self.epoch = class_weight, epoch
+        self.order = model.stream.permutation(len(data), model.epoch) if shuffle else None
+        self.first_step = model.step
+        backend = model.backend
+        model.state = model.state._replace(
+            lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
+        )
+        self.first_age = float(backend.host(model.state.age))
+
+    def batch(self, start: int, stop: int, step: int) -> Batch:
+        rows = slice(start, stop) if self.order is None else self.order[start:stop]
+        return make_batch(self.model, self.program, self.data, rows, step, self.class_weight)
+
+    def execute(self, group: Sequence[tuple[int, int]]) -> None:
+        """Take a step for each of some batches of one size."""
+        step = self.model.step
+        batches = [self.batch(start, stop, step + i) for i, (start, stop) in enumerate(group)]
+        self.model.state = self.program.run(self.model.state, batches)
+        self.model.step = step + len(batches)
+
+    def logs(self) -> dict[str, float]:
+        """Return the means over the epoch so far.
+
+        Raises:
+            NonFiniteError: the guard has held a step back.
+        """
+        backend, state = self.model.backend, self.model.state
+        if not bool(backend.host(state.ok)):
+            self._stop(state)
+        return read_sums(backend, state.sums, self.program.names)
+
+    def _stop(self, state: TrainState) -> None:
+        model, program = self.model, self.program
+        done = round(float(model.backend.host(state.age)) - self.first_age)
+        model.rewind(self.first_step + done)
+        start = done * self.batch_size
+        batch = self.batch(start, min(start + self.batch_size, len(self.data)), model.step)
+        raise non_finite(model, program, batch, f"epoch {self.epoch + 1}, step {done + 1} of the epoch")
+
+
+def non_finite(model: Any, program: Any, batch: Batch, where: str) -> NonFiniteError:
+    """Return the error for a step that the guard held back, by replaying it."""
+    culprit = first_concerned(
+        model.backend, model.network, program.loss, program.optimizer, model.state, batch
+    )
+    return NonFiniteError(
+        f"training stopped in {where}: {culprit} is not finite. Weights, optimizer and statistics are as they "
+        "were before that step; a smaller learning rate or scaled inputs may help; got learning rate "
+        f"{program.optimizer.learning_rate:g}"
+    )
+
+
+def _groups(rows: int, batch_size: int, per_execution: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the batches' bounds in groups of one size: the last, smaller batch comes alone."""
+    full = [(start, start + batch_size) for start in range(0, rows - batch_size + 1, batch_size)]
+    for i in range(0, len(full), per_execution):
+        yield full[i : i + per_execution]
+    if rows % batch_size:
+        yield [(rows - rows % batch_size, rows)]
+
+
+def make_batch(model: Any, program: Any, data: Data, rows: Any, step: int, class_weight: Any = None) -> Batch:
+    """Return a training batch with its masks on the model's device."""
+    x, y, weight = data.batch(rows, model.backend, program.target_shape, program.target_dtype, class_weight)
+    masks = model.network.masks(model.stream, step, int(x.shape[0]))
+    return Batch(x, y, weight, {key: model.backend.feed(mask) for key, mask in masks.items()})
+
+
+def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, float]:
+    """Return loss and metrics by name."""
+    program, backend, state = model.program(), model.backend, model.state
+    sums = zero_sums(backend, program.metrics)
+    with np.errstate(all="ignore"):
+        for start in range(0, len(data), batch_size):
+            rows = slice(start, min(start + batch_size, len(data)))
+            x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype)
+            sums = program.evaluation(sums, state.weights, state.stats, Batch(x, y, weight, {}))
+    return read_sums(backend, sums, program.names)
+
+
+def predict(model: Any, data: Data, batch_size: int) -> Array:
+    """Return the outputs for all rows in the library of the inputs, on their device."""
+    backend, state, forward = model.backend, model.state, model.inference()
+    home, parts = data.x.home, []
+    with np.errstate(all="ignore"):
+        for start in range(0, len(data), batch_size):
+            rows = slice(start, min(start + batch_size, len(data)))
+            y = forward(state.weights, state.stats, data.batch(rows, backend)[0])
+            parts.append(y if home.name == backend.name else home.array(backend.host(y)))
+    return parts[0] if len(parts) == 1 else home.xp.concat(parts, axis=0)
+
+
+def make_inference(model: Any) -> Any:
+    """Return the compiled `forward(weights, stats, x) -> y`."""
+    backend, network = model.backend, model.network
+
+    def forward(weights: Array, stats: Array, x: Array) -> Array:
+        return network.forward(Context(backend), weights, stats, x)[0]
+
+    return backend.jit(forward)
+
+
+def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> dict[str, float]:
+    """Take one step on all the rows; return loss and metrics by name."""
+    backend = model.backend
+    batch = make_batch(model, program, data, slice(0, len(data)), model.step, class_weight)
+    model.state = model.state._replace(
+        lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
+    )
+    with deferred_interrupt() as check_interrupt:
+        model.state = program.run(model.state, [batch])
+        model.step += 1
+        check_interrupt()
+    if not bool(backend.host(model.state.ok)):
+        model.rewind(model.step - 1)
+        batch = make_batch(model, program, data, slice(0, len(data)), model.step, class_weight)
+        raise non_finite(model, program, batch, f"step {model.step + 1}")
+    return read_sums(backend, model.state.sums, program.names)

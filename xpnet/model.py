@@ -1,0 +1,616 @@
+"""The model people use: layers in a row, trained with `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from . import loop, losses, metrics, optimizers
+from .backend import Array, Backend, get_backend, host_of, is_explicit, library_of, np, resolve
+from .callbacks import History, check_callbacks, resolve_verbose
+from .data import Data
+from .errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
+from .layers import Input, Layer
+from .layers.base import rows_of
+from .network import Network, check_input, name_layers
+from .random import Stream, fresh_seed
+from .training import TrainState, make_evaluation, make_step
+
+__all__ = ["Sequential"]
+
+
+class Program(NamedTuple):
+    """A compiled model made ready for its backend: what `loop` runs."""
+
+    optimizer: optimizers.Optimizer
+    loss: losses.Loss
+    metrics: list[metrics.Metric]
+    names: list[str]
+    target_shape: tuple[int, ...]
+    target_dtype: str | None
+    run: Any
+    evaluation: Any
+
+
+class Compiled(NamedTuple):
+    """What `compile` was given."""
+
+    optimizer: optimizers.Optimizer
+    loss: losses.Loss
+    metrics: list[metrics.Metric]
+    steps_per_execution: int
+
+
+class Sequential:
+    """Layers in a row.
+
+    Args:
+        layers: in order; an `Input` in front builds the model at once, else the first data do.
+        seed: of the weights, shuffles and masks, an integer >= 0; None draws one (see `seed`).
+        dtype: `"float32"` or `"float64"`; None takes `XPNET_DTYPE`, else float32.
+        backend, device: where to compute; None takes `use_backend`, `XPNET_BACKEND`, else the library of the
+            first arrays it sees, else NumPy. Results come back in the caller's library.
+        name: what `summary` calls it.
+
+    Attributes:
+        seed, step, epoch: the streams' seed and counters. stop_training: set it in a callback to end `fit`.
+
+    >>> from xpnet.layers import Dense
+    >>> model = Sequential([Input((2,)), Dense(3, activation="relu"), Dense(1)], seed=0)
+    >>> model.predict([[1.0, 2.0]]).shape, model.count_params()
+    ((1, 1), 13)
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer] | None = None,
+        *,
+        seed: int | None = None,
+        dtype: str | None = None,
+        backend: str | Backend | None = None,
+        device: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.seed = fresh_seed() if seed is None else number("seed", seed, 0, integer=True)
+        self.name = name or "sequential"
+        self.layers: list[Layer] = []
+        self.step, self.epoch, self.stop_training = 0, 0, False
+        self.stream = Stream(self.seed)
+        self._where = (backend, device, dtype)
+        self._settled = False  # whether the backend can no longer follow the first arrays
+        self._backend: Backend | None = get_backend(*self._where) if is_explicit(backend) else None
+        self._network: Network | None = None
+        self._state: TrainState | None = None
+        self._compiled: Compiled | None = None
+        self._program: Program | None = None
+        self._inference: Any = None
+        for layer in layers or ():
+            self._append(layer)
+        if self.layers and isinstance(self.layers[0], Input):
+            self.build(self.layers[0].shape)
+
+    # Building -----------------------------------------------------------------------------------------
+
+    def add(self, layer: Layer) -> None:
+        """Append a layer to a model that is not built yet."""
+        if self._network is not None and len(self.layers) > 1:
+            raise InvalidValueError(f"layers can't be added to a model that is built; got {layer!r}")
+        self._append(layer)
+        self._network = self._state = None
+
+    def _append(self, layer: Layer) -> None:
+        if not isinstance(layer, Layer):
+            raise InvalidTypeError(f"Sequential takes objects of xpnet.layers.Layer; got {layer!r}")
+        self.layers.append(layer)
+
+    def build(self, input_shape: Any) -> None:
+        """Make the weights for inputs of this shape, without the batch axis (a leading None is accepted).
+
+        Raises:
+            ShapeError: a layer can't take it, or the model is built for another shape.
+        """
+        self._build(rows_of(input_shape))
+
+    def _build(self, shape: tuple[int, ...]) -> None:
+        if self._network is not None:
+            check_input(self._network, shape, "inputs")
+            return
+        if not self.layers:
+            raise NotBuiltError("a model needs at least one layer before it is built; got 0 layers")
+        network = Network(self.layers, shape)
+        backend = self._backend or get_backend(*self._where)
+        for layer in self.layers:
+            layer.join(self)
+        own = {f"{layer.name}/{k}": v for layer in self.layers for k, v in layer.own_values().items()}
+        flats = []
+        for layout in (network.layout, network.stats_layout):
+            flat = layout.initial(self.stream)
+            for path, where in layout.slices.items():
+                if path in own:
+                    flat[where] = own[path].reshape(-1)
+            flats.append(flat)
+        self._network, self._backend = network, backend
+        self._place(flats[0], flats[1], (), 0.0)
+
+    def _place(self, weights: Any, stats: Any, slots: Sequence[Any], age: float) -> None:
+        """Put host arrays onto the backend as the state before the next step."""
+        backend = self.backend
+        dtype = backend.dtype_name
+        self._state = TrainState(
+            step=backend.scalar(self.step, backend.xp.int32),
+            lr=backend.scalar(0.0),
+            ok=backend.scalar(True, backend.xp.bool),
+            weights=backend.array(weights, dtype),
+            slots=tuple(backend.array(s, dtype) for s in slots),
+            stats=backend.array(stats, dtype),
+            age=backend.scalar(age),
+            sums=(),
+        )
+
+    def rewind(self, step: int) -> None:
+        """Set the step counter and the guard's flag back, after a step that was held back."""
+        self.step = step
+        backend = self.backend
+        self.state = self.state._replace(
+            step=backend.scalar(step, backend.xp.int32), ok=backend.scalar(True, backend.xp.bool)
+        )
+
+    # What it is made of -------------------------------------------------------------------------------
+
+    @property
+    def built(self) -> bool:
+        """Whether the weights are there."""
+        return self._network is not None
+
+    @property
+    def network(self) -> Network:
+        """The built layers and the layout of their weights."""
+        if self._network is None:
+            raise NotBuiltError(
+                "the model has no weights before it is built: call build(input_shape), or fit; got 0 weights"
+            )
+        return self._network
+
+    @property
+    def state(self) -> TrainState:
+        """The arrays that a step carries on."""
+        if self._state is None:
+            raise NotBuiltError(
+                "the model has no weights before it is built: call build(input_shape), or fit; got 0 weights"
+            )
+        return self._state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self._state = state
+
+    @property
+    def backend(self) -> Backend:
+        """Where the model computes: `.name`, `.device`, `.dtype_name`, `.xp`."""
+        return self._backend or get_backend(*self._where)
+
+    @property
+    def weights(self) -> Array:
+        """The trainable weights as one flat array of the backend, shape (size,)."""
+        return self.state.weights
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of an input, without the batch axis."""
+        return self.network.input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of an output, without the batch axis."""
+        return self.network.output_shape
+
+    @property
+    def optimizer(self) -> optimizers.Optimizer | None:
+        """The optimizer that `compile` was given; its `learning_rate` can be set."""
+        return self._compiled.optimizer if self._compiled else None
+
+    @property
+    def loss(self) -> losses.Loss | None:
+        """The loss that `compile` was given."""
+        return self._compiled.loss if self._compiled else None
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """The names in the logs: "loss" and the metrics'."""
+        return ["loss", *(m.name for m in self._compiled.metrics)] if self._compiled else []
+
+    def count_params(self) -> int:
+        """Return the number of parameters and running statistics."""
+        return self.network.layout.size + self.network.stats_layout.size
+
+    def summary(self, print_fn: Any = None) -> None:
+        """Print the layers with their output shapes and numbers of parameters."""
+        rows = [("Layer", "Output shape", "Parameters")]
+        for unit in self.network.units:
+            layer = unit.layer
+            again = any(u.layer is layer for u in self.network.units[: unit.position])
+            shown = "(None, " + ", ".join(map(str, layer.output_shape or ())) + ")"
+            rows.append((f"{unit.key} ({type(layer).__name__})", shown, "0" if again else f"{layer.count_params():,}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths)))
+                 for r in rows]  # fmt: skip
+        rule = "-" * len(lines[0])
+        trainable, fixed = self.network.layout.size, self.network.stats_layout.size
+        tail = f"Parameters: {trainable + fixed:,} ({trainable:,} trainable, {fixed:,} not), seed {self.seed}"
+        text = "\n".join([f"Model {self.name!r}", rule, lines[0], rule, *lines[1:], rule, tail])
+        (print_fn or print)(text)
+
+    # Weights ------------------------------------------------------------------------------------------
+
+    def get_weights(self) -> list[np.ndarray]:
+        """Return host copies of all parameters and statistics, layer by layer."""
+        return list(self.network.host_values(self.backend, self.state.weights, self.state.stats).values())
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set all parameters and statistics, in the order of `get_weights`.
+
+        Raises:
+            ShapeError: their number or a shape does not fit; nothing is changed then.
+        """
+        paths = self.network.paths()
+        if len(weights) != len(paths):
+            raise ShapeError(f"set_weights takes {len(paths)} arrays for this model; got {len(weights)}")
+        self.assign(dict(zip(paths, map(host_of, weights))))
+
+    def assign(self, values: Mapping[str, Any]) -> None:
+        """Set some parameters and statistics by path, such as "dense_1/kernel"."""
+        network, state, backend = self.network, self.state, self.backend
+        now = {**network.host_values(backend, state.weights, state.stats), **values}
+        flats = [layout.from_host(now) for layout in (network.layout, network.stats_layout)]
+        weights, stats = (backend.array(flat, backend.dtype_name) for flat in flats)
+        self.state = state._replace(weights=weights, stats=stats)
+
+    def layer_weights(self, layer: Layer) -> list[np.ndarray]:
+        """Return the host copies of one layer's parameters and statistics."""
+        values = self.network.host_values(self.backend, self.state.weights, self.state.stats)
+        return [values[f"{layer.name}/{spec.name}"] for spec in layer.specs]
+
+    def set_layer_weights(self, layer: Layer, values: Sequence[Any]) -> None:
+        """Set one layer's parameters and statistics."""
+        self.assign({f"{layer.name}/{spec.name}": value for spec, value in zip(layer.specs, values)})
+
+    def get_layer(self, name: str) -> Layer:
+        """Return the layer of that name."""
+        from .errors import unknown_name
+
+        name_layers(self.layers)
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise unknown_name("layer of this model", name, [str(layer.name) for layer in self.layers])
+
+    def to(
+        self, backend: str | Backend | None = None, device: str | None = None, dtype: str | None = None
+    ) -> Sequential:
+        """Move the model, with all its state, to another backend, device or precision; return it."""
+        old = self.backend
+        name = old.name if backend is None else backend
+        if backend is None and device is None:
+            device = old.device_name
+        new = get_backend(name, device, dtype or old.dtype_name)
+        self._move(new)
+        self._where, self._settled = (new, None, None), True
+        return self
+
+    def _move(self, new: Backend) -> None:
+        old, state = self.backend, self._state
+        self._backend, self._program, self._inference = new, None, None
+        if state is not None:
+            host = [old.host(a) for a in (state.weights, state.stats)]
+            self._place(*host, [old.host(s) for s in state.slots], float(old.host(state.age)))
+
+    # Training -----------------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        metrics: Any = None,
+        steps_per_execution: int = 1,
+    ) -> None:
+        """Choose how to train. A call that fails leaves the former choice as it was.
+
+        Args:
+            optimizer, loss: names or objects. metrics: a list of names or objects.
+            steps_per_execution: batches that are run at once (one `lax.scan` under JAX).
+
+        Raises:
+            UnknownNameError: a name is not known. InvalidValueError: softmax or sigmoid and then `from_logits`.
+        """
+        given = [] if metrics is None else metrics if isinstance(metrics, (list, tuple)) else [metrics]
+        compiled = Compiled(
+            optimizers.get(optimizer),
+            losses.get("mse" if loss is None else loss),
+            [_metric(m) for m in given],
+            number("steps_per_execution", steps_per_execution, 1, integer=True),
+        )
+        if loss is None:
+            raise InvalidValueError("compile needs a loss, such as 'mse'; got None")
+        if compiled.loss.reduction == "none":
+            raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
+        names = ["loss", *(m.name for m in compiled.metrics)]
+        if len(set(names)) < len(names):
+            raise InvalidValueError(f"metrics must have different names; got {names[1:]}")
+        if self._network is not None:
+            _check_head(self._network, compiled.loss)
+        self._compiled, self._program = compiled, None
+        if self._state is not None:
+            self._state = self._state._replace(slots=(), age=self.backend.scalar(0.0))
+
+    def program(self) -> Program:
+        """Return what `compile` was given, made ready for the backend (once)."""
+        if self._program is None:
+            compiled, network, backend = self._need_compiled(), self.network, self.backend
+            _check_head(network, compiled.loss)
+            out = (1, *network.output_shape)
+            wanted = compiled.loss.target_shape(out)
+            chosen = [m.for_shapes(wanted, out) for m in compiled.metrics]
+            step = make_step(backend, network, compiled.loss, compiled.optimizer, chosen)
+            self._program = Program(
+                compiled.optimizer,
+                compiled.loss,
+                chosen,
+                self.metrics_names,
+                wanted[1:],
+                "int32" if compiled.loss.sparse else None,
+                backend.compile(step),
+                make_evaluation(backend, network, compiled.loss, chosen),
+            )
+        state = self.state
+        if len(state.slots) != len(self._program.optimizer.slots):
+            zeros = tuple(self.backend.zeros(state.weights.shape) for _ in self._program.optimizer.slots)
+            self.state = state._replace(slots=zeros)
+        return self._program
+
+    def _need_compiled(self) -> Compiled:
+        if self._compiled is None:
+            raise NotBuiltError("the model must be compiled first: call compile(optimizer, loss); got no loss")
+        return self._compiled
+
+    def inference(self) -> Any:
+        """Return the compiled forward pass (once)."""
+        if self._inference is None:
+            self._inference = loop.make_inference(self)
+        return self._inference
+
+    def _ready(self, data: Data, build: bool) -> None:
+        """Settle the backend by the first arrays, and build or compare shapes."""
+        if not build and not self.built:
+            raise NotBuiltError("the model must be built first: call build(input_shape), or fit; got 0 weights")
+        if not self._settled and not is_explicit(self._where[0]):
+            wanted = resolve((data.x.values,), None, *self._where[1:])
+            if self._backend is not None and self._backend is not wanted:
+                self._move(wanted)
+            self._backend = wanted
+        if self.built:
+            check_input(self.network, data.x.shape)
+        else:
+            self._build(data.x.shape)
+        self._settled = True
+
+    def _checked(self, x: Any, y: Any, sample_weight: Any = None, what: str = "") -> Data:
+        compiled = self._need_compiled()
+        if y is None:
+            raise InvalidTypeError(f"{what}targets y are needed; got None")
+        return self._check_data(Data(x, y, sample_weight), compiled, build=True)
+
+    def _check_data(self, data: Data, compiled: Compiled, build: bool) -> Data:
+        self._ready(data, build)
+        out = self.network.output_shape
+        limit = float(np.finfo(self.backend.dtype_name).max)
+        data.check(limit, lambda y, rows: compiled.loss.check(y, (rows, *out)))
+        return data
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: Mapping[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        validation_batch_size: int | None = None,
+        validation_freq: int = 1,
+        steps_per_execution: int | None = None,
+    ) -> History:
+        """Train for some epochs and return the `History`; a second call goes on from where it is.
+
+        Args:
+            x: inputs, shape (rows, ...): an array of any library, a list, or a pandas or polars table.
+            y: targets, shape (rows, ...), or class numbers (rows,) for a sparse loss.
+            batch_size: rows a step (None: 32); 1 is stochastic, len(x) full-batch descent.
+            epochs: passes over the data (up to this number, from `initial_epoch`).
+            verbose: 0 silent, 1 a bar, 2 a line an epoch, "auto". callbacks: a list of `Callback`.
+            validation_split: share of the last rows that are kept for validation.
+            validation_data: (x, y) or (x, y, sample_weight); goes before `validation_split`.
+            shuffle: whether each epoch has an order of its own.
+            class_weight: {class: factor}; classes left out count 1. sample_weight: (rows,); both multiply.
+            validation_batch_size, validation_freq: rows at a time; epochs between two validations.
+            steps_per_execution: batches run at once, or None for what `compile` was given.
+
+        Raises:
+            ShapeError, InvalidValueError, InvalidTypeError: the data do not fit; found before the first step.
+            NonFiniteError: a loss, gradient or weight was not finite; the model is as it was before that step.
+        """
+        compiled = self._need_compiled()
+        batch_size = number("batch_size", 32 if batch_size is None else batch_size, 1, integer=True)
+        epochs = number("epochs", epochs, 1, integer=True)
+        initial_epoch = number("initial_epoch", initial_epoch, 0, integer=True)
+        validation_freq = number("validation_freq", validation_freq, 1, integer=True)
+        validation_batch_size = self._batch_size(validation_batch_size)
+        share = number("validation_split", validation_split, 0, 1, open_high=True)
+        per_execution = compiled.steps_per_execution if steps_per_execution is None else steps_per_execution
+        per_execution = number("steps_per_execution", per_execution, 1, integer=True)
+        resolve_verbose(verbose)
+        callbacks = check_callbacks(callbacks)
+        factors = _class_factors(class_weight)
+        data, validation = self._checked(x, y, sample_weight), None
+        if validation_data is not None:
+            if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+                raise InvalidTypeError(
+                    f"validation_data must be (x, y) or (x, y, sample_weight); got {type(validation_data).__name__}"
+                )
+            validation = self._checked(*validation_data, what="validation_data: ")
+        elif share:
+            data, validation = data.split(share)
+        return loop.fit(
+            self,
+            data,
+            batch_size=min(batch_size, len(data)),
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            shuffle=bool(shuffle),
+            verbose=verbose,
+            callbacks=callbacks,
+            validation=validation,
+            validation_batch_size=validation_batch_size,
+            validation_freq=validation_freq,
+            class_weight=factors,
+            steps_per_execution=per_execution,
+        )
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Take one step on one batch; return its loss and metrics, as they were before the update.
+
+        Raises:
+            NonFiniteError: a loss, gradient or weight was not finite; nothing is changed then.
+        """
+        factors = _class_factors(class_weight)
+        data = self._checked(x, y, sample_weight)
+        program = self.program()
+        return self._scores(loop.train_on_batch(self, program, data, factors), return_dict)
+
+    def evaluate(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Return `[loss, *metrics]` over all rows (one float without metrics), or a dict.
+
+        Args:
+            x, y, sample_weight: as for `fit`. batch_size: rows at a time. verbose: accepted as in Keras;
+                nothing is printed. return_dict: whether to return {name: value}.
+        """
+        resolve_verbose(verbose)
+        size = self._batch_size(batch_size)
+        compiled = self._need_compiled()
+        if y is None:
+            raise InvalidTypeError("targets y are needed; got None")
+        data = self._check_data(Data(x, y, sample_weight), compiled, build=False)
+        return self._scores(loop.evaluate(self, data, size), return_dict)
+
+    def predict(self, x: Any, batch_size: int | None = None, verbose: Any = "auto") -> Array:
+        """Return the outputs, shape (rows, ...), in the library of `x`; worked out in batches.
+
+        Raises:
+            NotBuiltError: the model has no weights yet. ShapeError: `x` has other features.
+        """
+        resolve_verbose(verbose)
+        size = self._batch_size(batch_size)
+        if not self.built:
+            raise NotBuiltError("predict needs a built model: call build(input_shape), or fit; got 0 weights")
+        data = Data(x)
+        self._ready(data, build=False)
+        data.check(float(np.finfo(self.backend.dtype_name).max))
+        return loop.predict(self, data, size)
+
+    def __call__(self, x: Any) -> Array:
+        """Return `predict(x)`; builds the model at first use."""
+        data = Data(x)
+        self._ready(data, build=True)
+        return self.predict(x)
+
+    def _batch_size(self, batch_size: int | None) -> int:
+        return number("batch_size", 1024 if batch_size is None else batch_size, 1, integer=True)
+
+    def _scores(self, scores: dict[str, float], return_dict: bool) -> Any:
+        values = list(scores.values())
+        return scores if return_dict else values if len(values) > 1 else values[0]
+
+    # Files and copies ---------------------------------------------------------------------------------
+
+    def save(self, path: Any) -> None:
+        """Write weights, architecture, optimizer state, counters and seed to one safetensors file.
+
+        Read it with `xpnet.load_model`, on any backend.
+        """
+        from .saving import save_model
+
+        save_model(self, path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what `copy.deepcopy` and pickle keep: host arrays, no compiled code."""
+        kept = {**self.__dict__, "_program": None, "_inference": None, "_network": None, "stream": None}
+        state, backend = self._state, self.backend
+        kept["_where"] = (None, self._where[1], self._where[2])
+        kept["_backend"] = (backend.name, backend.device_name, backend.dtype_name) if self._backend else None
+        kept["_explicit"] = is_explicit(self._where[0])
+        kept["_shape"] = self._network.input_shape if self._network else None
+        kept["_state"] = state and {
+            "weights": np.array(backend.host(state.weights)),
+            "stats": np.array(backend.host(state.stats)),
+            "slots": [np.array(backend.host(s)) for s in state.slots],
+            "age": float(backend.host(state.age)),
+        }
+        return kept
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        """Take in what `__getstate__` gave, on the same backend."""
+        place, shape, where = kept.pop("_state"), kept.pop("_shape"), kept["_backend"]
+        explicit = kept.pop("_explicit")
+        self.__dict__.update(kept)
+        self.stream = Stream(self.seed)
+        self._backend = get_backend(*where) if where else None
+        if explicit and self._backend is not None:
+            self._where = (self._backend, None, None)
+        if shape is not None:
+            self._network = Network(self.layers, shape)
+            for layer in self.layers:
+                layer.join(self)
+            self._place(**place)
+
+
+def _metric(identifier: Any) -> metrics.Metric:
+    return metrics.get(identifier)
+
+
+def _check_head(network: Network, loss: losses.Loss) -> None:
+    """Raise if the loss takes scores while the model ends in the activation that the loss would apply."""
+    if getattr(loss, "from_logits", False) and loss.fuses and network.score_units(loss.fuses) is not None:
+        raise InvalidValueError(
+            f"the model ends in {loss.fuses!r}, so its outputs are probabilities: use from_logits=False (the "
+            f"scores are used all the same), or no activation; got {type(loss).__name__}(from_logits=True)"
+        )
+
+
+def _class_factors(class_weight: Mapping[int, float] | None) -> dict[int, float] | None:
+    if class_weight is None:
+        return None
+    if not isinstance(class_weight, Mapping):
+        raise InvalidTypeError(f"class_weight must be a dict from class to factor; got {class_weight!r}")
+    return {
+        number("class_weight's classes", k, integer=True): float(number("class_weight's factors", v))
+        for k, v in class_weight.items()
+    }

@@ -1,0 +1,191 @@
+"""Layers in a row on one flat array of weights: a pure function and its derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from .backend import Array, Backend, np
+from .context import Context
+from .errors import InvalidValueError, ShapeError
+from .layers import Layer
+from .params import DrawSpec, Layout, ParamSpec
+from .random import Stream, keep_mask
+from .registry import snake_case
+
+__all__ = ["Network", "Unit"]
+
+Watch = Callable[[str, str, Array], None]
+
+
+class Unit(NamedTuple):
+    """A layer at its place in the row; a layer used twice has two places and one key."""
+
+    position: int
+    key: str
+    layer: Layer
+
+
+class Network:
+    """The layers, built for one input shape, and where their parameters lie.
+
+    Args:
+        layers: in order. input_shape: without the batch axis.
+
+    Attributes:
+        units: the layers at their places. layout, stats_layout: of the trainable parameters, and of the
+            running statistics and frozen ones. draws: (key, slot, spec) of the masks.
+        input_shape, output_shape: without the batch axis.
+
+    Raises:
+        ShapeError: a layer does not fit its predecessor. InvalidValueError: two layers have one name.
+    """
+
+    def __init__(self, layers: Sequence[Layer], input_shape: tuple[int, ...]) -> None:
+        self.input_shape = shape = input_shape
+        self.units: list[Unit] = []
+        trainable: list[tuple[str, int, ParamSpec]] = []
+        fixed: list[tuple[str, int, ParamSpec]] = []
+        self.draws: list[tuple[str, int, DrawSpec]] = []
+        seen: set[int] = set()
+        name_layers(layers)
+        for position, layer in enumerate(layers):
+            shape = layer.ensure_built(shape)
+            self.units.append(Unit(position, str(layer.name), layer))
+            self.draws += [
+                (f"{position}/{d.name}", (position << 16) + i, d) for i, d in enumerate(layer.draws)
+            ]
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            for i, spec in enumerate(layer.specs):
+                entry = (f"{layer.name}/{spec.name}", (position << 16) + i, spec)
+                (trainable if spec.trainable and layer.trainable else fixed).append(entry)
+        self.output_shape = shape
+        self.layout, self.stats_layout = Layout(trainable), Layout(fixed)
+        keys = {key.rpartition("/")[0] for key in self.layout.slices}
+        self.first_trainable = min((u.position for u in self.units if u.key in keys), default=len(self.units))
+        self._views: list[tuple[Array, Array, dict[str, dict[str, Array]]]] = []
+
+    def score_units(self, activation: str) -> list[Unit] | None:
+        """Return the units without the final activation of that name, None if they do not end in it."""
+        for i in range(len(self.units) - 1, -1, -1):
+            position, key, layer = self.units[i]
+            bare = layer.without_activation(activation)
+            if bare is not None:
+                return [*self.units[:i], Unit(position, key, bare), *self.units[i + 1 :]]
+            if layer.specs or getattr(layer, "activation", None) is not None or layer.draws:
+                return None
+        return None
+
+    def masks(self, stream: Stream, step: int, rows: int) -> dict[str, np.ndarray]:
+        """Return the host masks of a training step for a batch of that many rows."""
+        return {
+            key: keep_mask(stream, slot, step, (rows, *draw.shape), draw.rate) for key, slot, draw in self.draws
+        }
+
+    def params(self, ctx: Context, weights: Array, stats: Array) -> dict[str, dict[str, Array]]:
+        """Return, by layer key, the parameters and statistics by name."""
+        for known_weights, known_stats, found in self._views:
+            if known_weights is weights and known_stats is stats:
+                return found
+        result: dict[str, dict[str, Array]] = {unit.key: {} for unit in self.units}
+        for layout, flat in ((self.layout, weights), (self.stats_layout, stats)):
+            for path, view in layout.views(ctx.xp, flat).items():
+                key, _, name = path.rpartition("/")
+                result[key][name] = view
+        if ctx.inplace:  # the same few buffers come back at every step
+            self._views = [(weights, stats, result), *self._views[:2]]
+        return result
+
+    def forward(
+        self,
+        ctx: Context,
+        weights: Array,
+        stats: Array,
+        x: Array,
+        units: Sequence[Unit] | None = None,
+        watch: Watch | None = None,
+    ) -> tuple[Array, Callable[[Array], Array]]:
+        """Return the output, and `backward(dy) -> flat gradient`.
+
+        Args:
+            weights, stats: flat arrays. x: shape (..., batch, *input_shape).
+            units: the units to go through, or None for all. watch: sees every output and gradient.
+        """
+        units = self.units if units is None else units
+        params = self.params(ctx, weights, stats)
+        backs = []
+        for unit in units:
+            ctx.place = unit[:2]
+            x, back = unit.layer.forward(ctx, params[unit.key], x)
+            if watch is not None:
+                watch("output", unit.key, x)
+            backs.append((unit, back))
+
+        def backward(dy: Array) -> Array:
+            room = ctx.empty((self.layout.size,)) if ctx.inplace else None
+            into = self.params(ctx, room, stats) if room is not None else {}
+            grads: dict[str, Array] = {}
+            used: set[str] = set()
+            for unit, back in reversed(backs):
+                if unit.position < self.first_trainable:
+                    break
+                first_time = unit.key not in used
+                used.add(unit.key)
+                there = into[unit.key] if room is not None and first_time else {}
+                dy, parts = back(dy, there, unit.position > self.first_trainable)
+                for name, part in parts.items():
+                    if watch is not None:
+                        watch("gradient", unit.key, part)
+                    path = f"{unit.key}/{name}"
+                    if path in self.layout.slices:
+                        grads[path] = grads[path] + part if path in grads else part
+            return ctx.ops.pack(ctx, self.layout, grads, room) if grads else ctx.xp.zeros_like(weights)
+
+        return x, backward
+
+    def new_stats(self, ctx: Context, stats: Array) -> Array:
+        """Return the flat statistics after a step, the carried ones in their places."""
+        if not ctx.carry:
+            return stats
+        return self.stats_layout.pack(ctx.xp, {**self.stats_layout.views(ctx.xp, stats), **ctx.carry})
+
+    def host_values(self, backend: Backend, weights: Array, stats: Array) -> dict[str, np.ndarray]:
+        """Return host copies of all parameters and statistics by path, layer by layer."""
+        both = {
+            **self.layout.host_parts(backend, weights), **self.stats_layout.host_parts(backend, stats)
+        }  # fmt: skip
+        return {path: both[path] for path in self.paths()}
+
+    def paths(self) -> list[str]:
+        """Return all paths, layer by layer, in the order of `get_weights`."""
+        layers = {unit.key: unit.layer for unit in self.units}
+        return [f"{key}/{spec.name}" for key, layer in layers.items() for spec in layer.specs]
+
+
+def name_layers(layers: Sequence[Layer]) -> None:
+    """Give names to the layers that have none: "dense", "dense_1", ...
+
+    Raises:
+        InvalidValueError: two layers have one name.
+    """
+    taken: dict[str, Layer] = {}
+    for layer in layers:
+        if layer.name is not None and taken.setdefault(layer.name, layer) is not layer:
+            raise InvalidValueError(f"the layers of a model must have different names; got {layer.name!r} twice")
+    for layer in layers:
+        if layer.name is None:
+            base, count = snake_case(type(layer).__name__), 0
+            while (name := f"{base}_{count}" if count else base) in taken:
+                count += 1
+            layer.name = name
+            taken[name] = layer
+
+
+def check_input(network: Network, shape: Sequence[int], what: str = "x") -> None:
+    """Raise if rows of this shape (without the batch axis) are not what the network takes."""
+    if tuple(shape) != network.input_shape:
+        raise ShapeError(
+            f"{what} must have shape {('batch', *network.input_shape)} for this model; got {('batch', *shape)}"
+        )

@@ -1,0 +1,156 @@
+"""The training step as a pure function, the state it carries, and the loop around it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from .backend import Array, Backend
+from .context import Arena, Context
+from .losses import Loss
+from .metrics import Metric
+from .network import Network
+from .optimizers import Optimizer
+
+__all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
+
+
+class Batch(NamedTuple):
+    """What a step takes in: rows, targets, weights or None, and the masks by place."""
+
+    x: Array
+    y: Array
+    weight: Array | None
+    draws: dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """What a step carries on; every leaf is an array on the device.
+
+    Attributes:
+        step: int32, always advances. lr: the learning rate. ok: whether all was finite so far (sticky).
+        weights, slots, stats: flat arrays. age: updates so far. sums: (sum, weight) of the loss and each metric.
+    """
+
+    step: Array
+    lr: Array
+    ok: Array
+    weights: Array
+    slots: tuple[Array, ...]
+    stats: Array
+    age: Array
+    sums: tuple[tuple[Array, Array], ...]
+
+
+def _contexts(backend: Backend) -> Callable[..., Context]:
+    """Return a maker of training contexts, which keeps an arena for each batch shape where twins need one."""
+    arenas: dict[Any, Arena] = {}
+
+    def context(draws: dict[str, Array], shape: tuple[int, ...]) -> Context:
+        if not backend.inplace:
+            return Context(backend, True, draws)
+        arena = arenas.get(shape) or arenas.setdefault(shape, Arena(backend.xp))
+        return Context(backend, True, draws, arena.restart())
+
+    return context
+
+
+def zero_sums(backend: Backend, metrics: Sequence[Metric]) -> tuple[tuple[Array, Array], ...]:
+    """Return the sums before the first batch of an epoch."""
+    return tuple((backend.scalar(0.0), backend.scalar(0.0)) for _ in range(1 + len(metrics)))
+
+
+def make_step(
+    backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, metrics: Sequence[Metric]
+) -> Callable[[TrainState, Batch], TrainState]:
+    """Return `step(state, batch) -> state`: forward, loss, backward, guard, update.
+
+    The update is held back, on the device, when the loss, the gradient or the new weights are not finite.
+    """
+    units = network.score_units(loss.fuses) if loss.fuses else None
+    segments = network.layout.segments
+    context = _contexts(backend)
+
+    def step(s: TrainState, b: Batch) -> TrainState:
+        ctx = context(b.draws, tuple(b.x.shape))
+        y, backward = network.forward(ctx, s.weights, s.stats, b.x, units)
+        value, dy, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
+        g = backward(dy)
+        if segments:
+            penalty, g = ctx.ops.penalize(ctx, s.weights, g, segments)
+            value = value + penalty
+
+        def update(kept: tuple[Any, ...]) -> tuple[Any, ...]:
+            _, weights, slots, stats, age, sums = kept
+            age = age + 1.0
+            weights, slots = optimizer.apply(ctx, weights, g, slots, s.lr, age)
+            stats = network.new_stats(ctx, stats)
+            sound = ctx.ops.finite(ctx, weights, stats)
+            sums = _add(sums, ctx, value, b, prediction, metrics)
+            return backend.when(
+                sound, lambda old: (sound, weights, slots, stats, age, sums), (sound, *kept[1:])
+            )
+
+        ok = s.ok & ctx.ops.finite(ctx, value, g)
+        kept = (ok, s.weights, s.slots, s.stats, s.age, s.sums)
+        ok, weights, slots, stats, age, sums = backend.when(ok, update, kept)
+        return TrainState(s.step + 1, s.lr, ok, weights, slots, stats, age, sums)
+
+    return step
+
+
+def make_evaluation(
+    backend: Backend, network: Network, loss: Loss, metrics: Sequence[Metric]
+) -> Callable[[Any, Array, Array, Batch], Any]:
+    """Return `evaluation(sums, weights, stats, batch) -> sums`, the same for inference."""
+    units = network.score_units(loss.fuses) if loss.fuses else None
+    segments = network.layout.segments
+
+    def evaluation(sums: Any, weights: Array, stats: Array, b: Batch) -> Any:
+        ctx = Context(backend)
+        y, _ = network.forward(ctx, weights, stats, b.x, units)
+        value, _, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
+        if segments:
+            value = value + ctx.ops.penalize(ctx, weights, ctx.xp.zeros_like(weights), segments)[0]
+        return _add(sums, ctx, value, b, prediction, metrics)
+
+    return backend.jit(evaluation)
+
+
+def _add(sums: Any, ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> Any:
+    """Add a batch to the sums; its loss counts once a row."""
+    rows = float(b.x.shape[0])
+    parts = [(value * rows, rows), *(m.measure(ctx, b.y, prediction, b.weight) for m in metrics)]
+    return tuple((total + a, weight + w) for (total, weight), (a, w) in zip(sums, parts))
+
+
+def read_sums(backend: Backend, sums: Any, names: Sequence[str]) -> dict[str, float]:
+    """Return the means by name: one transfer from the device."""
+    host = backend.host(backend.xp.stack([part for pair in sums for part in pair]))
+    return {
+        name: float(host[2 * i] / host[2 * i + 1]) if host[2 * i + 1] else float("nan")
+        for i, name in enumerate(names)
+    }
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the function it yields is called, so that no step is left half done."""
+    pending: list[int] = []
+
+    def check() -> None:
+        if pending:
+            raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check  # somebody else decides what Ctrl-C does
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: pending.append(number))
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
