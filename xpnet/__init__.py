@@ -23,6 +23,7 @@ from . import (
 )
 from .backend import available_backends, get_backend, use_backend
 from .model import Sequential
+from .saving import load_model
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "get_backend",
     "initializers",
     "layers",
+    "load_model",
     "losses",
     "metrics",
     "optimizers",

@@ -35,7 +35,7 @@ MAX_BYTES = 256 * 2**20
 DIGITS_SHA256 = "45dad2042a8dfa1dff18cce66989ddeee726bbc1b49c32e016b08b5920cfa3f5"
 DIGITS_TRAIN = 1437
 
-ADMISSIONS = ("admit", "gre", "gpa", "rank")
+ADMISSIONS = "admit,gre,gpa,rank"
 
 
 class Source(NamedTuple):
@@ -129,10 +129,9 @@ def admissions() -> Pair:
         FileFormatError: the file is truncated or altered. DownloadError, MissingExtraError: there is no file.
     """
     (path,) = _fetch("admissions")
-    with _opened(path) as stream:
-        header, *lines = stream.read(MAX_BYTES).decode("ascii", "replace").splitlines() or [""]
-    if header != ",".join(ADMISSIONS):
-        raise _refuse(path, f"the first line {','.join(ADMISSIONS)}", repr(header[:80]))
+    header, *lines = _read_bytes(path).decode("ascii", "replace").splitlines() or [""]
+    if header != ADMISSIONS:
+        raise _refuse(path, f"the first line {ADMISSIONS}", repr(header[:80]))
     if len(lines) != 400:
         raise _refuse(path, "400 rows", f"{len(lines)} rows")
     try:
@@ -164,11 +163,10 @@ def fashion_mnist() -> tuple[Pair, Pair]:
     """Return Fashion-MNIST, 10 kinds of clothing in 28 x 28 grey pixels (Zalando Research, MIT licence).
 
     Returns:
-        `(x, y), (xt, yt)`: 60,000 training and 10,000 test rows. The pixels `x` are uint8, shape (n, 28, 28);
-        the classes `y` are int64, shape (n,).
+        `(x, y), (xt, yt)` like `mnist`: uint8 of shape (n, 28, 28) and int64 of shape (n,).
 
     Raises:
-        FileFormatError: a file is truncated or altered. DownloadError, MissingExtraError: there is no file.
+        FileFormatError, DownloadError, MissingExtraError: see `mnist`.
     """
     return _idx_set("fashion_mnist")
 
@@ -296,6 +294,14 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise _refuse(path, f"a whole {path.suffix} file", f"{type(error).__name__}: {error}") from error
 
 
+def _read_bytes(path: Path) -> bytes:
+    with _opened(path) as stream:
+        data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise _refuse(path, f"at most {MAX_BYTES} bytes", "more")
+    return data
+
+
 def _check_labels(path: object, labels: np.ndarray, classes: int) -> None:
     if labels.max() >= classes:
         raise _refuse(path, f"labels from 0 to {classes - 1}", labels.max())
@@ -319,8 +325,8 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def _idx_set(name: str) -> tuple[Pair, Pair]:
-    x_path, y_path, xt_path, yt_path = _fetch(name)
-    return _idx_pair(x_path, y_path), _idx_pair(xt_path, yt_path)
+    paths = _fetch(name)
+    return _idx_pair(*paths[:2]), _idx_pair(*paths[2:])
 
 
 def _idx_pair(x_path: Path, y_path: Path) -> Pair:
@@ -341,7 +347,7 @@ def _cifar_set(
     if folder is None:
         parts = _archive_parts(_fetch(name)[0], [f"{inner}/{file}" for file in (*train, test)])
     else:
-        parts = _folder_parts(_find_parts(folder, name, train, test))
+        parts = ((str(path), _read_bytes(path)) for path in _find_parts(folder, name, train, test))
     pairs = [_cifar_rows(path, data, classes, column) for path, data in parts]
     x, y = (np.concatenate(arrays) for arrays in zip(*pairs[:-1]))
     return (x, y), pairs[-1]
@@ -378,16 +384,6 @@ def _find_parts(folder: Path, name: str, train: list[str], test: str) -> list[Pa
         got = ", ".join(path.name for path in found + tests)
         warnings.warn(f"{name} in {folder} lacks {lacking}; got {got}", UserWarning, stacklevel=4)
     return found + tests
-
-
-def _folder_parts(paths: list[Path]) -> Iterator[tuple[str, bytes]]:
-    """Yield (path, content) of files."""
-    for path in paths:
-        with _opened(path) as stream:
-            data = stream.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise _refuse(path, f"at most {MAX_BYTES} bytes", "more")
-        yield str(path), data
 
 
 def _cifar_rows(path: str, data: bytes, classes: tuple[int, ...], column: int) -> Pair:

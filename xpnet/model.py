@@ -9,9 +9,10 @@ from . import loop, losses, metrics, optimizers
 from .backend import Array, Backend, get_backend, host_of, is_explicit, library_of, np, resolve
 from .callbacks import History, check_callbacks, resolve_verbose
 from .data import Data
-from .errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
+from .errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number, unknown_name
 from .layers import Input, Layer
 from .layers.base import rows_of
+from .metrics import get as make_metric
 from .network import Network, check_input, name_layers
 from .random import Stream, fresh_seed
 from .training import TrainState, make_evaluation, make_step
@@ -54,6 +55,7 @@ class Sequential:
 
     Attributes:
         seed, step, epoch: the streams' seed and counters. stop_training: set it in a callback to end `fit`.
+        compiled: what `compile` was given, or None.
 
     >>> from xpnet.layers import Dense
     >>> model = Sequential([Input((2,)), Dense(3, activation="relu"), Dense(1)], seed=0)
@@ -81,7 +83,7 @@ class Sequential:
         self._backend: Backend | None = get_backend(*self._where) if is_explicit(backend) else None
         self._network: Network | None = None
         self._state: TrainState | None = None
-        self._compiled: Compiled | None = None
+        self.compiled: Compiled | None = None
         self._program: Program | None = None
         self._inference: Any = None
         for layer in layers or ():
@@ -115,12 +117,8 @@ class Sequential:
         if self._network is not None:
             check_input(self._network, shape, "inputs")
             return
-        if not self.layers:
-            raise NotBuiltError("a model needs at least one layer before it is built; got 0 layers")
-        network = Network(self.layers, shape)
-        backend = self._backend or get_backend(*self._where)
-        for layer in self.layers:
-            layer.join(self)
+        self.prepare(shape)
+        network = self.network
         own = {f"{layer.name}/{k}": v for layer in self.layers for k, v in layer.own_values().items()}
         flats = []
         for layout in (network.layout, network.stats_layout):
@@ -129,8 +127,26 @@ class Sequential:
                 if path in own:
                     flat[where] = own[path].reshape(-1)
             flats.append(flat)
-        self._network, self._backend = network, backend
         self._place(flats[0], flats[1], (), 0.0)
+
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """Lay out the weights without making them (for `load_model`, which has them already)."""
+        if not self.layers:
+            raise NotBuiltError("a model needs at least one layer before it is built; got 0 layers")
+        network, backend = Network(self.layers, shape), self.backend
+        if self.compiled is not None:
+            _check_head(network, self.compiled.loss)
+        for layer in self.layers:
+            layer.join(self)
+        self._network, self._backend = network, backend
+
+    def restore(
+        self, values: Mapping[str, Any], slots: Sequence[Any], *, step: int, epoch: int, age: float
+    ) -> None:
+        """Take in all that a file holds: parameters and statistics by path, slots and counters."""
+        self.step, self.epoch = step, epoch
+        flats = [layout.from_host(values) for layout in (self.network.layout, self.network.stats_layout)]
+        self._place(flats[0], flats[1], slots, age)
 
     def _place(self, weights: Any, stats: Any, slots: Sequence[Any], age: float) -> None:
         """Put host arrays onto the backend as the state before the next step."""
@@ -207,17 +223,17 @@ class Sequential:
     @property
     def optimizer(self) -> optimizers.Optimizer | None:
         """The optimizer that `compile` was given; its `learning_rate` can be set."""
-        return self._compiled.optimizer if self._compiled else None
+        return self.compiled.optimizer if self.compiled else None
 
     @property
     def loss(self) -> losses.Loss | None:
         """The loss that `compile` was given."""
-        return self._compiled.loss if self._compiled else None
+        return self.compiled.loss if self.compiled else None
 
     @property
     def metrics_names(self) -> list[str]:
         """The names in the logs: "loss" and the metrics'."""
-        return ["loss", *(m.name for m in self._compiled.metrics)] if self._compiled else []
+        return ["loss", *(m.name for m in self.compiled.metrics)] if self.compiled else []
 
     def count_params(self) -> int:
         """Return the number of parameters and running statistics."""
@@ -276,8 +292,6 @@ class Sequential:
 
     def get_layer(self, name: str) -> Layer:
         """Return the layer of that name."""
-        from .errors import unknown_name
-
         name_layers(self.layers)
         for layer in self.layers:
             if layer.name == name:
@@ -326,7 +340,7 @@ class Sequential:
         compiled = Compiled(
             optimizers.get(optimizer),
             losses.get("mse" if loss is None else loss),
-            [_metric(m) for m in given],
+            [make_metric(m) for m in given],
             number("steps_per_execution", steps_per_execution, 1, integer=True),
         )
         if loss is None:
@@ -338,7 +352,7 @@ class Sequential:
             raise InvalidValueError(f"metrics must have different names; got {names[1:]}")
         if self._network is not None:
             _check_head(self._network, compiled.loss)
-        self._compiled, self._program = compiled, None
+        self.compiled, self._program = compiled, None
         if self._state is not None:
             self._state = self._state._replace(slots=(), age=self.backend.scalar(0.0))
 
@@ -368,9 +382,9 @@ class Sequential:
         return self._program
 
     def _need_compiled(self) -> Compiled:
-        if self._compiled is None:
+        if self.compiled is None:
             raise NotBuiltError("the model must be compiled first: call compile(optimizer, loss); got no loss")
-        return self._compiled
+        return self.compiled
 
     def inference(self) -> Any:
         """Return the compiled forward pass (once)."""
@@ -590,10 +604,6 @@ class Sequential:
             for layer in self.layers:
                 layer.join(self)
             self._place(**place)
-
-
-def _metric(identifier: Any) -> metrics.Metric:
-    return metrics.get(identifier)
 
 
 def _check_head(network: Network, loss: losses.Loss) -> None:

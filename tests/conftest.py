@@ -1,0 +1,37 @@
+"""The backend under test comes from XPNET_BACKEND; nox and CI run the suite once for each."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("JAX_ENABLE_X64", "1")  # the suite checks derivatives in float64
+
+from xpnet.backend import get_backend
+
+
+def pytest_configure(config):
+    if os.environ.get("XPNET_BACKEND") == "array_api_strict":
+        import array_api_strict
+
+        array_api_strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False)
+
+
+@pytest.fixture
+def backend():
+    """The backend under test, float32."""
+    return get_backend(dtype="float32")
+
+
+@pytest.fixture
+def backend64():
+    """The backend under test, float64."""
+    return get_backend(dtype="float64")
+
+
+@pytest.fixture
+def data_folder():
+    """The folder of real data sets, or a skip."""
+    folder = os.environ.get("XPNET_DATA")
+    if not folder or not os.path.isdir(folder):
+        pytest.skip("XPNET_DATA does not name a folder of data sets")
+    return folder

@@ -1,0 +1,233 @@
+"""One safetensors file for a model: weights, architecture, optimizer state, counters and seed. Never pickle.
+
+The tensors are the parameters by path ("dense_1/kernel") and the optimizer's flat slots ("optimizer/0", ...);
+the header's metadata hold the rest as JSON. Readers: any safetensors library, for the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import losses, metrics, optimizers
+from .backend import np
+from .errors import FileFormatError, XpnetError
+from .layers import registry
+from .model import Sequential
+from .network import Network
+
+__all__ = ["load_model", "save_model"]
+
+FORMAT, VERSION = "xpnet", 1
+MAX_HEADER = 100 * 2**20  # safetensors' own bound
+
+
+def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
+    """Write a built model to a file; a former file of that name is replaced only when all is written.
+
+    Args:
+        model: the model. path: where to; `.safetensors` by custom.
+
+    Raises:
+        NotBuiltError: the model has no weights yet. OSError: the file can't be written.
+    """
+    from safetensors.numpy import save
+
+    state, backend, network = model.state, model.backend, model.network
+    tensors = network.host_values(backend, state.weights, state.stats)
+    for i, slot in enumerate(state.slots):
+        tensors[f"optimizer/{i}"] = np.array(backend.host(slot))
+    description = {
+        "model": _architecture(model),
+        "compile": _compile_config(model),
+        "counters": {"step": model.step, "epoch": model.epoch, "age": float(backend.host(state.age))},
+        "seed": model.seed,
+        "dtype": backend.dtype_name,
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "description": json.dumps(description, sort_keys=True),
+    }
+    metadata["sha256"] = _checksum(tensors, metadata["description"])
+    _write(Path(path), save(tensors, metadata=metadata))
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    backend: Any = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    custom_objects: Mapping[str, type] | None = None,
+) -> Sequential:
+    """Return the model of a file, ready to predict and to go on training.
+
+    Args:
+        path: a file that `save` wrote. backend, device: where to compute, as for `Sequential`.
+        dtype: the precision, or None for the file's.
+        custom_objects: classes of one's own by name.
+
+    Raises:
+        FileFormatError: the file is truncated, altered, of another format, or of a newer version.
+        UnknownNameError: it needs a class that is not in `custom_objects`.
+    """
+    path = Path(path)
+    header, start = _read_header(path)
+    metadata = header.pop("__metadata__", {})
+    if metadata.get("format") != FORMAT:
+        raise FileFormatError(f"{path.name} is not a model file of xpnet; got format {metadata.get('format')!r}")
+    version = metadata.get("version", "")
+    if not version.isdigit() or int(version) > VERSION:
+        raise FileFormatError(
+            f"{path.name} was written by a newer xpnet: this one reads versions up to {VERSION}; got {version!r}"
+        )
+    try:
+        description = json.loads(metadata["description"])
+        model, slots = _make_model(description, backend, device, dtype, dict(custom_objects or {}))
+        counters = {k: type(v)(description["counters"][k]) for k, v in {"step": 0, "epoch": 0, "age": 0.0}.items()}
+    except XpnetError as error:
+        error.args = (f"{path.name}: {error}",)
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"the description in {path.name} can't be read; got {error!r}") from error
+    tensors = _read_tensors(path, header, start, model.network, slots, description["dtype"])
+    if _checksum(tensors, metadata["description"]) != metadata.get("sha256"):
+        raise FileFormatError(f"{path.name} was altered: its checksum does not fit; got {metadata.get('sha256')!r}")
+    model.restore(
+        {key: value for key, value in tensors.items() if not key.startswith("optimizer/")},
+        [tensors[f"optimizer/{i}"] for i in range(slots) if "optimizer/0" in tensors],
+        **counters,
+    )
+    return model
+
+
+def _architecture(model: Sequential) -> dict[str, Any]:
+    """Describe the layers; one that is used again is the number of its first place."""
+    places: dict[int, int] = {}
+    layers: list[Any] = []
+    for i, layer in enumerate(model.layers):
+        if id(layer) in places:
+            layers.append(places[id(layer)])
+        else:
+            places[id(layer)] = i
+            layers.append({"class_name": type(layer).__name__, "config": layer.get_config()})
+            if not layer.trainable:
+                layers[-1]["trainable"] = False
+    return {"name": model.name, "input_shape": list(model.input_shape), "layers": layers}
+
+
+def _compile_config(model: Sequential) -> dict[str, Any] | None:
+    compiled = model.compiled
+    if compiled is None:
+        return None
+    parts = (compiled.optimizer, compiled.loss, *compiled.metrics)
+    configs = [{"class_name": type(p).__name__, "config": p.get_config()} for p in parts]
+    return {
+        "optimizer": configs[0],
+        "loss": configs[1],
+        "metrics": configs[2:],
+        "steps_per_execution": compiled.steps_per_execution,
+    }
+
+
+def _make_model(
+    description: dict[str, Any], backend: Any, device: str | None, dtype: str | None, custom: dict[str, type]
+) -> tuple[Sequential, int]:
+    """Return the built model, without its weights, and the number of the optimizer's slots."""
+    layers: list[Any] = []
+    for entry in description["model"]["layers"]:
+        if isinstance(entry, int):
+            layers.append(layers[entry])
+        else:
+            layer = registry.get({k: entry[k] for k in ("class_name", "config")}, custom)
+            layer.trainable = bool(entry.get("trainable", True))
+            layers.append(layer)
+    model = Sequential(
+        layers,
+        seed=description["seed"],
+        dtype=dtype or description["dtype"],
+        backend=backend,
+        device=device,
+        name=description["model"]["name"],
+    )
+    config = description["compile"]
+    if config is not None:
+        model.compile(
+            optimizers.registry.get(config["optimizer"], custom),
+            losses.registry.get(config["loss"], custom),
+            [metrics.registry.get(m, custom) for m in config["metrics"]],
+            config["steps_per_execution"],
+        )
+    model.prepare(tuple(description["model"]["input_shape"]))
+    return model, len(model.optimizer.slots) if model.optimizer is not None else 0
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return safetensors' header, checked against the size of the file, and where the data begin."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER, size - 8):
+            raise FileFormatError(f"{path.name} is truncated or not a safetensors file; got {size} bytes")
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"the header of {path.name} can't be read; got {error!r}") from error
+    if not isinstance(header.get("__metadata__", {}), dict) or 8 + length + max(ends, default=0) != size:
+        raise FileFormatError(f"{path.name} is truncated or altered: its header states another size; got {size} bytes")
+    return header, 8 + length
+
+
+def _read_tensors(
+    path: Path, header: dict[str, Any], start: int, network: Network, slots: int, dtype: str
+) -> dict[str, np.ndarray]:
+    """Return the tensors, their names, types and shapes compared with the model's before any is read."""
+    shapes = {**network.layout.shapes, **network.stats_layout.shapes}
+    wanted = {path_: shapes[path_] for path_ in network.paths()}
+    # slots appear once the optimizer has made them, at the first step
+    wanted.update({f"optimizer/{i}": (network.layout.size,) for i in range(slots) if "optimizer/0" in header})
+    kind, width = {"float32": ("F32", 4), "float64": ("F64", 8)}[dtype]
+    found = {key: (entry.get("dtype"), tuple(entry.get("shape", ()))) for key, entry in header.items()}
+    if found != {key: (kind, shape) for key, shape in wanted.items()}:
+        odd = sorted(set(found.items()) ^ {(key, (kind, shape)) for key, shape in wanted.items()})
+        raise FileFormatError(f"the tensors in {path.name} are not those of its model; got {odd[0]}")
+    tensors = {}
+    with open(path, "rb") as file:
+        for key, shape in wanted.items():
+            first, last = header[key]["data_offsets"]
+            if last - first != math.prod(shape) * width:
+                raise FileFormatError(f"{key} in {path.name} has a wrong size; got {last - first} bytes")
+            file.seek(start + first)
+            data = file.read(last - first)
+            tensors[key] = np.frombuffer(data, dtype=f"<f{width}").reshape(shape)
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], description: str) -> str:
+    """SHA-256 over the description and, by name, each tensor's shape and bytes."""
+    digest = hashlib.sha256(description.encode())
+    for key in sorted(tensors):
+        digest.update(f"{key}{tensors[key].shape}".encode())
+        digest.update(np.ascontiguousarray(tensors[key]))
+    return digest.hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write to a temporary name beside the file and rename it: a crash leaves the former file whole."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
