@@ -172,7 +172,6 @@ def get(identifier: Any) -> Activation:
     """
     if callable(identifier) and not isinstance(identifier, (Activation, type)):
         raise InvalidTypeError(
-            "an activation needs its derivative too: derive from xpnet.activations.Activation; "
-            f"got {identifier!r}"
+            f"an activation needs its derivative too: derive from xpnet.activations.Activation; got {identifier!r}"
         )
     return registry.get("linear" if identifier is None else identifier)

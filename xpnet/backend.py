@@ -447,9 +447,7 @@ def _make(cls: type[Backend], device: str | None, dtype: str) -> Backend:
         ) from error
 
 
-def get_backend(
-    name: str | Backend | None = None, device: str | None = None, dtype: str | None = None
-) -> Backend:
+def get_backend(name: str | Backend | None = None, device: str | None = None, dtype: str | None = None) -> Backend:
     """Return a backend: by name, or as `use_backend` and the environment say, else NumPy.
 
     Args:
@@ -496,9 +494,7 @@ def resolve(
 
 
 @contextmanager
-def use_backend(
-    name: str | Backend, device: str | None = None, dtype: str | None = None
-) -> Iterator[Backend]:
+def use_backend(name: str | Backend, device: str | None = None, dtype: str | None = None) -> Iterator[Backend]:
     """Choose the backend for a block of code; in this thread (or task) only.
 
     >>> with use_backend("numpy", dtype="float64") as backend:
@@ -535,8 +531,8 @@ def host_of(x: Any) -> np.ndarray:
 
 def home_of(x: Any) -> Backend:
     """Return the backend of the library and device that `x` lives on: NumPy for anything unknown."""
-    cls = BACKENDS[library_of(x) or "numpy"]
-    return _make(cls, _make(cls, None, "float32").device_of(x), "float32")
+    library = _make(BACKENDS[library_of(x) or "numpy"], None, "float32")
+    return _make(type(library), library.device_of(x), "float32")
 
 
 def give_back(x: Array, like: Any, backend: Backend) -> Array:

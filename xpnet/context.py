@@ -9,7 +9,7 @@ from . import kernels
 from .backend import Array, Backend, give_back, host_of, library_of, np, resolve
 from .errors import InvalidTypeError
 
-__all__ = ["Arena", "Context", "enter", "numeric"]
+__all__ = ["Arena", "Context", "Spares", "enter", "numeric"]
 
 
 class Arena:
@@ -38,6 +38,24 @@ class Arena:
         return self._buffers[i]
 
 
+class Spares:
+    """Two buffers for each array that an update writes anew: to and fro, so that the former one stays."""
+
+    def __init__(self, xp: Any) -> None:
+        self._xp = xp
+        self._pairs: dict[int, list[Array]] = {}
+
+    def other(self, which: int, current: Array) -> Array:
+        """Return a buffer like the current array that is not it."""
+        pair = self._pairs.setdefault(which, [])
+        pair[:] = [b for b in pair if b.shape == current.shape and b.dtype == current.dtype]
+        free = next((b for b in pair if b is not current), None)
+        if free is None:
+            free = self._xp.empty_like(current)
+            pair.append(free)
+        return free
+
+
 class Context:
     """The namespace, the operations and the surroundings of one step.
 
@@ -50,7 +68,19 @@ class Context:
         inplace: whether there is memory for twins to write to.
     """
 
-    __slots__ = ("_arena", "backend", "carry", "draws", "dtype", "inplace", "ops", "place", "training", "xp")
+    __slots__ = (
+        "_arena",
+        "_spares",
+        "backend",
+        "carry",
+        "draws",
+        "dtype",
+        "inplace",
+        "ops",
+        "place",
+        "training",
+        "xp",
+    )
 
     def __init__(
         self,
@@ -58,6 +88,7 @@ class Context:
         training: bool = False,
         draws: Mapping[str, Array] | None = None,
         arena: Arena | None = None,
+        spares: Spares | None = None,
     ) -> None:
         self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
         self.ops = kernels.ops_for(backend.name)
@@ -66,7 +97,7 @@ class Context:
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}
         self.place: tuple[int, str] = (0, "")
-        self._arena = arena
+        self._arena, self._spares = arena, spares
 
     def draw(self, name: str) -> Array:
         """Return the mask that the current layer declared with `add_draw`, for this batch."""
@@ -88,6 +119,10 @@ class Context:
         if library_of(x) is None:
             x = numeric(x)
         return self.xp.astype(self.backend.bring(x), dtype, copy=False)
+
+    def spare(self, which: int, current: Array) -> Array:
+        """Return memory for the new value of the state's `which`-th array; it lives until the step after next."""
+        return self.xp.empty_like(current) if self._spares is None else self._spares.other(which, current)
 
 
 def enter(*arrays: Any, dtype: str | None = None) -> tuple[Context, Callable[[Array], Array]]:

@@ -105,7 +105,9 @@ class Data:
         self.weight = None if sample_weight is None else Column(sample_weight, "sample_weight")
         for column in (self.y, self.weight):
             if column is not None and len(column) != len(self.x):
-                raise ShapeError(f"x and {column.what} must have as many rows; got {len(self.x)} and {len(column)}")
+                raise ShapeError(
+                    f"x and {column.what} must have as many rows; got {len(self.x)} and {len(column)}"
+                )
         if self.weight is not None and self.weight.shape not in ((), (1,)):
             raise ShapeError(f"sample_weight must have shape ({len(self)},); got {self.weight.values.shape}")
 

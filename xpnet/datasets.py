@@ -4,9 +4,9 @@ Where the files of a data set come from, first match wins:
 
 * the folder `<name>` in the folder that the environment variable `XPNET_DATA` names, if it exists. Nothing is
   downloaded then, and the files need not be the originals;
-* the cache folder (of the user, or the one that `XPNET_CACHE` names), where the originals are downloaded
-  to over HTTPS and checked against their SHA-256 at every use. This needs `pip install 'xpnet[datasets]'`;
-  `XPNET_OFFLINE=1` forbids it.
+* the user's cache folder, or the one that `XPNET_CACHE` names. The originals are downloaded there over HTTPS,
+  and their SHA-256 is checked at every use. This needs `pip install 'xpnet[datasets]'`; `XPNET_OFFLINE=1`
+  forbids downloading.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ MAX_BYTES = 256 * 2**20
 # Of resources/digits.csv.gz; NOTICE.txt beside it says where it comes from and which seed ordered its rows.
 DIGITS_SHA256 = "45dad2042a8dfa1dff18cce66989ddeee726bbc1b49c32e016b08b5920cfa3f5"
 DIGITS_TRAIN = 1437
-
 ADMISSIONS = "admit,gre,gpa,rank"
 
 
@@ -112,7 +111,7 @@ def digits() -> tuple[Pair, Pair]:
     if got != DIGITS_SHA256:
         raise _refuse(path, f"the SHA-256 {DIGITS_SHA256}; install xpnet again", got)
     lines = gzip.decompress(packed).decode("ascii").splitlines()
-    table = np.loadtxt(lines, dtype=np.uint8, delimiter=",")
+    table = np.loadtxt(lines, np.uint8, delimiter=",")
     x, y = table[:, :64].astype(np.float32) / np.float32(16), table[:, 64].astype(np.int64)
     return (x[:DIGITS_TRAIN], y[:DIGITS_TRAIN]), (x[DIGITS_TRAIN:], y[DIGITS_TRAIN:])
 
@@ -284,17 +283,20 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a plain, .gz or .xz file; damage that shows while it is read becomes a FileFormatError."""
     import gzip
     import lzma
+    import tarfile
     import zlib
 
     openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+    damage = (gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError, EOFError)
     try:
         with openers.get(path.suffix, open)(path, "rb") as stream:
             yield stream
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+    except damage as error:
         raise _refuse(path, f"a whole {path.suffix} file", f"{type(error).__name__}: {error}") from error
 
 
 def _read_bytes(path: Path) -> bytes:
+    """Return the content of a file, decompressed, at most MAX_BYTES."""
     with _opened(path) as stream:
         data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -343,8 +345,7 @@ def _cifar_set(
     name: str, inner: str, train: list[str], test: str, classes: tuple[int, ...], column: int = 0
 ) -> tuple[Pair, Pair]:
     """Read the training files and the test file; `inner` is their folder in the archive."""
-    folder = _local(name)
-    if folder is None:
+    if (folder := _local(name)) is None:
         parts = _archive_parts(_fetch(name)[0], [f"{inner}/{file}" for file in (*train, test)])
     else:
         parts = ((str(path), _read_bytes(path)) for path in _find_parts(folder, name, train, test))
@@ -388,12 +389,11 @@ def _find_parts(folder: Path, name: str, train: list[str], test: str) -> list[Pa
 
 def _cifar_rows(path: str, data: bytes, classes: tuple[int, ...], column: int) -> Pair:
     """Return the images and labels of CIFAR records: one or two label bytes, then 3 planes of 32 x 32."""
-    first = len(classes)
-    record = first + 3 * 32 * 32
+    record = len(classes) + 3 * 32 * 32
     if not data or len(data) % record:
         raise _refuse(path, f"records of {record} bytes", f"{len(data)} bytes")
     rows = np.frombuffer(data, np.uint8).reshape(-1, record)
     for i, n in enumerate(classes):
         _check_labels(path, rows[:, i], n)
-    planes = rows[:, first:].reshape(-1, 3, 32, 32)
+    planes = rows[:, len(classes) :].reshape(-1, 3, 32, 32)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), rows[:, column].astype(np.int64)

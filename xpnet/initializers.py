@@ -107,7 +107,11 @@ class RandomUniform(Initializer):
     """
 
     def __init__(self, minval: float = -0.05, maxval: float = 0.05, seed: int | None = None) -> None:
-        self.minval, self.maxval, self.seed = number("minval", minval), number("maxval", maxval, minval), _seed(seed)
+        self.minval, self.maxval, self.seed = (
+            number("minval", minval),
+            number("maxval", maxval, minval),
+            _seed(seed),
+        )
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Return uniform numbers."""

@@ -87,7 +87,14 @@ class _Epoch:
     """One pass over the data."""
 
     def __init__(
-        self, model: Any, program: Any, data: Data, batch_size: int, shuffle: bool, class_weight: Any, epoch: int
+        self,
+        model: Any,
+        program: Any,
+        data: Data,
+        batch_size: int,
+        shuffle: bool,
+        class_weight: Any,
+        epoch: int,
     ) -> None:
         self.model, self.program, self.data, self.batch_size = model, program, data, batch_size
         self.class_weight, self.epoch = class_weight, epoch
@@ -132,9 +139,7 @@ class _Epoch:
 
 def non_finite(model: Any, program: Any, batch: Batch, where: str) -> NonFiniteError:
     """Return the error for a step that the guard held back, by replaying it."""
-    culprit = first_concerned(
-        model.backend, model.network, program.loss, program.optimizer, model.state, batch
-    )
+    culprit = first_concerned(model.backend, model.network, program.loss, program.optimizer, model.state, batch)
     return NonFiniteError(
         f"training stopped in {where}: {culprit} is not finite. Weights, optimizer and statistics are as they "
         "were before that step; a smaller learning rate or scaled inputs may help; got learning rate "

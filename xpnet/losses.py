@@ -403,7 +403,9 @@ def _in_unit_interval(who: str, y: np.ndarray) -> None:
 
 
 def _check_labels(who: str, y: np.ndarray, classes: int) -> None:
-    wrong = y[~((y >= 0) & (y < classes) & (y == np.floor(y)))] if y.dtype.kind == "f" else y[(y < 0) | (y >= classes)]
+    wrong = (
+        y[~((y >= 0) & (y < classes) & (y == np.floor(y)))] if y.dtype.kind == "f" else y[(y < 0) | (y >= classes)]
+    )
     if wrong.size:
         raise InvalidValueError(
             f"{who} takes labels that are whole numbers from 0 to {classes - 1}; got {wrong.flat[0].item()!r}"

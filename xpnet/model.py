@@ -246,7 +246,9 @@ class Sequential:
             layer = unit.layer
             again = any(u.layer is layer for u in self.network.units[: unit.position])
             shown = "(None, " + ", ".join(map(str, layer.output_shape or ())) + ")"
-            rows.append((f"{unit.key} ({type(layer).__name__})", shown, "0" if again else f"{layer.count_params():,}"))
+            rows.append(
+                (f"{unit.key} ({type(layer).__name__})", shown, "0" if again else f"{layer.count_params():,}")
+            )
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths)))
                  for r in rows]  # fmt: skip
@@ -315,8 +317,8 @@ class Sequential:
         old, state = self.backend, self._state
         self._backend, self._program, self._inference = new, None, None
         if state is not None:
-            host = [old.host(a) for a in (state.weights, state.stats)]
-            self._place(*host, [old.host(s) for s in state.slots], float(old.host(state.age)))
+            slots = [old.host(s) for s in state.slots]
+            self._place(old.host(state.weights), old.host(state.stats), slots, float(old.host(state.age)))
 
     # Training -----------------------------------------------------------------------------------------
 
@@ -475,7 +477,8 @@ class Sequential:
                 raise InvalidTypeError(
                     f"validation_data must be (x, y) or (x, y, sample_weight); got {type(validation_data).__name__}"
                 )
-            validation = self._checked(*validation_data, what="validation_data: ")
+            xv, yv, *wv = validation_data
+            validation = self._checked(xv, yv, wv[0] if wv else None, "validation_data: ")
         elif share:
             data, validation = data.split(share)
         return loop.fit(

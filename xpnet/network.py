@@ -52,9 +52,7 @@ class Network:
         for position, layer in enumerate(layers):
             shape = layer.ensure_built(shape)
             self.units.append(Unit(position, str(layer.name), layer))
-            self.draws += [
-                (f"{position}/{d.name}", (position << 16) + i, d) for i, d in enumerate(layer.draws)
-            ]
+            self.draws += [(f"{position}/{d.name}", (position << 16) + i, d) for i, d in enumerate(layer.draws)]
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
@@ -65,7 +63,9 @@ class Network:
         self.layout, self.stats_layout = Layout(trainable), Layout(fixed)
         keys = {key.rpartition("/")[0] for key in self.layout.slices}
         self.first_trainable = min((u.position for u in self.units if u.key in keys), default=len(self.units))
+        # where memory is written to in place, the same few buffers come back at every step
         self._views: list[tuple[Array, Array, dict[str, dict[str, Array]]]] = []
+        self._room: tuple[Array, dict[str, dict[str, Array]], dict[str, Array]] | None = None
 
     def score_units(self, activation: str) -> list[Unit] | None:
         """Return the units without the final activation of that name, None if they do not end in it."""
@@ -94,7 +94,7 @@ class Network:
             for path, view in layout.views(ctx.xp, flat).items():
                 key, _, name = path.rpartition("/")
                 result[key][name] = view
-        if ctx.inplace:  # the same few buffers come back at every step
+        if ctx.inplace:
             self._views = [(weights, stats, result), *self._views[:2]]
         return result
 
@@ -124,8 +124,8 @@ class Network:
             backs.append((unit, back))
 
         def backward(dy: Array) -> Array:
-            room = ctx.empty((self.layout.size,)) if ctx.inplace else None
-            into = self.params(ctx, room, stats) if room is not None else {}
+            room = self._room_for(ctx) if ctx.inplace else None
+            into = room[1] if room else {}
             grads: dict[str, Array] = {}
             used: set[str] = set()
             for unit, back in reversed(backs):
@@ -133,7 +133,7 @@ class Network:
                     break
                 first_time = unit.key not in used
                 used.add(unit.key)
-                there = into[unit.key] if room is not None and first_time else {}
+                there = into.get(unit.key, {}) if first_time else {}
                 dy, parts = back(dy, there, unit.position > self.first_trainable)
                 for name, part in parts.items():
                     if watch is not None:
@@ -141,9 +141,26 @@ class Network:
                     path = f"{unit.key}/{name}"
                     if path in self.layout.slices:
                         grads[path] = grads[path] + part if path in grads else part
-            return ctx.ops.pack(ctx, self.layout, grads, room) if grads else ctx.xp.zeros_like(weights)
+            if len(grads) != len(self.layout.slices):
+                missing = sorted(set(self.layout.slices) - set(grads))
+                raise InvalidValueError(
+                    f"a layer's backward must return all its gradients; got none for {missing}"
+                )
+            return ctx.ops.pack(ctx, self.layout, grads, room and room[::2]) if grads else weights
 
         return x, backward
+
+    def _room_for(self, ctx: Context) -> Any:
+        """Return the flat gradient to write to, and its views by layer and by path."""
+        flat = ctx.empty((self.layout.size,))
+        if self._room is None or self._room[0] is not flat:
+            paths = self.layout.views(ctx.xp, flat)
+            by_layer: dict[str, dict[str, Array]] = {}
+            for path, view in paths.items():
+                key, _, name = path.rpartition("/")
+                by_layer.setdefault(key, {})[name] = view
+            self._room = (flat, by_layer, paths)
+        return self._room
 
     def new_stats(self, ctx: Context, stats: Array) -> Array:
         """Return the flat statistics after a step, the carried ones in their places."""

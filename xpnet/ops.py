@@ -35,9 +35,7 @@ __all__ = [
 Backward = Callable[..., tuple[Array, dict[str, Array]]]
 
 
-def affine(
-    ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any
-) -> tuple[Array, Backward]:
+def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> tuple[Array, Backward]:
     """y = f(x W + b), and its backward.
 
     Args:
@@ -205,7 +203,14 @@ def momentum(
 
 
 def rmsprop(
-    ctx: Any, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, rho: float, epsilon: float, inside: bool
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: tuple[Array, ...],
+    lr: Array,
+    rho: float,
+    epsilon: float,
+    inside: bool,
 ) -> tuple[Array, tuple[Array, ...]]:
     """s' = rho s + (1 - rho) g^2;  w' = w - lr g / sqrt(s' + epsilon), or w - lr g / (sqrt(s') + epsilon).
 

@@ -213,9 +213,7 @@ class Adam(Optimizer):
     ) -> tuple[Array, tuple[Array, ...]]:
         """See `xpnet.ops.adam`."""
         corrected = self.epsilon_on == "corrected"
-        return ctx.ops.adam(
-            ctx, w, g, slots, lr, age, self.beta_1, self.beta_2, self.epsilon, corrected
-        )
+        return ctx.ops.adam(ctx, w, g, slots, lr, age, self.beta_1, self.beta_2, self.epsilon, corrected)
 
 
 def _choice(what: str, value: str, known: tuple[str, ...]) -> str:

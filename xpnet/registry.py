@@ -94,7 +94,9 @@ class Registry(Generic[T]):
             try:
                 return cls.from_config(config)
             except TypeError as error:
-                raise InvalidValueError(f"{self.kind} {cls.__name__} can't be made ({error}); got {config}") from error
+                raise InvalidValueError(
+                    f"{self.kind} {cls.__name__} can't be made ({error}); got {config}"
+                ) from error
         raise InvalidTypeError(
             f"a {self.kind} must be a name or an object of {self.base.__name__}; got {identifier!r}"
         )

@@ -99,11 +99,15 @@ def load_model(
         raise FileFormatError(f"the description in {path.name} can't be read; got {error!r}") from error
     tensors = _read_tensors(path, header, start, model.network, slots, description["dtype"])
     if _checksum(tensors, metadata["description"]) != metadata.get("sha256"):
-        raise FileFormatError(f"{path.name} was altered: its checksum does not fit; got {metadata.get('sha256')!r}")
+        raise FileFormatError(
+            f"{path.name} was altered: its checksum does not fit; got {metadata.get('sha256')!r}"
+        )
     model.restore(
         {key: value for key, value in tensors.items() if not key.startswith("optimizer/")},
         [tensors[f"optimizer/{i}"] for i in range(slots) if "optimizer/0" in tensors],
-        **counters,
+        step=step,
+        epoch=epoch,
+        age=age,
     )
     return model
 
@@ -182,7 +186,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(f"the header of {path.name} can't be read; got {error!r}") from error
     if not isinstance(header.get("__metadata__", {}), dict) or 8 + length + max(ends, default=0) != size:
-        raise FileFormatError(f"{path.name} is truncated or altered: its header states another size; got {size} bytes")
+        raise FileFormatError(
+            f"{path.name} is truncated or altered: its header states another size; got {size} bytes"
+        )
     return header, 8 + length
 
 
@@ -216,7 +222,7 @@ def _checksum(tensors: Mapping[str, np.ndarray], description: str) -> str:
     digest = hashlib.sha256(description.encode())
     for key in sorted(tensors):
         digest.update(f"{key}{tensors[key].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[key]))
+        digest.update(tensors[key].tobytes())
     return digest.hexdigest()
 
 

@@ -114,9 +114,7 @@ def check_gradients(
     _compare(repr(part), point, found, lambda p: float((work.host(run(p)[0]) * r).sum()), rng, tolerance)
 
 
-def _check_loss(
-    loss: Loss, work: Backend, rng: Any, p: np.ndarray, y_true: Any, tolerance: float
-) -> None:
+def _check_loss(loss: Loss, work: Backend, rng: Any, p: np.ndarray, y_true: Any, tolerance: float) -> None:
     def value(point: dict[str, np.ndarray]) -> float:
         return float(work.host(loss(y_true, work.array(point["y_pred"]))).sum())
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from . import kernels
 from .backend import Array, Backend
-from .context import Arena, Context
+from .context import Arena, Context, Spares
 from .losses import Loss
 from .metrics import Metric
 from .network import Network
@@ -48,12 +49,13 @@ class TrainState(NamedTuple):
 def _contexts(backend: Backend) -> Callable[..., Context]:
     """Return a maker of training contexts, which keeps an arena for each batch shape where twins need one."""
     arenas: dict[Any, Arena] = {}
+    spares = Spares(backend.xp)
 
     def context(draws: dict[str, Array], shape: tuple[int, ...]) -> Context:
-        if not backend.inplace:
+        if not (backend.inplace and kernels.enabled()):
             return Context(backend, True, draws)
         arena = arenas.get(shape) or arenas.setdefault(shape, Arena(backend.xp))
-        return Context(backend, True, draws, arena.restart())
+        return Context(backend, True, draws, arena.restart(), spares)
 
     return context
 
@@ -90,9 +92,7 @@ def make_step(
             stats = network.new_stats(ctx, stats)
             sound = ctx.ops.finite(ctx, weights, stats)
             sums = _add(sums, ctx, value, b, prediction, metrics)
-            return backend.when(
-                sound, lambda old: (sound, weights, slots, stats, age, sums), (sound, *kept[1:])
-            )
+            return backend.when(sound, lambda old: (sound, weights, slots, stats, age, sums), (sound, *kept[1:]))
 
         ok = s.ok & ctx.ops.finite(ctx, value, g)
         kept = (ok, s.weights, s.slots, s.stats, s.age, s.sums)

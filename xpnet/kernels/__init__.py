@@ -15,7 +15,18 @@ from .. import ops
 __all__ = ["TWINS", "enabled", "ops_for"]
 
 TWINS: dict[str, tuple[str, ...]] = {
-    "numpy": (),
+    "numpy": (
+        "affine",
+        "dropout",
+        "softmax_cross_entropy",
+        "pack",
+        "penalize",
+        "finite",
+        "sgd",
+        "momentum",
+        "rmsprop",
+        "adam",
+    ),
 }
 
 

@@ -87,11 +87,10 @@ class LeakyReLU(Activation):
         negative_slope: 0.01 as in PyTorch (Keras has 0.3 here). name, dtype: see `Layer`.
     """
 
-    def __init__(
-        self, negative_slope: float = 0.01, name: str | None = None, dtype: str | None = None
-    ) -> None:
-        super().__init__(activations.LeakyReLU(negative_slope), name=name, dtype=dtype)
-        self.negative_slope = self.activation.negative_slope
+    def __init__(self, negative_slope: float = 0.01, name: str | None = None, dtype: str | None = None) -> None:
+        leaky = activations.LeakyReLU(negative_slope)
+        super().__init__(leaky, name=name, dtype=dtype)
+        self.negative_slope = leaky.negative_slope
 
 
 class PReLU(Layer):

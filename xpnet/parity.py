@@ -1,0 +1,138 @@
+"""Is training the same on every backend? One pinned dropout network, step by step.
+
+With one seed, initial weights, batch order and dropout masks must be bit-equal; over 100 steps of Adam at rate
+1e-3 the losses must agree with those of NumPy's bodies to 1e-9 (float64) or 1e-4 (float32), relatively. With
+free seeds or larger rates a single ReLU that falls on the other side of 0 can part float32 curves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from . import loop
+from .backend import available_backends, get_backend, np
+from .data import Data
+from .layers import Dense, Dropout, Input
+from .model import Sequential
+from .optimizers import Adam
+from .training import zero_sums
+
+__all__ = ["LIMITS", "Run", "compare", "run"]
+
+LIMITS = {"float64": 1e-9, "float32": 1e-4}
+ROWS, FEATURES, CLASSES, BATCH = 480, 20, 5, 32
+
+
+class Run(NamedTuple):
+    """What a run left: digests of the bits, and the loss before each step."""
+
+    weights: str
+    batches: str
+    masks: str
+    losses: np.ndarray
+
+
+class Row(NamedTuple):
+    """One comparison with the reference."""
+
+    backend: str
+    dtype: str
+    seed: int
+    weights_equal: bool
+    batches_equal: bool
+    masks_equal: bool
+    difference: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether all bits are equal and the losses agree."""
+        bits = self.weights_equal and self.batches_equal and self.masks_equal
+        return bits and self.difference <= LIMITS[self.dtype]
+
+
+def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = True) -> Run:
+    """Train the pinned network for some steps.
+
+    >>> run("numpy", "float32", 0, steps=2).losses.shape
+    (2,)
+    """
+    with _kernels(kernels):
+        rng = np.random.Generator(np.random.Philox(1234))
+        x = rng.standard_normal((ROWS, FEATURES)).astype(np.float32)
+        y = np.argmax(x @ rng.standard_normal((FEATURES, CLASSES)), axis=1)
+        model = Sequential(
+            [
+                Input((FEATURES,)),
+                Dense(32, activation="relu"),
+                Dropout(0.2),
+                Dense(32, activation="relu"),
+                Dropout(0.5),
+                Dense(CLASSES, activation="softmax"),
+            ],
+            seed=seed,
+            backend=get_backend(backend, dtype=dtype),
+        )
+        model.compile(Adam(1e-3), "sparse_categorical_crossentropy")
+        program, work, data = model.program(), model.backend, Data(x, y)
+        digests = {name: hashlib.sha256() for name in ("weights", "batches", "masks")}
+        digests["weights"].update(work.host(model.weights).tobytes())
+        losses = np.empty(steps)
+        model.state = model.state._replace(lr=work.scalar(1e-3))
+        per_epoch = ROWS // BATCH
+        for step in range(steps):
+            order = model.stream.permutation(ROWS, step // per_epoch)
+            start = step % per_epoch * BATCH
+            batch = loop.make_batch(model, program, data, order[start : start + BATCH], step)
+            digests["batches"].update(work.host(batch.x).tobytes())
+            digests["batches"].update(work.host(batch.y).tobytes())
+            for key in sorted(batch.draws):
+                digests["masks"].update(work.host(batch.draws[key]).tobytes())
+            model.state = model.state._replace(sums=zero_sums(work, program.metrics))
+            model.state = program.run(model.state, [batch])
+            losses[step] = float(work.host(model.state.sums[0][0])) / BATCH
+        weights, batches, masks = (d.hexdigest() for d in digests.values())
+        return Run(weights, batches, masks, losses)
+
+
+def compare(
+    backends: Sequence[str] | None = None,
+    dtypes: Sequence[str] = ("float64", "float32"),
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = 100,
+) -> Iterator[Row]:
+    """Yield a row for each backend, with its twins, against NumPy's bodies.
+
+    Args:
+        backends: names, or None for those that can run here. dtypes, seeds, steps: what to run.
+    """
+    for dtype in dtypes:
+        for seed in seeds:
+            reference = run("numpy", dtype, seed, steps, kernels=False)
+            for name in backends or available_backends():
+                found = run(name, dtype, seed, steps)
+                yield Row(
+                    name,
+                    dtype,
+                    seed,
+                    found.weights == reference.weights,
+                    found.batches == reference.batches,
+                    found.masks == reference.masks,
+                    float(np.max(np.abs(found.losses / reference.losses - 1.0))),
+                )
+
+
+@contextmanager
+def _kernels(enabled: bool) -> Iterator[Any]:
+    before = os.environ.get("XPNET_KERNELS")
+    os.environ["XPNET_KERNELS"] = "1" if enabled else "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["XPNET_KERNELS"]
+        else:
+            os.environ["XPNET_KERNELS"] = before
