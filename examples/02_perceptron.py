@@ -27,7 +27,7 @@ for name, t in targets.items():
     # A straight line parts the ones from the zeros for AND and OR; for XOR there is no such line.
     assert (says(model) == t) == (name != "XOR")
 
-# 2. The rule itself, once: with w = 0, b = 0 the row (1, 1) gets o = 0; for t = 1 that makes w = (1, 1), b = 1.
+# 2. The rule itself, once: with w = 0, b = 0 the row (1, 1) gets o = 0; t = 1 then makes w = (1, 1), b = 1.
 model = xn.Sequential([xn.layers.Dense(1, activation="step", kernel_initializer="zeros")], seed=0)
 model.compile(optimizer=xn.optimizers.SGD(learning_rate=1.0), loss="perceptron")
 model.train_on_batch(x[3:], [1])

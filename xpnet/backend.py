@@ -473,7 +473,7 @@ def resolve(
 ) -> Backend:
     """Return the backend for a piece of work on `arrays`, in the order this file's first lines tell."""
     if isinstance(name, Backend):
-        backend = name if device in (None, name.device_name) else _make(type(name), device, name.dtype_name)
+        backend = name if device in (None, name.device_name) else _make(type(name), device, name.dtype_name)  # type: ignore[arg-type]
         return backend.with_dtype(dtype)
     chosen = _chosen.get()
     if name is None and chosen is not None:
@@ -486,11 +486,11 @@ def resolve(
     given = next((a for a in arrays if library_of(a) is not None), None)
     if name is None and variable is None and given is not None:
         home = home_of(given)
-        return _make(type(home), device or home.device_name, dtype)
+        return _make(type(home), device or home.device_name, dtype)  # type: ignore[arg-type]
     name = name or variable or "numpy"
     if device is None and variable in (None, name):
         device = os.environ.get("XPNET_DEVICE") or None
-    return _make(BACKENDS[name], device, dtype)
+    return _make(BACKENDS[name], device, dtype)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -531,8 +531,8 @@ def host_of(x: Any) -> np.ndarray:
 
 def home_of(x: Any) -> Backend:
     """Return the backend of the library and device that `x` lives on: NumPy for anything unknown."""
-    library = _make(BACKENDS[library_of(x) or "numpy"], None, "float32")
-    return _make(type(library), library.device_of(x), "float32")
+    library = _make(BACKENDS[library_of(x) or "numpy"], None, "float32")  # type: ignore[arg-type]
+    return _make(type(library), library.device_of(x), "float32")  # type: ignore[arg-type]
 
 
 def give_back(x: Array, like: Any, backend: Backend) -> Array:
@@ -553,7 +553,7 @@ def probe() -> list[dict[str, Any]]:
         try:
             row["version"] = cls.version()
             row["devices"] = cls.devices()
-            _make(cls, None, "float32")
+            _make(cls, None, "float32")  # type: ignore[arg-type]
             row.update(available=True, reason=None, install=None)
         except (ImportError, OSError) as error:
             row.update(reason=str(error), install=cls.install)

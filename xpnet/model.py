@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import loop, losses, metrics, optimizers
-from .backend import Array, Backend, get_backend, host_of, is_explicit, library_of, np, resolve
+from .backend import Array, Backend, get_backend, host_of, is_explicit, np, resolve
 from .callbacks import History, check_callbacks, resolve_verbose
 from .data import Data
 from .errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number, unknown_name
@@ -474,9 +474,8 @@ class Sequential:
         data, validation = self._checked(x, y, sample_weight), None
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
-                raise InvalidTypeError(
-                    f"validation_data must be (x, y) or (x, y, sample_weight); got {type(validation_data).__name__}"
-                )
+                kind = type(validation_data).__name__
+                raise InvalidTypeError(f"validation_data must be (x, y) or (x, y, sample_weight); got {kind}")
             xv, yv, *wv = validation_data
             validation = self._checked(xv, yv, wv[0] if wv else None, "validation_data: ")
         elif share:

@@ -91,7 +91,8 @@ def load_model(
     try:
         description = json.loads(metadata["description"])
         model, slots = _make_model(description, backend, device, dtype, dict(custom_objects or {}))
-        counters = {k: type(v)(description["counters"][k]) for k, v in {"step": 0, "epoch": 0, "age": 0.0}.items()}
+        counters = description["counters"]
+        step, epoch, age = int(counters["step"]), int(counters["epoch"]), float(counters["age"])
     except XpnetError as error:
         error.args = (f"{path.name}: {error}",)
         raise

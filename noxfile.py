@@ -1,0 +1,88 @@
+"""The test matrix: `nox` runs numpy, array_api_strict, cupy, examples and lint; `nox -s "tests(torch)"` one more.
+
+Arguments behind `--` go to pytest: `nox -s "tests(jax)" -- -k dropout`.
+"""
+
+import ctypes
+import os
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["tests(numpy)", "tests(array_api_strict)", "tests(cupy)", "examples", "lint"]
+
+PYTHONS = ["3.11", "3.12", "3.13"]  # supported; the one that runs nox is the default
+LIBRARIES = {
+    "numpy": [],
+    "array_api_strict": ["array-api-strict"],
+    "torch": ["torch==2.13.0"],
+    "jax": ["jax"],
+    "cupy": [],  # cuda12 or cuda13, as the driver says
+}
+
+
+def cuda_version() -> int | None:
+    """Return the major version of CUDA that the driver supports, or None without a driver or device."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return None
+    version, count = ctypes.c_int(0), ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    if driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+        return None
+    return version.value // 1000
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(name, id=name) for name in LIBRARIES])
+def tests(session: nox.Session, backend: str) -> None:
+    """Run the suite on one backend, under the current Python."""
+    run_suite(session, backend)
+
+
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """Run the suite on NumPy under each Python that is supported: `nox -s pythons-3.13`."""
+    run_suite(session, "numpy")
+
+
+def run_suite(session: nox.Session, backend: str) -> None:
+    """Install xpnet with one array library, and run pytest."""
+    extra = ""
+    if backend == "cupy":
+        version = cuda_version()
+        if version not in (12, 13):
+            session.skip("no CUDA driver with a device was found" if version is None else f"CUDA {version}")
+        extra = f",cuda{version}"
+    session.install(f".[test{extra}]", *LIBRARIES[backend])
+    environment = {"XPNET_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": "", **coverage(session)}
+    measured = ["--cov=xpnet", "--cov-report="] if "COVERAGE_FILE" in environment else []
+    session.run("pytest", "--ignore=tests/test_examples.py", *measured, *session.posargs, env=environment)
+
+
+def coverage(session: nox.Session) -> dict[str, str]:
+    """Return where this session's coverage goes: one file each, for `coverage combine`."""
+    if not os.environ.get("XPNET_COVERAGE"):
+        return {}
+    folder = os.path.abspath(os.environ["XPNET_COVERAGE"])
+    os.makedirs(folder, exist_ok=True)
+    name = "".join(c if c.isalnum() else "-" for c in session.friendly_name)
+    return {"COVERAGE_FILE": os.path.join(folder, f".coverage.{name}")}
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run every example, on the backend of XPNET_BACKEND or else NumPy."""
+    session.install(".[test,plot]", *LIBRARIES[os.environ.get("XPNET_BACKEND") or "numpy"])
+    session.run("pytest", "tests/test_examples.py", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format and types."""
+    session.install(".", "ruff", "mypy")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")

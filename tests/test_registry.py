@@ -1,0 +1,98 @@
+"""Names <-> classes, objects <-> plain dictionaries."""
+
+import json
+
+import pytest
+
+from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
+from xpnet.registry import Configurable, Registry, snake_case
+
+
+class Thing(Configurable):
+    def __init__(self, size=1, inner=None, shape=()):
+        self.size, self.inner, self.shape = size, inner, shape
+
+
+class BigThing(Thing):
+    def __init__(self, size=100):
+        super().__init__(size)
+
+
+THINGS = Registry("thing", Thing)
+THINGS.add(Thing, BigThing, huge=BigThing)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("HeNormal", "he_normal"),
+        ("PReLU", "prelu"),
+        ("LeakyReLU", "leaky_relu"),
+        ("ReLU", "relu"),
+        ("SGD", "sgd"),
+        ("RMSprop", "rmsprop"),
+        ("L1L2", "l1l2"),
+        ("MeanSquaredError", "mean_squared_error"),
+        ("BatchNormalization", "batch_normalization"),
+    ],
+)
+def test_snake_case(name, expected):
+    assert snake_case(name) == expected
+
+
+@pytest.mark.parametrize("name", ["BigThing", "big_thing", "BIG_THING", "huge", BigThing])
+def test_get_by_name_or_class(name):
+    found = THINGS.get(name)
+    assert type(found) is BigThing
+    assert found.size == 100
+
+
+def test_get_keeps_objects_and_reads_dictionaries():
+    thing = Thing(5)
+    assert THINGS.get(thing) is thing
+    made = THINGS.get({"class_name": "Thing", "config": {"size": 7}})
+    assert (type(made), made.size) == (Thing, 7)
+
+
+def test_custom_objects_come_first():
+    class Mine(Thing):
+        pass
+
+    assert type(THINGS.get("mine", {"mine": Mine})) is Mine
+    assert type(THINGS.get({"class_name": "Thing", "config": {}}, {"Thing": Mine})) is Mine
+
+
+@pytest.mark.parametrize(
+    ("identifier", "error", "says", "ends"),
+    [
+        ("big_thin", UnknownNameError, "did you mean 'big_thing'", "got 'big_thin'"),
+        ({"class_name": "Nothing", "config": {}}, UnknownNameError, "unknown thing", "got 'Nothing'"),
+        ({"class_name": None, "config": {}}, UnknownNameError, "unknown thing", "got None"),
+        (
+            {"class_name": "Thing", "config": {"colour": 1}},
+            InvalidValueError,
+            "thing Thing can't be made",
+            "got {'colour': 1}",
+        ),
+        ({"class_name": "Thing"}, InvalidTypeError, "a name or an object of Thing", "got {'class_name': 'Thing'}"),
+        (3.5, InvalidTypeError, "a name or an object of Thing", "got 3.5"),
+        (None, InvalidTypeError, "a name or an object of Thing", "got None"),
+        (int, InvalidTypeError, "a name or an object of Thing", "got <class 'int'>"),
+    ],
+)
+def test_get_refuses(identifier, error, says, ends):
+    with pytest.raises(error) as caught:
+        THINGS.get(identifier)
+    assert says in str(caught.value)
+    assert str(caught.value).endswith(ends)
+
+
+def test_config_is_plain_and_nested():
+    config = Thing(2, BigThing(), (3, 4)).get_config()
+    assert config == {"size": 2, "inner": {"class_name": "BigThing", "config": {"size": 100}}, "shape": [3, 4]}
+    assert json.loads(json.dumps(config)) == config
+    assert Thing.from_config(config).get_config() == config
+
+
+def test_repr_leaves_out_none():
+    assert repr(Thing(2)) == "Thing(size=2, shape=[])"
