@@ -59,7 +59,7 @@ def run_suite(session: nox.Session, backend: str) -> None:
     session.install(f".[test{extra}]", *LIBRARIES[backend])
     environment = {"XPNET_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": "", **coverage(session)}
     measured = ["--cov=xpnet", "--cov-report="] if "COVERAGE_FILE" in environment else []
-    session.run("pytest", "--ignore=tests/test_examples.py", *measured, *session.posargs, env=environment)
+    session.run("python", "-m", "pytest", "--ignore=tests/test_examples.py", *measured, *session.posargs, env=environment)
 
 
 def coverage(session: nox.Session) -> dict[str, str]:
@@ -68,7 +68,8 @@ def coverage(session: nox.Session) -> dict[str, str]:
         return {}
     folder = os.path.abspath(os.environ["XPNET_COVERAGE"])
     os.makedirs(folder, exist_ok=True)
-    name = "".join(c if c.isalnum() else "-" for c in session.friendly_name)
+    setting = [os.environ.get(name, "") for name in ("XPNET_KERNELS", "XPNET_DEVICE")]
+    name = "".join(c if c.isalnum() else "-" for c in "-".join([session.friendly_name, *setting]))
     return {"COVERAGE_FILE": os.path.join(folder, f".coverage.{name}")}
 
 

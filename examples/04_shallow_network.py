@@ -48,7 +48,7 @@ else:
         ax.set_title(f"{name}: {accuracy[name]:.1%}")
     figure.savefig("decision_boundary.png")
 
-    z = np.linspace(-4, 4, 401)
+    z = np.linspace(-4, 4, 401, dtype=np.float32)
     figure = Figure(figsize=(14, 3.5))
     for ax, name in zip(figure.subplots(1, 4), ["sigmoid", "tanh", "relu", "leaky_relu"]):
         f = xn.activations.get(name)

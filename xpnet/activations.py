@@ -10,7 +10,7 @@ from typing import Any
 from .backend import Array
 from .context import enter
 from .errors import InvalidTypeError, InvalidValueError, number
-from .registry import Configurable, Registry
+from .registry import Configurable, Registry, snake_case
 
 __all__ = ["Activation", "LeakyReLU", "Linear", "ReLU", "Sigmoid", "Softmax", "Step", "Tanh", "get"]
 
@@ -27,7 +27,7 @@ class Activation(Configurable):
     @property
     def name(self) -> str:
         """The name by which `get` finds it."""
-        return next(k for k, cls in registry.classes.items() if cls is type(self) and k == k.lower())
+        return snake_case(type(self).__name__)
 
     def forward(self, xp: Any, z: Array) -> Array:
         """Return f(z)."""

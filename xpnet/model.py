@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from . import loop, losses, metrics, optimizers
@@ -79,8 +80,8 @@ class Sequential:
         self.step, self.epoch, self.stop_training = 0, 0, False
         self.stream = Stream(self.seed)
         self._where = (backend, device, dtype)
-        self._settled = False  # whether the backend can no longer follow the first arrays
         self._backend: Backend | None = get_backend(*self._where) if is_explicit(backend) else None
+        self._settled = self._backend is not None  # else the first arrays decide
         self._network: Network | None = None
         self._state: TrainState | None = None
         self.compiled: Compiled | None = None
@@ -111,7 +112,21 @@ class Sequential:
         Raises:
             ShapeError: a layer can't take it, or the model is built for another shape.
         """
-        self._build(rows_of(input_shape))
+        with self._as_before_on_error():
+            self._build(rows_of(input_shape))
+
+    @contextmanager
+    def _as_before_on_error(self) -> Iterator[None]:
+        """Undo what the first data have settled (shapes, weights, backend) when they turn out not to fit."""
+        before = self._backend, self._settled, self._network, self._state, self._program, self._inference
+        fresh = [layer for layer in self.layers if not layer.built]
+        try:
+            yield
+        except BaseException:
+            self._backend, self._settled, self._network, self._state, self._program, self._inference = before
+            for layer in fresh:
+                layer.unbuild()
+            raise
 
     def _build(self, shape: tuple[int, ...]) -> None:
         if self._network is not None:
@@ -398,7 +413,7 @@ class Sequential:
         """Settle the backend by the first arrays, and build or compare shapes."""
         if not build and not self.built:
             raise NotBuiltError("the model must be built first: call build(input_shape), or fit; got 0 weights")
-        if not self._settled and not is_explicit(self._where[0]):
+        if not self._settled:
             wanted = resolve((data.x.values,), None, *self._where[1:])
             if self._backend is not None and self._backend is not wanted:
                 self._move(wanted)
@@ -417,10 +432,24 @@ class Sequential:
 
     def _check_data(self, data: Data, compiled: Compiled, build: bool) -> Data:
         self._ready(data, build)
+        _check_head(self.network, compiled.loss)
         out = self.network.output_shape
         limit = float(np.finfo(self.backend.dtype_name).max)
         data.check(limit, lambda y, rows: compiled.loss.check(y, (rows, *out)))
         return data
+
+    def _training_data(
+        self, x: Any, y: Any, sample_weight: Any, validation_data: Any, share: float
+    ) -> tuple[Data, Data | None]:
+        """Return the checked training data, and those for validation if there are any."""
+        data = self._checked(x, y, sample_weight)
+        if validation_data is None:
+            return data.split(share) if share else (data, None)
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+            kind = type(validation_data).__name__
+            raise InvalidTypeError(f"validation_data must be (x, y) or (x, y, sample_weight); got {kind}")
+        xv, yv, *wv = validation_data
+        return data, self._checked(xv, yv, wv[0] if wv else None, "validation_data: ")
 
     def fit(
         self,
@@ -471,15 +500,8 @@ class Sequential:
         resolve_verbose(verbose)
         callbacks = check_callbacks(callbacks)
         factors = _class_factors(class_weight)
-        data, validation = self._checked(x, y, sample_weight), None
-        if validation_data is not None:
-            if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
-                kind = type(validation_data).__name__
-                raise InvalidTypeError(f"validation_data must be (x, y) or (x, y, sample_weight); got {kind}")
-            xv, yv, *wv = validation_data
-            validation = self._checked(xv, yv, wv[0] if wv else None, "validation_data: ")
-        elif share:
-            data, validation = data.split(share)
+        with self._as_before_on_error():
+            data, validation = self._training_data(x, y, sample_weight, validation_data, share)
         return loop.fit(
             self,
             data,
@@ -510,7 +532,8 @@ class Sequential:
             NonFiniteError: a loss, gradient or weight was not finite; nothing is changed then.
         """
         factors = _class_factors(class_weight)
-        data = self._checked(x, y, sample_weight)
+        with self._as_before_on_error():
+            data = self._checked(x, y, sample_weight)
         program = self.program()
         return self._scores(loop.train_on_batch(self, program, data, factors), return_dict)
 
@@ -554,9 +577,9 @@ class Sequential:
 
     def __call__(self, x: Any) -> Array:
         """Return `predict(x)`; builds the model at first use."""
-        data = Data(x)
-        self._ready(data, build=True)
-        return self.predict(x)
+        with self._as_before_on_error():
+            self._ready(Data(x), build=True)
+            return self.predict(x)
 
     def _batch_size(self, batch_size: int | None) -> int:
         return number("batch_size", 1024 if batch_size is None else batch_size, 1, integer=True)

@@ -149,7 +149,12 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield check  # somebody else decides what Ctrl-C does
         return
-    signal.signal(signal.SIGINT, lambda number, frame: pending.append(number))
+
+    def note(number: int, frame: Any) -> None:
+        check()  # a second Ctrl-C does not wait
+        pending.append(number)
+
+    signal.signal(signal.SIGINT, note)
     try:
         yield check
     finally:

@@ -199,6 +199,11 @@ class Layer(Configurable):
             )
         self._model = weakref.ref(model)
 
+    def unbuild(self) -> None:
+        """Forget the shapes, as if it had never been built."""
+        self.input_shape = self.output_shape = self._alone = self._model = None
+        self.specs, self.draws = [], []
+
     def own_values(self) -> dict[str, np.ndarray]:
         """Return the values that it had before a model took it over, if any."""
         return dict(self._alone or {})

@@ -1,0 +1,147 @@
+"""Where weights start: bounds, moments, fans, names, and the same numbers everywhere."""
+
+import math
+
+import numpy as np
+import pytest
+
+from xpnet import initializers
+from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
+from xpnet.initializers import Constant, RandomNormal, RandomUniform, VarianceScaling, fans
+from xpnet.random import Stream
+
+SHAPE = (300, 200)  # 60,000 numbers
+
+# name: (bound, standard deviation) for fan_in 300, fan_out 200
+SCALED = {
+    "glorot_uniform": (math.sqrt(6 / 500), math.sqrt(2 / 500)),
+    "glorot_normal": (2 * math.sqrt(2 / 500) / 0.87962566, math.sqrt(2 / 500)),
+    "he_uniform": (math.sqrt(6 / 300), math.sqrt(2 / 300)),
+    "he_normal": (2 * math.sqrt(2 / 300) / 0.87962566, math.sqrt(2 / 300)),
+    "lecun_uniform": (math.sqrt(3 / 300), math.sqrt(1 / 300)),
+    "lecun_normal": (2 * math.sqrt(1 / 300) / 0.87962566, math.sqrt(1 / 300)),
+    "random_uniform": (0.05, 0.1 / math.sqrt(12)),
+    "variance_scaling": (2 * math.sqrt(1 / 300) / 0.87962566, math.sqrt(1 / 300)),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_bounds_and_moments(name):
+    bound, deviation = SCALED[name]
+    values = initializers.get(name).values(Stream(0), 0, SHAPE)
+    assert values.shape == SHAPE
+    assert values.dtype == np.float64
+    largest = np.abs(values).max()
+    assert 0.99 * bound < largest <= bound * (1 + 1e-7)
+    n = values.size
+    assert abs(values.mean()) < 4 * deviation / math.sqrt(n)
+    assert abs(values.std() / deviation - 1) < 4 / math.sqrt(2 * n)
+
+
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
+@pytest.mark.parametrize("distribution", ["uniform", "truncated_normal"])
+def test_variance_scaling(mode, distribution):
+    n = {"fan_in": 300, "fan_out": 200, "fan_avg": 250}[mode]
+    values = VarianceScaling(3.0, mode, distribution).values(Stream(1), 0, SHAPE)
+    assert abs(values.var() * n / 3.0 - 1) < 0.03
+
+
+def test_random_normal():
+    values = RandomNormal(2.0, 0.5).values(Stream(0), 0, SHAPE)
+    assert abs(values.mean() - 2.0) < 4 * 0.5 / math.sqrt(values.size)
+    assert abs(values.std() - 0.5) < 0.01
+    assert np.abs(values - 2.0).max() > 1.5  # not truncated
+
+
+def test_random_uniform_interval():
+    values = RandomUniform(-1.0, 3.0).values(Stream(0), 0, SHAPE)
+    assert -1.0 <= values.min() < -0.99
+    assert 2.99 < values.max() < 3.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((784, 128), (784, 128)), ((5,), (5, 5)), ((), (1, 1)), ((3, 3, 8, 16), (72, 144)), ((2, 4, 6), (8, 12))],
+)
+def test_fans(shape, expected):
+    assert fans(shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("identifier", "value"),
+    [("zeros", 0), ("zero", 0), ("Zeros", 0), ("ones", 1), ("one", 1), ("constant", 0), (Constant(2.5), 2.5)],
+)
+def test_constants(identifier, value):
+    np.testing.assert_array_equal(initializers.get(identifier).values(Stream(0), 3, (2, 3)), np.full((2, 3), value))
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"), [("normal", "RandomNormal"), ("uniform", "RandomUniform"), ("he_normal", "HeNormal")]
+)
+def test_aliases(alias, name):
+    assert type(initializers.get(alias)).__name__ == name
+
+
+@pytest.mark.parametrize("name", [*SCALED, "random_normal"])
+def test_the_numbers_follow_seed_and_slot(name):
+    make = initializers.get(name)
+    first = make.values(Stream(5), 2, (4, 3))
+    np.testing.assert_array_equal(make.values(Stream(5), 2, (4, 3)), first)
+    assert (make.values(Stream(6), 2, (4, 3)) != first).any()
+    assert (make.values(Stream(5), 3, (4, 3)) != first).any()
+
+
+def test_an_own_seed_wins():
+    make = RandomNormal(seed=3)
+    np.testing.assert_array_equal(make.values(Stream(1), 0, (5,)), make.values(Stream(2), 9, (5,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "golden"),
+    [
+        ("glorot_uniform", [-0.25461733, -0.91228354, 0.12250221]),
+        ("he_normal", [0.0, 0.0, 0.0]),
+        ("random_normal", [0.0, 0.0, 0.0]),
+        ("random_uniform", [0.0, 0.0, 0.0]),
+    ],
+)
+def test_alone_the_same_numbers_on_every_backend(backend, name, golden):
+    make = initializers.get({"class_name": name, "config": {"seed": 11}})
+    array = make((3, 2))
+    assert array.shape == (3, 2)
+    assert array.dtype == backend.dtype
+    np.testing.assert_allclose(backend.host(array).reshape(-1)[:3], golden, rtol=1e-6)
+
+
+def test_alone_without_a_seed_it_differs_from_call_to_call(backend):
+    make = RandomUniform()
+    assert (backend.host(make((8,))) != backend.host(make((8,)))).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_alone_in_a_dtype(backend, dtype):
+    assert make_dtype(backend, initializers.get("ones")((2,), dtype)) == dtype
+
+
+def make_dtype(backend, array):
+    return str(backend.host(array).dtype)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "ends"),
+    [
+        (lambda: initializers.get("he_norml"), UnknownNameError, "got 'he_norml'"),
+        (lambda: initializers.get(3), InvalidTypeError, "got 3"),
+        (lambda: Constant("1"), InvalidTypeError, "got '1'"),
+        (lambda: RandomNormal(stddev=-1), InvalidValueError, "got -1"),
+        (lambda: RandomNormal(seed=-2), InvalidValueError, "got -2"),
+        (lambda: RandomUniform(1, 0), InvalidValueError, "got 0"),
+        (lambda: VarianceScaling(0), InvalidValueError, "got 0"),
+        (lambda: VarianceScaling(mode="fan"), UnknownNameError, "got 'fan'"),
+        (lambda: VarianceScaling(distribution="cauchy"), UnknownNameError, "got 'cauchy'"),
+    ],
+)
+def test_errors(make, error, ends):
+    with pytest.raises(error) as caught:
+        make()
+    assert str(caught.value).endswith(ends)
