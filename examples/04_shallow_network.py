@@ -40,7 +40,7 @@ except ImportError:
 else:
     side = np.linspace(-5, 5, 101)
     grid = np.stack([a.ravel() for a in np.meshgrid(side, side)], axis=1)
-    figure = Figure(figsize=(10, 5))
+    figure = Figure(figsize=(10, 5), layout="tight")
     for ax, (name, model) in zip(figure.subplots(1, 2), models.items()):
         a = model.predict(grid).reshape(101, 101)
         ax.contourf(side, side, a, levels=[0, 0.5, 1], cmap="coolwarm", alpha=0.4)
@@ -49,7 +49,7 @@ else:
     figure.savefig("decision_boundary.png")
 
     z = np.linspace(-4, 4, 401, dtype=np.float32)
-    figure = Figure(figsize=(14, 3.5))
+    figure = Figure(figsize=(14, 3.5), layout="tight")
     for ax, name in zip(figure.subplots(1, 4), ["sigmoid", "tanh", "relu", "leaky_relu"]):
         f = xn.activations.get(name)
         ax.plot(z, f(z), label="f(z)")

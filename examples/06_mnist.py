@@ -12,13 +12,14 @@ import xpnet as xn
 from xpnet.datasets import mnist
 
 
-class Stopwatch(xn.callbacks.Callback):
-    """Measure the epochs."""
+class Pace(xn.callbacks.Callback):
+    """Halve the learning rate from epoch to epoch, and measure the epochs."""
 
     def __init__(self):
         self.seconds = []
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = 0.002 / 2**epoch  # far at first, then fine
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -44,19 +45,13 @@ model = xn.Sequential(
     seed=0,
 )
 model.summary()
-model.compile(
-    optimizer=xn.optimizers.Adam(learning_rate=0.001),
-    loss="sparse_categorical_crossentropy",
-    metrics=["accuracy"],
-)
-stopwatch = Stopwatch()
-model.fit(x, y, batch_size=128, epochs=5, callbacks=[stopwatch])
+model.compile(xn.optimizers.Adam(), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+pace = Pace()
+model.fit(x, y, batch_size=128, epochs=5, callbacks=[pace])
 
 loss, accuracy = model.evaluate(x_test, y_test)
 print(f"10,000 test images: loss {loss:.4f}, accuracy {accuracy:.4f}")
-print(
-    f"{model.backend.name}, {model.backend.dtype_name}: {np.median(stopwatch.seconds):.2f} s an epoch "
-    f"(the first {stopwatch.seconds[0]:.2f} s)"
-)
+first, usual = pace.seconds[0], np.median(pace.seconds)
+print(f"{model.backend.name}, {model.backend.dtype_name}: {usual:.2f} s an epoch (the first {first:.2f} s)")
 assert accuracy >= 0.978
 print("ok")

@@ -97,9 +97,8 @@ def test_class_weights_are_the_weights_of_their_rows():
     factors = {0: 3, 2: 0.5}
     rows = np.array([factors.get(int(c), 1.0) for c in LABELS])
     results = []
-    for kwargs in ({"class_weight": factors}, {"sample_weight": rows}, {"class_weight": {0: 3}, "sample_weight": 1}):
-        if kwargs.get("sample_weight") is 1:  # noqa: F632
-            kwargs["sample_weight"] = np.where(LABELS == 2, 0.5, 1.0)  # both multiply
+    both = {"class_weight": {0: 3}, "sample_weight": np.where(LABELS == 2, 0.5, 1.0)}  # they multiply
+    for kwargs in ({"class_weight": factors}, {"sample_weight": rows}, both):
         model = xn.Sequential([Dense(3, activation="softmax")], seed=0, dtype="float64")
         model.compile(SGD(0.1), "sparse_categorical_crossentropy")
         model.build((3,))

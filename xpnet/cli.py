@@ -1,4 +1,4 @@
-"""The command line: `python -m xpnet info`, `python -m xpnet parity`."""
+"""The command line: `python -m xpnet info`, `parity`, `bench`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from . import __version__
 from .backend import BACKENDS, get_backend, np, probe
+from .bench import run as bench
 from .errors import XpnetError
 
 __all__ = ["main"]
@@ -34,9 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     parity.add_argument("--backends", nargs="+", choices=list(BACKENDS), help="default: those that can run")
     parity.add_argument("--steps", type=int, default=100)
     parity.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    timing = commands.add_parser("bench", help="time a training step beside the peers that are installed")
+    bench.add_arguments(timing)
     options = parser.parse_args(arguments)
+    run = {"info": _info, "parity": _parity, "bench": bench.main}[options.command]
     try:
-        return _info(options) if options.command == "info" else _parity(options)
+        return run(options)
     except XpnetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

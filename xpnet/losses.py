@@ -109,7 +109,7 @@ class Loss(Configurable):
         ctx, leave = enter(y_pred, y_true, sample_weight, dtype=self.dtype)
         p = ctx.asarray(y_pred)
         if p.ndim == 0:
-            raise ShapeError(f"y_pred must have shape (batch, ...); got shape {p.shape}")
+            raise ShapeError(f"y_pred must have shape (batch, ...); got shape {tuple(p.shape)}")
         shape = tuple(p.shape)
         p = ctx.xp.expand_dims(p, axis=-1) if p.ndim == 1 else p
         self.check(numeric(y_true), tuple(p.shape))
@@ -352,7 +352,7 @@ class PerceptronCriterion(Loss):
         self._same_shape(y, shape)
         wrong = y[~np.isin(y, (-1, 0, 1))]
         if wrong.size:
-            raise InvalidValueError(f"PerceptronCriterion takes targets -1 (or 0) and 1; got {wrong.flat[0]!r}")
+            raise InvalidValueError(f"PerceptronCriterion takes targets -1 (or 0) and 1; got {wrong.flat[0].item()!r}")
 
     def score_terms(self, ctx: Context, y: Array, z: Array, weight: Any) -> tuple[Array, Array, Array]:
         """Return the criterion, its derivative by z, and step(z)."""
@@ -399,7 +399,7 @@ def _several_classes(who: str, shape: tuple[int, ...]) -> None:
 def _in_unit_interval(who: str, y: np.ndarray) -> None:
     wrong = y[~((y >= 0) & (y <= 1))]
     if wrong.size:
-        raise InvalidValueError(f"{who} takes targets in [0, 1]; got {wrong.flat[0]!r}")
+        raise InvalidValueError(f"{who} takes targets in [0, 1]; got {wrong.flat[0].item()!r}")
 
 
 def _check_labels(who: str, y: np.ndarray, classes: int) -> None:

@@ -67,6 +67,8 @@ class Metric(Configurable):
         weight = None if sample_weight is None else ctx.asarray(sample_weight)
         if p.ndim == 0 or y.shape[:1] != p.shape[:1]:
             raise ShapeError(f"y_true must have {tuple(p.shape)[:1]} rows as y_pred has; got {tuple(y.shape)}")
+        if weight is not None and (weight.ndim > p.ndim - 1 or weight.shape != p.shape[: weight.ndim]):
+            raise ShapeError(f"sample_weight must have shape {tuple(p.shape)[:1]}; got {tuple(weight.shape)}")
         metric = self.for_shapes(tuple(y.shape), tuple(p.shape))
         batch = tuple(leave(s) for s in metric.measure(ctx, y, p, weight))
         old = self._sums
@@ -136,6 +138,8 @@ class CategoricalAccuracy(Metric):
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return 1 for a hit, else 0."""
         xp = ctx.xp
+        if y.shape != p.shape:
+            raise ShapeError(f"one-hot targets must have the outputs' shape {tuple(p.shape)}; got {tuple(y.shape)}")
         return xp.astype(xp.argmax(p, axis=-1) == xp.argmax(y, axis=-1), p.dtype)
 
 
@@ -148,6 +152,8 @@ class SparseCategoricalAccuracy(Metric):
         """Return 1 for a hit, else 0."""
         xp = ctx.xp
         best = xp.argmax(p, axis=-1)
+        if y.shape not in (best.shape, (*best.shape, 1)):
+            raise ShapeError(f"class numbers must have shape {tuple(best.shape)}; got {tuple(y.shape)}")
         return xp.astype(best == xp.astype(xp.reshape(y, best.shape), best.dtype), p.dtype)
 
 
@@ -170,7 +176,7 @@ class Accuracy(Metric):
 
 def _like(ctx: Context, y: Array, p: Array) -> Array:
     """Return targets in the shape and dtype of the outputs: (n,) fits (n, 1)."""
-    if math.prod(y.shape) != math.prod(p.shape):
+    if y.shape != p.shape and not (p.shape[-1] == 1 and y.shape == p.shape[:-1]):
         raise ShapeError(f"targets must have the outputs' shape {tuple(p.shape)}; got {tuple(y.shape)}")
     return ctx.xp.astype(ctx.xp.reshape(y, p.shape), p.dtype, copy=False)
 

@@ -1,0 +1,376 @@
+"""Losses: values and gradients by hand, against PyTorch and scikit-learn, and against central differences."""
+
+import numpy as np
+import pytest
+
+from xpnet import activations, losses
+from xpnet.context import Context
+from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
+from xpnet.losses import (
+    BinaryCrossentropy,
+    CategoricalCrossentropy,
+    Loss,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    PerceptronCriterion,
+    SparseCategoricalCrossentropy,
+)
+from xpnet.testing import assert_close, check_gradients
+
+LOG = np.log
+RNG = np.random.default_rng(0)
+SCORES = RNG.standard_normal((6, 4))
+SHARES = np.exp(SCORES) / np.exp(SCORES).sum(-1, keepdims=True)
+LABELS = np.array([0, 3, 1, 1, 2, 3])
+HOT = np.eye(4)[LABELS]
+SOFT = RNG.dirichlet(np.ones(4), 6)
+BITS = RNG.integers(0, 2, (6, 4)).astype(float)
+PROBABILITIES = 1 / (1 + np.exp(-SCORES))
+WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5, 1.0, 3.0])
+
+# loss, y_true, y_pred: every loss in each of its forms
+CASES = {
+    "mse": (MeanSquaredError, {}, SOFT, SCORES),
+    "mae": (MeanAbsoluteError, {}, SOFT, SCORES),
+    "bce": (BinaryCrossentropy, {}, BITS, PROBABILITIES),
+    "bce_soft": (BinaryCrossentropy, {"label_smoothing": 0.2}, SOFT, PROBABILITIES),
+    "bce_logits": (BinaryCrossentropy, {"from_logits": True}, BITS, SCORES),
+    "bce_logits_smooth": (BinaryCrossentropy, {"from_logits": True, "label_smoothing": 0.3}, BITS, SCORES),
+    "cce": (CategoricalCrossentropy, {}, HOT, SHARES),
+    "cce_unnormalized": (CategoricalCrossentropy, {}, SOFT, PROBABILITIES),
+    "cce_smooth": (CategoricalCrossentropy, {"label_smoothing": 0.1}, HOT, SHARES),
+    "cce_logits": (CategoricalCrossentropy, {"from_logits": True}, HOT, SCORES),
+    "cce_logits_soft": (CategoricalCrossentropy, {"from_logits": True, "label_smoothing": 0.1}, SOFT, SCORES),
+    "cce_logits_sum_not_1": (CategoricalCrossentropy, {"from_logits": True}, BITS, SCORES),
+    "sparse": (SparseCategoricalCrossentropy, {}, LABELS, SHARES),
+    "sparse_unnormalized": (SparseCategoricalCrossentropy, {}, LABELS, PROBABILITIES),
+    "sparse_logits": (SparseCategoricalCrossentropy, {"from_logits": True}, LABELS, SCORES),
+    "perceptron": (PerceptronCriterion, {}, BITS * 2 - 1, SCORES),
+}
+
+
+def case(name, /, **more):
+    cls, kwargs, y, p = CASES[name]
+    return cls(**kwargs, **more), y, p
+
+
+def test_every_loss_is_a_case():
+    assert {cls for cls, *_ in CASES.values()} == set(losses.registry.classes.values())
+
+
+# Values -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "p", "value", "grad"),
+    [
+        (MeanSquaredError(), [[1.0, 2.0]], [[2.0, 4.0]], 2.5, [[1.0, 2.0]]),
+        (MeanSquaredError(), [1.0, 2.0], [2.0, 4.0], 2.5, [1.0, 2.0]),
+        (MeanAbsoluteError(), [[1.0, 2.0]], [[2.0, 0.0]], 1.5, [[0.5, -0.5]]),
+        (MeanAbsoluteError(), [[1.0]], [[1.0]], 0.0, [[0.0]]),
+        (BinaryCrossentropy(), [1.0, 0.0], [0.8, 0.5], -(LOG(0.8) + LOG(0.5)) / 2, [-0.625, 1.0]),
+        (BinaryCrossentropy(from_logits=True), [1.0, 0.0], [0.0, 0.0], LOG(2.0), [-0.25, 0.25]),
+        (BinaryCrossentropy(label_smoothing=0.5), [1.0], [0.5], LOG(2.0), [-1.0]),
+        (CategoricalCrossentropy(), [[0.0, 1.0]], [[0.5, 0.5]], LOG(2.0), [[1.0, -1.0]]),
+        (CategoricalCrossentropy(), [[0.0, 1.0]], [[1.0, 3.0]], LOG(4 / 3), [[0.25, -1 / 12]]),
+        (CategoricalCrossentropy(from_logits=True), [[0.0, 1.0]], [[3.0, 3.0]], LOG(2.0), [[0.5, -0.5]]),
+        (SparseCategoricalCrossentropy(), [1], [[0.25, 0.75]], LOG(4 / 3), [[1.0, -1 / 3]]),
+        (SparseCategoricalCrossentropy(from_logits=True), [0], [[5.0, 5.0]], LOG(2.0), [[-0.5, 0.5]]),
+        (PerceptronCriterion(), [1.0, -1.0, 1.0, 0.0], [-2.0, 3.0, 4.0, -1.0], 5 / 4, [-0.25, 0.25, 0, 0]),
+        (PerceptronCriterion(), [1.0, -1.0], [0.0, 0.0], 0.0, [-0.5, 0.0]),
+    ],
+)
+def test_by_hand(backend64, loss, y, p, value, grad):
+    found = loss.value_and_grad(y, backend64.array(p, "float64"))
+    assert_close(found[0], backend64.scalar(value))
+    assert_close(found[1], backend64.array(grad, "float64"))
+    assert_close(loss(y, backend64.array(p, "float64")), found[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reductions_and_weights(backend64, name):
+    """Everything follows from the rows' values with reduction "none"."""
+    loss, y, p = case(name, reduction=None)
+    p = backend64.array(p)
+    rows, grads = (backend64.host(a) for a in loss.value_and_grad(y, p))
+    assert rows.shape == (6,)
+    for weight in (None, WEIGHTS):
+        w = np.ones(6) if weight is None else weight
+        for reduction, factor in {
+            "sum_over_batch_size": w / 6,
+            "mean": w / 6,
+            "sum": w,
+            "mean_with_sample_weight": w / w.sum(),
+            "none": w,
+        }.items():
+            value, grad = case(name, reduction=reduction)[0].value_and_grad(y, p, weight)
+            wanted = rows * factor if reduction == "none" else (rows * factor).sum()
+            assert_close(value, backend64.array(wanted), message=f"{name} {reduction}")
+            assert_close(grad, backend64.array(grads * factor[:, None]), message=f"{name} {reduction}")
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight", "none"])
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(backend64, name, reduction):
+    loss, y, p = case(name, reduction=reduction)
+    check_gradients(loss, p.shape, y_true=y, inputs=p, backend=backend64)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_further_axes_are_rows_too(backend64, name):
+    loss, y, p = case(name)
+    deep = loss.value_and_grad(y.reshape(2, 3, *y.shape[1:]), backend64.array(p.reshape(2, 3, 4)))
+    flat = loss.value_and_grad(y, backend64.array(p))
+    assert_close(deep[0], flat[0])
+    assert_close(backend64.host(deep[1]).reshape(6, 4), backend64.host(flat[1]))
+
+
+def test_weights_of_the_batch_hold_for_all_its_rows(backend64):
+    p, y = backend64.array(SCORES.reshape(2, 3, 4)), SOFT.reshape(2, 3, 4)
+    loss = MeanSquaredError()
+    assert_close(loss(y, p, [1.0, 3.0]), loss(y, p, [[1.0] * 3, [3.0] * 3]))
+
+
+def test_weights_that_are_all_0_give_0(backend64):
+    loss = MeanSquaredError("mean_with_sample_weight")
+    value, grad = loss.value_and_grad(SOFT, backend64.array(SCORES), np.zeros(6))
+    assert_close(value, backend64.scalar(0.0))
+    assert_close(grad, backend64.zeros((6, 4)))
+
+
+# Against others -----------------------------------------------------------------------------------------
+
+PEERS = {
+    "mse": lambda f, t: lambda p: f.mse_loss(p, t(SOFT)),
+    "mae": lambda f, t: lambda p: f.l1_loss(p, t(SOFT)),
+    "bce": lambda f, t: lambda p: f.binary_cross_entropy(p, t(BITS)),
+    "bce_logits": lambda f, t: lambda p: f.binary_cross_entropy_with_logits(p, t(BITS)),
+    "cce": lambda f, t: lambda p: f.nll_loss((p / p.sum(-1, keepdim=True)).log(), t(LABELS)),
+    "cce_unnormalized": lambda f, t: lambda p: -(t(SOFT) * (p / p.sum(-1, keepdim=True)).log()).sum(-1).mean(),
+    "cce_smooth": lambda f, t: lambda p: -(t(HOT * 0.9 + 0.025) * (p / p.sum(-1, keepdim=True)).log()).sum(-1).mean(),
+    "cce_logits": lambda f, t: lambda p: f.cross_entropy(p, t(LABELS)),
+    "cce_logits_soft": lambda f, t: lambda p: f.cross_entropy(p, t(SOFT), label_smoothing=0.1),
+    "sparse_logits": lambda f, t: lambda p: f.cross_entropy(p, t(LABELS)),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_like_pytorch(backend64, name):
+    torch = pytest.importorskip("torch")
+    loss, y, p = case(name)
+    leaf = torch.tensor(p, requires_grad=True)
+    wanted = PEERS[name](torch.nn.functional, torch.tensor)(leaf)
+    wanted.backward()
+    value, grad = loss.value_and_grad(y, backend64.array(p))
+    assert_close(backend64.host(value), wanted.detach().numpy())
+    assert_close(backend64.host(grad), leaf.grad.numpy())
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHTS])
+def test_like_scikit_learn(weight):
+    sk = pytest.importorskip("sklearn.metrics")
+    mean = "mean_with_sample_weight"
+    sparse = SparseCategoricalCrossentropy(reduction=mean)(LABELS, SHARES, weight)
+    assert float(sparse) == pytest.approx(sk.log_loss(LABELS, SHARES, sample_weight=weight), rel=1e-9)
+    binary = BinaryCrossentropy(reduction=mean)(BITS[:, 0], PROBABILITIES[:, 0], weight)
+    assert float(binary) == pytest.approx(sk.log_loss(BITS[:, 0], PROBABILITIES[:, 0], sample_weight=weight), rel=1e-9)
+    for mine, theirs in ((MeanSquaredError, sk.mean_squared_error), (MeanAbsoluteError, sk.mean_absolute_error)):
+        assert float(mine(mean)(SOFT, SCORES, weight)) == pytest.approx(theirs(SOFT, SCORES, sample_weight=weight))
+
+
+# From scores --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"), [("bce", "sigmoid"), ("cce", "softmax"), ("sparse", "softmax")]
+)
+def test_from_scores_it_is_the_loss_of_the_activation(backend64, name, activation):
+    loss, y, _ = case(name)
+    scores = backend64.array(SCORES)
+    wanted = loss(y, activations.get(activation)(scores))
+    assert loss.fuses == activation
+    assert_close(case(name, from_logits=True)[0](y, scores), wanted)
+    target = backend64.array(y) if name != "sparse" else backend64.array(y, "int32")
+    value, dz, a = loss.measure(Context(backend64), target, scores, None, fused=True)
+    assert_close(value, wanted, check_dtype=False)
+    assert_close(a, activations.get(activation)(scores))
+    hot = HOT if name == "sparse" else y
+    assert_close(dz, (a - backend64.array(hot)) / (24 if name == "bce" else 6))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("loss", "y", "z", "value", "grad"),
+    [
+        (BinaryCrossentropy(from_logits=True), [1.0, 0.0], [1e4, -1e4], 0.0, [0.0, 0.0]),
+        (BinaryCrossentropy(from_logits=True), [0.0, 1.0], [1e4, -1e4], 1e4, [0.5, -0.5]),
+        (CategoricalCrossentropy(from_logits=True), [[1.0, 0.0]], [[-1e4, 1e4]], 2e4, [[-1.0, 1.0]]),
+        (SparseCategoricalCrossentropy(from_logits=True), [1], [[-1e4, 1e4]], 0.0, [[0.0, 0.0]]),
+    ],
+)
+def test_large_scores_stay_finite(backend, dtype, loss, y, z, value, grad):
+    found = loss.value_and_grad(y, backend.array(z, dtype))
+    assert_close(found[0], backend.array(value, dtype), rtol=1e-6)
+    assert_close(found[1], backend.array(grad, dtype))
+
+
+# Clipping -----------------------------------------------------------------------------------------------
+
+
+def test_probabilities_are_clipped(backend64):
+    worst = -LOG(1e-7)
+    value, grad = BinaryCrossentropy(reduction=None).value_and_grad([1.0, 0.0, 1.0], backend64.array([0.0, 1.0, 1.0]))
+    assert_close(value, backend64.array([worst, worst, -LOG(1 - 1e-7)]), rtol=1e-6)
+    assert_close(grad, backend64.zeros(3))  # outside the interval it is constant
+    for loss, y in ((CategoricalCrossentropy(), [[0.0, 1.0]]), (SparseCategoricalCrossentropy(), [1])):
+        value, grad = loss.value_and_grad(y, backend64.array([[1.0, 0.0]]))
+        assert_close(value, backend64.scalar(worst))
+        assert np.isfinite(backend64.host(grad)).all()
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_float32_clips_to_something_finite(backend, p):
+    value, grad = BinaryCrossentropy().value_and_grad([1.0 - p], backend.array([p], "float32"))
+    assert 15 < float(value) < 17
+    assert float(grad[0]) == 0
+
+
+# The perceptron's rule ----------------------------------------------------------------------------------
+
+
+def test_a_step_down_the_criterion_is_the_perceptrons_rule(backend64):
+    """w += rate (t - step(w x)) x, exactly, also where w x = 0."""
+    rng, rate = np.random.default_rng(3), 0.5
+    w = np.zeros(3)
+    for x, t in zip(rng.integers(-2, 3, (20, 3)).astype(float), rng.integers(0, 2, 20)):
+        z = backend64.array([w @ x])
+        dz = backend64.host(PerceptronCriterion().value_and_grad([2.0 * t - 1], z)[1])
+        rule = w + rate * (t - float(w @ x > 0)) * x
+        w = w - rate * dz[0] * x
+        np.testing.assert_array_equal(w, rule)
+    assert w.any()
+
+
+# Shapes, dtypes, libraries ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mse", "mae", "bce", "bce_logits", "perceptron"])
+def test_a_column_and_a_row_of_numbers_are_the_same(backend64, name):
+    """(n,) against (n, 1) aligns; it never broadcasts to (n, n)."""
+    loss, y, p = case(name)
+    y, p = y[:, 0], p[:, 0]
+    value, grad = loss.value_and_grad(y, backend64.array(p), WEIGHTS)
+    for y_shape, p_shape in (((6, 1), (6,)), ((6,), (6, 1)), ((6, 1), (6, 1))):
+        again = loss.value_and_grad(y.reshape(y_shape), backend64.array(p.reshape(p_shape)), WEIGHTS)
+        assert_close(again[0], value)
+        assert again[1].shape == p_shape
+        assert_close(backend64.host(again[1]).reshape(6), backend64.host(grad))
+
+
+def test_labels_may_stand_in_a_column(backend64):
+    loss, p = SparseCategoricalCrossentropy(), backend64.array(SHARES)
+    assert_close(loss(LABELS[:, None], p), loss(LABELS, p))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64", "float32", "float64"])
+def test_labels_of_any_dtype(backend, dtype):
+    p = backend.array(SHARES, "float32")
+    loss = SparseCategoricalCrossentropy()
+    value = loss(LABELS.astype(dtype), p)
+    assert float(value) == pytest.approx(-LOG(SHARES[np.arange(6), LABELS]).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_result_is_of_the_predictions_library_and_dtype(backend, name):
+    loss, y, p = case(name)
+    y = y.astype(np.float32) if y.dtype == np.float64 else y
+    value, grad = loss.value_and_grad(y, backend.array(p, "float32"))
+    assert_close(value, backend.array(0.0, "float32"), atol=1e9)
+    assert_close(grad, backend.array(np.zeros((6, 4)), "float32"), atol=1e9)
+    there = loss.value_and_grad(y, p.astype(np.float32))
+    assert isinstance(there[1], np.ndarray)
+    assert there[1].dtype == np.float32
+
+
+def test_dtype(backend):
+    value = MeanSquaredError(dtype="float64")(SOFT.astype(np.float32), SCORES.astype(np.float32))
+    assert str(value.dtype) == "float64"
+
+
+# Names and errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("mse", MeanSquaredError),
+        ("mean_squared_error", MeanSquaredError),
+        ("mae", MeanAbsoluteError),
+        ("binary_crossentropy", BinaryCrossentropy),
+        ("bce", BinaryCrossentropy),
+        ("categorical_crossentropy", CategoricalCrossentropy),
+        ("sparse_categorical_crossentropy", SparseCategoricalCrossentropy),
+        ("perceptron", PerceptronCriterion),
+        ("perceptron_criterion", PerceptronCriterion),
+        ("MeanSquaredError", MeanSquaredError),
+    ],
+)
+def test_names(name, cls):
+    assert type(losses.get(name)) is cls
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config_round_trip(name):
+    loss, y, p = case(name, reduction="sum", name="mine", dtype="float64")
+    again = losses.get({"class_name": type(loss).__name__, "config": loss.get_config()})
+    assert again.get_config() == loss.get_config()
+    assert again.name == "mine"
+    assert float(again(y, p)) == float(loss(y, p))
+
+
+SPARSE, HOTTED = SparseCategoricalCrossentropy(), CategoricalCrossentropy()
+P2 = [[0.5, 0.5], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "ends"),
+    [
+        (lambda: losses.get("msee"), UnknownNameError, "got 'msee'"),
+        (lambda: losses.get(abs), InvalidTypeError, "got <built-in function abs>"),
+        (lambda: MeanSquaredError("average"), UnknownNameError, "got 'average'"),
+        (lambda: MeanSquaredError(dtype="float16"), UnknownNameError, "got 'float16'"),
+        (lambda: BinaryCrossentropy(label_smoothing=1.5), InvalidValueError, "got 1.5"),
+        (lambda: CategoricalCrossentropy(label_smoothing=-0.5), InvalidValueError, "got -0.5"),
+        (lambda: SPARSE([0, 2], P2), InvalidValueError, "from 0 to 1; got 2"),
+        (lambda: SPARSE([0, -1], P2), InvalidValueError, "got -1"),
+        (lambda: SPARSE([0, 0.5], P2), InvalidValueError, "got 0.5"),
+        (lambda: SPARSE([0, float("nan")], P2), InvalidValueError, "got nan"),
+        (lambda: SPARSE([0, 1, 1], P2), ShapeError, "got (3,)"),
+        (lambda: SPARSE([[0, 1], [1, 0]], P2), ShapeError, "'categorical_crossentropy'); got (2, 2)"),
+        (lambda: SPARSE([0, 1], [[1.0], [0.5]]), ShapeError, "'binary_crossentropy'); got outputs of shape (2, 1)"),
+        (lambda: HOTTED([0, 1], P2), ShapeError, "'sparse_categorical_crossentropy'); got (2,)"),
+        (lambda: HOTTED([[1.0], [0.0]], [1.0, 0.5]), ShapeError, "got outputs of shape (2, 1)"),
+        (lambda: HOTTED([[0, 2], [1, 0]], P2), InvalidValueError, "targets in [0, 1]; got 2"),
+        (lambda: BinaryCrossentropy()([0, -1], [0.5, 0.5]), InvalidValueError, "got -1"),
+        (lambda: BinaryCrossentropy()([0.0, float("nan")], [0.5, 0.5]), InvalidValueError, "got nan"),
+        (lambda: PerceptronCriterion()([1, 2], [0.5, 0.5]), InvalidValueError, "got 2"),
+        (lambda: MeanSquaredError()([[1, 2, 3]], P2), ShapeError, "shape (2, 2); got (1, 3)"),
+        (lambda: MeanSquaredError()([[1, 2]], [1.0, 2.0]), ShapeError, "(2, 1) or (2,); got (1, 2)"),
+        (lambda: MeanAbsoluteError()(1.0, 2.0), ShapeError, "got shape ()"),
+        (lambda: MeanSquaredError()([1, 2], [1.0, 2.0], [1.0]), ShapeError, "sample_weight must have shape (2,); got (1,)"),
+        (lambda: MeanSquaredError()(["a", "b"], [1.0, 2.0]), InvalidTypeError, "got dtype <U1 (list)"),
+        (lambda: MeanSquaredError()([[1], [1, 2]], [1.0, 2.0]), InvalidTypeError, "got list"),
+    ],
+)
+def test_errors(call, error, ends):
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value).endswith(ends)
+
+
+def test_a_loss_of_ones_own_needs_terms():
+    class Mine(Loss):
+        pass
+
+    with pytest.raises(TypeError, match="Mine must define terms"):
+        Mine()([1.0], [1.0])
