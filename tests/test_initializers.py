@@ -72,7 +72,9 @@ def test_fans(shape, expected):
     [("zeros", 0), ("zero", 0), ("Zeros", 0), ("ones", 1), ("one", 1), ("constant", 0), (Constant(2.5), 2.5)],
 )
 def test_constants(identifier, value):
-    np.testing.assert_array_equal(initializers.get(identifier).values(Stream(0), 3, (2, 3)), np.full((2, 3), value))
+    np.testing.assert_array_equal(
+        initializers.get(identifier).values(Stream(0), 3, (2, 3)), np.full((2, 3), value)
+    )
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,9 @@ PEERS = {
     "bce_logits": lambda f, t: lambda p: f.binary_cross_entropy_with_logits(p, t(BITS)),
     "cce": lambda f, t: lambda p: f.nll_loss((p / p.sum(-1, keepdim=True)).log(), t(LABELS)),
     "cce_unnormalized": lambda f, t: lambda p: -(t(SOFT) * (p / p.sum(-1, keepdim=True)).log()).sum(-1).mean(),
-    "cce_smooth": lambda f, t: lambda p: -(t(HOT * 0.9 + 0.025) * (p / p.sum(-1, keepdim=True)).log()).sum(-1).mean(),
+    "cce_smooth": lambda f, t: (
+        lambda p: -(t(HOT * 0.9 + 0.025) * (p / p.sum(-1, keepdim=True)).log()).sum(-1).mean()
+    ),
     "cce_logits": lambda f, t: lambda p: f.cross_entropy(p, t(LABELS)),
     "cce_logits_soft": lambda f, t: lambda p: f.cross_entropy(p, t(SOFT), label_smoothing=0.1),
     "sparse_logits": lambda f, t: lambda p: f.cross_entropy(p, t(LABELS)),
@@ -173,7 +175,9 @@ def test_like_scikit_learn(weight):
     sparse = SparseCategoricalCrossentropy(reduction=mean)(LABELS, SHARES, weight)
     assert float(sparse) == pytest.approx(sk.log_loss(LABELS, SHARES, sample_weight=weight), rel=1e-9)
     binary = BinaryCrossentropy(reduction=mean)(BITS[:, 0], PROBABILITIES[:, 0], weight)
-    assert float(binary) == pytest.approx(sk.log_loss(BITS[:, 0], PROBABILITIES[:, 0], sample_weight=weight), rel=1e-9)
+    assert float(binary) == pytest.approx(
+        sk.log_loss(BITS[:, 0], PROBABILITIES[:, 0], sample_weight=weight), rel=1e-9
+    )
     for mine, theirs in ((MeanSquaredError, sk.mean_squared_error), (MeanAbsoluteError, sk.mean_absolute_error)):
         assert float(mine(mean)(SOFT, SCORES, weight)) == pytest.approx(theirs(SOFT, SCORES, sample_weight=weight))
 
@@ -181,9 +185,7 @@ def test_like_scikit_learn(weight):
 # From scores --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "activation"), [("bce", "sigmoid"), ("cce", "softmax"), ("sparse", "softmax")]
-)
+@pytest.mark.parametrize(("name", "activation"), [("bce", "sigmoid"), ("cce", "softmax"), ("sparse", "softmax")])
 def test_from_scores_it_is_the_loss_of_the_activation(backend64, name, activation):
     loss, y, _ = case(name)
     scores = backend64.array(SCORES)
@@ -219,7 +221,9 @@ def test_large_scores_stay_finite(backend, dtype, loss, y, z, value, grad):
 
 def test_probabilities_are_clipped(backend64):
     worst = -LOG(1e-7)
-    value, grad = BinaryCrossentropy(reduction=None).value_and_grad([1.0, 0.0, 1.0], backend64.array([0.0, 1.0, 1.0]))
+    value, grad = BinaryCrossentropy(reduction=None).value_and_grad(
+        [1.0, 0.0, 1.0], backend64.array([0.0, 1.0, 1.0])
+    )
     assert_close(value, backend64.array([worst, worst, -LOG(1 - 1e-7)]), rtol=1e-6)
     assert_close(grad, backend64.zeros(3))  # outside the interval it is constant
     for loss, y in ((CategoricalCrossentropy(), [[0.0, 1.0]]), (SparseCategoricalCrossentropy(), [1])):
@@ -347,7 +351,11 @@ P2 = [[0.5, 0.5], [0.5, 0.5]]
         (lambda: SPARSE([0, float("nan")], P2), InvalidValueError, "got nan"),
         (lambda: SPARSE([0, 1, 1], P2), ShapeError, "got (3,)"),
         (lambda: SPARSE([[0, 1], [1, 0]], P2), ShapeError, "'categorical_crossentropy'); got (2, 2)"),
-        (lambda: SPARSE([0, 1], [[1.0], [0.5]]), ShapeError, "'binary_crossentropy'); got outputs of shape (2, 1)"),
+        (
+            lambda: SPARSE([0, 1], [[1.0], [0.5]]),
+            ShapeError,
+            "'binary_crossentropy'); got outputs of shape (2, 1)",
+        ),
         (lambda: HOTTED([0, 1], P2), ShapeError, "'sparse_categorical_crossentropy'); got (2,)"),
         (lambda: HOTTED([[1.0], [0.0]], [1.0, 0.5]), ShapeError, "got outputs of shape (2, 1)"),
         (lambda: HOTTED([[0, 2], [1, 0]], P2), InvalidValueError, "targets in [0, 1]; got 2"),
@@ -357,7 +365,11 @@ P2 = [[0.5, 0.5], [0.5, 0.5]]
         (lambda: MeanSquaredError()([[1, 2, 3]], P2), ShapeError, "shape (2, 2); got (1, 3)"),
         (lambda: MeanSquaredError()([[1, 2]], [1.0, 2.0]), ShapeError, "(2, 1) or (2,); got (1, 2)"),
         (lambda: MeanAbsoluteError()(1.0, 2.0), ShapeError, "got shape ()"),
-        (lambda: MeanSquaredError()([1, 2], [1.0, 2.0], [1.0]), ShapeError, "sample_weight must have shape (2,); got (1,)"),
+        (
+            lambda: MeanSquaredError()([1, 2], [1.0, 2.0], [1.0]),
+            ShapeError,
+            "sample_weight must have shape (2,); got (1,)",
+        ),
         (lambda: MeanSquaredError()(["a", "b"], [1.0, 2.0]), InvalidTypeError, "got dtype <U1 (list)"),
         (lambda: MeanSquaredError()([[1], [1, 2]], [1.0, 2.0]), InvalidTypeError, "got list"),
     ],

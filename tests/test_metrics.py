@@ -162,7 +162,11 @@ P2 = [[0.1, 0.9], [0.8, 0.2]]
         (lambda: Accuracy(dtype="int8"), UnknownNameError, "got 'int8'"),
         (lambda: update(Accuracy(), [1, 0, 1], P2), ShapeError, "got (3,)"),
         (lambda: update(MeanSquaredError(), [[1, 0, 1]] * 2, P2), ShapeError, "got (2, 3)"),
-        (lambda: update(MeanSquaredError(), np.zeros((2, 2, 3)), np.zeros((2, 3, 2))), ShapeError, "got (2, 2, 3)"),
+        (
+            lambda: update(MeanSquaredError(), np.zeros((2, 2, 3)), np.zeros((2, 3, 2))),
+            ShapeError,
+            "got (2, 2, 3)",
+        ),
         (lambda: update(BinaryAccuracy(), [1, 0], P2), ShapeError, "got (2,)"),
         (lambda: update(CategoricalAccuracy(), [1, 0], P2), ShapeError, "got (2,)"),
         (lambda: update(SparseCategoricalAccuracy(), P2, P2), ShapeError, "got (2, 2)"),

@@ -14,7 +14,15 @@ W = np.array([[1.0, -2.0], [0.0, 3.0]])
 
 @pytest.mark.parametrize(
     ("penalty", "expected"),
-    [(L1(0.5), 3.0), (L2(0.5), 7.0), (L1L2(0.5, 0.25), 6.5), (L1(0), 0.0), (L1L2(), 0.0), (L1(), 0.06), (L2(), 0.14)],
+    [
+        (L1(0.5), 3.0),
+        (L2(0.5), 7.0),
+        (L1L2(0.5, 0.25), 6.5),
+        (L1(0), 0.0),
+        (L1L2(), 0.0),
+        (L1(), 0.06),
+        (L2(), 0.14),
+    ],
 )
 def test_values(backend64, penalty, expected):
     assert_close(penalty(backend64.array(W)), backend64.scalar(expected))

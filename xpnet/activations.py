@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from .backend import Array
 from .context import enter
 from .errors import InvalidTypeError, InvalidValueError, number
-from .registry import Configurable, Registry, snake_case
+from .registry import Configurable, Registry
 
 __all__ = ["Activation", "LeakyReLU", "Linear", "ReLU", "Sigmoid", "Softmax", "Step", "Tanh", "get"]
 
@@ -24,10 +25,11 @@ class Activation(Configurable):
     ([0.0], [1.0])
     """
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """The name by which `get` finds it."""
-        return snake_case(type(self).__name__)
+        """The name by which `get` finds it; for a class that is not registered, its full name."""
+        own = f"{type(self).__module__}.{type(self).__qualname__}"  # never that of a class known here
+        return next((k for k, cls in registry.classes.items() if cls is type(self) and k == k.lower()), own)
 
     def forward(self, xp: Any, z: Array) -> Array:
         """Return f(z)."""

@@ -251,8 +251,9 @@ class TorchBackend(Backend):
 
     @staticmethod
     def host(x: Array) -> np.ndarray:
-        """Return `x` as a NumPy array."""
-        return np.asarray(x.detach().cpu())
+        """Return `x` as a NumPy array (bfloat16, which NumPy lacks, as float32)."""
+        torch = importlib.import_module("torch")
+        return np.asarray((x.float() if x.dtype == torch.bfloat16 else x).detach().cpu())
 
     def feed(self, x: np.ndarray) -> Array:
         """Use host memory where the device is the host (never read-only memory: PyTorch warns of it)."""

@@ -18,23 +18,21 @@ class Arena:
     def __init__(self, xp: Any) -> None:
         self._xp = xp
         self._buffers: list[Array] = []
+        self._kinds: list[tuple[tuple[int, ...], Any]] = []
         self._next = 0
 
-    def restart(self) -> Arena:
+    def restart(self) -> None:
         """Begin a step: hand the same buffers out again."""
         self._next = 0
-        return self
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return a buffer whose content is whatever the last step left."""
-        i, self._next = self._next, self._next + 1
-        if i < len(self._buffers):
-            found = self._buffers[i]
-            if found.shape == shape and found.dtype == dtype:
-                return found
-            self._buffers[i] = self._xp.empty(shape, dtype=dtype)
-        else:
-            self._buffers.append(self._xp.empty(shape, dtype=dtype))
+        i = self._next
+        self._next = i + 1
+        if i < len(self._kinds) and self._kinds[i] == (shape, dtype):
+            return self._buffers[i]
+        # a request that was never made, or not in this place: forget what followed it
+        self._kinds[i:], self._buffers[i:] = [(shape, dtype)], [self._xp.empty(shape, dtype=dtype)]
         return self._buffers[i]
 
 
@@ -43,17 +41,14 @@ class Spares:
 
     def __init__(self, xp: Any) -> None:
         self._xp = xp
-        self._pairs: dict[int, list[Array]] = {}
+        self._pairs: dict[int, tuple[Array, Array]] = {}
 
     def other(self, which: int, current: Array) -> Array:
         """Return a buffer like the current array that is not it."""
-        pair = self._pairs.setdefault(which, [])
-        pair[:] = [b for b in pair if b.shape == current.shape and b.dtype == current.dtype]
-        free = next((b for b in pair if b is not current), None)
-        if free is None:
-            free = self._xp.empty_like(current)
-            pair.append(free)
-        return free
+        pair = self._pairs.get(which)
+        if pair is None or pair[0].shape != current.shape or pair[0].dtype != current.dtype:
+            pair = self._pairs[which] = (self._xp.empty_like(current), self._xp.empty_like(current))
+        return pair[1] if pair[0] is current else pair[0]
 
 
 class Context:
@@ -98,6 +93,13 @@ class Context:
         self.carry: dict[str, Array] = {}
         self.place: tuple[int, str] = (0, "")
         self._arena, self._spares = arena, spares
+
+    def restart(self, draws: Mapping[str, Array]) -> Context:
+        """Begin the next step with its masks, in the same memory."""
+        self.draws, self.carry = draws, {}
+        if self._arena is not None:
+            self._arena.restart()
+        return self
 
     def draw(self, name: str) -> Array:
         """Return the mask that the current layer declared with `add_draw`, for this batch."""

@@ -18,6 +18,7 @@ __all__ = ["Column", "Data", "blocks", "class_weights"]
 Rows = Any  # a slice, or an array of row numbers
 
 BLOCK = 1 << 18  # elements that are checked at a time
+LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 
 
 class Column:
@@ -75,7 +76,7 @@ class Column:
         """
         if not self.kind.startswith(("float", "bfloat")):
             return
-        xp = self.home.xp
+        xp, limit = self.home.xp, min(limit, LARGEST.get(self.kind, limit))
         for rows in blocks(self.values.shape):
             block = self.values[rows, ...]
             if not bool(xp.all(xp.abs(block) <= limit)):

@@ -12,7 +12,7 @@ from .context import Context
 from .data import Data
 from .errors import NonFiniteError
 from .guard import first_concerned
-from .training import Batch, TrainState, deferred_interrupt, read_sums, zero_sums
+from .training import Batch, deferred_interrupt, read_sums, zero_sums
 
 __all__ = ["evaluate", "fit", "make_batch", "predict"]
 
@@ -48,6 +48,7 @@ def fit(
     model.stop_training = False
     for callback in callbacks:
         callback.on_train_begin()
+    run = None
     try:
         with deferred_interrupt() as check_interrupt:
             for epoch in range(initial_epoch, epochs):
@@ -65,6 +66,8 @@ def fit(
                         progress.show(so_far)
                         for callback in watched:
                             callback.on_train_batch_end(number, so_far)
+                    if model.stop_training:
+                        break
                 logs = run.logs()
                 model.epoch += 1
                 if validation is not None and (epoch + 1) % validation_freq == 0:
@@ -76,6 +79,10 @@ def fit(
                 check_interrupt()
                 if model.stop_training:
                     break
+    except BaseException:  # a callback's, or Ctrl-C
+        if run is not None:
+            run.settle()
+        raise
     finally:
         progress.close()
     for callback in callbacks:
@@ -105,6 +112,7 @@ class _Epoch:
             lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
         )
         self.first_age = float(backend.host(model.state.age))
+        self.whole = True  # whether no step is half done
 
     def batch(self, start: int, stop: int, step: int) -> Batch:
         rows = slice(start, stop) if self.order is None else self.order[start:stop]
@@ -114,8 +122,17 @@ class _Epoch:
         """Take a step for each of some batches of one size."""
         step = self.model.step
         batches = [self.batch(start, stop, step + i) for i, (start, stop) in enumerate(group)]
+        self.whole = False
         self.model.state = self.program.run(self.model.state, batches)
-        self.model.step = step + len(batches)
+        self.model.step, self.whole = step + len(batches), True
+
+    def settle(self) -> None:
+        """Set the counters back to before a step that the guard has held back, if there is one."""
+        if self.whole and not bool(self.model.backend.host(self.model.state.ok)):
+            self.model.rewind(self.first_step + self._done())
+
+    def _done(self) -> int:
+        return round(float(self.model.backend.host(self.model.state.age)) - self.first_age)
 
     def logs(self) -> dict[str, float]:
         """Return the means over the epoch so far.
@@ -125,12 +142,11 @@ class _Epoch:
         """
         backend, state = self.model.backend, self.model.state
         if not bool(backend.host(state.ok)):
-            self._stop(state)
+            self._stop()
         return read_sums(backend, state.sums, self.program.names)
 
-    def _stop(self, state: TrainState) -> None:
-        model, program = self.model, self.program
-        done = round(float(model.backend.host(state.age)) - self.first_age)
+    def _stop(self) -> None:
+        model, program, done = self.model, self.program, self._done()
         model.rewind(self.first_step + done)
         start = done * self.batch_size
         batch = self.batch(start, min(start + self.batch_size, len(self.data)), model.step)

@@ -619,7 +619,7 @@ class Sequential:
         """Take in what `__getstate__` gave, on the same backend."""
         place, shape, where = kept.pop("_state"), kept.pop("_shape"), kept["_backend"]
         explicit = kept.pop("_explicit")
-        self.__dict__.update(kept)
+        self.__dict__.update(kept, _state=None)
         self.stream = Stream(self.seed)
         self._backend = get_backend(*where) if where else None
         if explicit and self._backend is not None:

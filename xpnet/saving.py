@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import losses, metrics, optimizers
 from .backend import np
-from .errors import FileFormatError, XpnetError
+from .errors import FileFormatError, XpnetError, number
 from .layers import registry
 from .model import Sequential
 from .network import Network
@@ -26,6 +27,24 @@ __all__ = ["load_model", "save_model"]
 
 FORMAT, VERSION = "xpnet", 1
 MAX_HEADER = 100 * 2**20  # safetensors' own bound
+WIDTHS = {"float32": ("F32", 4), "float64": ("F64", 8)}  # safetensors' names, bytes
+
+
+class Entry(NamedTuple):
+    """What a header states about a tensor: type, shape, and where its bytes lie behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+    @classmethod
+    def read(cls, entry: dict[str, Any]) -> Entry:
+        """Return the entry of the header, of the right types."""
+        first, last = map(operator.index, entry["data_offsets"])
+        if not 0 <= first <= last:
+            raise ValueError(f"offsets {first} and {last}")
+        return cls(str(entry["dtype"]), tuple(map(operator.index, entry["shape"])), first, last)
 
 
 def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
@@ -79,26 +98,27 @@ def load_model(
         UnknownNameError: it needs a class that is not in `custom_objects`.
     """
     path = Path(path)
-    header, start = _read_header(path)
-    metadata = header.pop("__metadata__", {})
+    metadata, entries, start = _read_header(path)
     if metadata.get("format") != FORMAT:
         raise FileFormatError(f"{path.name} is not a model file of xpnet; got format {metadata.get('format')!r}")
-    version = metadata.get("version", "")
-    if not version.isdigit() or int(version) > VERSION:
+    version = metadata.get("version")
+    if version not in map(str, range(1, VERSION + 1)):
         raise FileFormatError(
-            f"{path.name} was written by a newer xpnet: this one reads versions up to {VERSION}; got {version!r}"
+            f"{path.name} was written by a newer xpnet: this one reads versions 1 to {VERSION}; got {version!r}"
         )
     try:
         description = json.loads(metadata["description"])
         model, slots = _make_model(description, backend, device, dtype, dict(custom_objects or {}))
+        kind, width = WIDTHS[description["dtype"]]
         counters = description["counters"]
-        step, epoch, age = int(counters["step"]), int(counters["epoch"]), float(counters["age"])
+        step, epoch = (number(name, counters[name], 0, integer=True) for name in ("step", "epoch"))
+        age = float(number("age", counters["age"], 0))
     except XpnetError as error:
         error.args = (f"{path.name}: {error}",)
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"the description in {path.name} can't be read; got {error!r}") from error
-    tensors = _read_tensors(path, header, start, model.network, slots, description["dtype"])
+    tensors = _read_tensors(path, entries, start, _wanted(model.network, slots, entries), kind, width)
     if _checksum(tensors, metadata["description"]) != metadata.get("sha256"):
         raise FileFormatError(
             f"{path.name} was altered: its checksum does not fit; got {metadata.get('sha256')!r}"
@@ -174,8 +194,8 @@ def _make_model(
     return model, len(model.optimizer.slots) if model.optimizer is not None else 0
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return safetensors' header, checked against the size of the file, and where the data begin."""
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Entry], int]:
+    """Return the metadata, the tensors' entries, compared with the file's size, and where the data begin."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -183,33 +203,38 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             raise FileFormatError(f"{path.name} is truncated or not a safetensors file; got {size} bytes")
         try:
             header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            metadata = dict(header.pop("__metadata__", {}))
+            entries = {key: Entry.read(entry) for key, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"the header of {path.name} can't be read; got {error!r}") from error
-    if not isinstance(header.get("__metadata__", {}), dict) or 8 + length + max(ends, default=0) != size:
+    if 8 + length + max((entry.last for entry in entries.values()), default=0) != size:
         raise FileFormatError(
             f"{path.name} is truncated or altered: its header states another size; got {size} bytes"
         )
-    return header, 8 + length
+    return metadata, entries, 8 + length
+
+
+def _wanted(network: Network, slots: int, entries: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the tensors that a model's file must have."""
+    shapes = {**network.layout.shapes, **network.stats_layout.shapes}
+    wanted = {path: shapes[path] for path in network.paths()}
+    # slots appear once the optimizer has made them, at the first step
+    wanted.update({f"optimizer/{i}": (network.layout.size,) for i in range(slots) if "optimizer/0" in entries})
+    return wanted
 
 
 def _read_tensors(
-    path: Path, header: dict[str, Any], start: int, network: Network, slots: int, dtype: str
+    path: Path, entries: dict[str, Entry], start: int, wanted: dict[str, tuple[int, ...]], kind: str, width: int
 ) -> dict[str, np.ndarray]:
     """Return the tensors, their names, types and shapes compared with the model's before any is read."""
-    shapes = {**network.layout.shapes, **network.stats_layout.shapes}
-    wanted = {path_: shapes[path_] for path_ in network.paths()}
-    # slots appear once the optimizer has made them, at the first step
-    wanted.update({f"optimizer/{i}": (network.layout.size,) for i in range(slots) if "optimizer/0" in header})
-    kind, width = {"float32": ("F32", 4), "float64": ("F64", 8)}[dtype]
-    found = {key: (entry.get("dtype"), tuple(entry.get("shape", ()))) for key, entry in header.items()}
-    if found != {key: (kind, shape) for key, shape in wanted.items()}:
-        odd = sorted(set(found.items()) ^ {(key, (kind, shape)) for key, shape in wanted.items()})
+    found = {(key, kind_, shape) for key, (kind_, shape, _, _) in entries.items()}
+    odd = sorted(found ^ {(key, kind, shape) for key, shape in wanted.items()})
+    if odd:
         raise FileFormatError(f"the tensors in {path.name} are not those of its model; got {odd[0]}")
     tensors = {}
     with open(path, "rb") as file:
         for key, shape in wanted.items():
-            first, last = header[key]["data_offsets"]
+            _, _, first, last = entries[key]
             if last - first != math.prod(shape) * width:
                 raise FileFormatError(f"{key} in {path.name} has a wrong size; got {last - first} bytes")
             file.seek(start + first)

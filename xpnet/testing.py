@@ -130,11 +130,11 @@ def _compare(who: str, point: Any, found: Any, value: Any, rng: Any, tolerance: 
             {n: a + sign * h * directions[n] if n in moved else a for n, a in point.items()} for sign in (1, -1)
         ]
         numeric = (value(ends[0]) - value(ends[1])) / (2 * h)
-        exact = sum(float((found[n] * directions[n]).sum()) for n in moved)
         for n in moved:
             assert found[n].shape == np.shape(point[n]), (
                 f"{who}: the gradient of {n} must have shape {np.shape(point[n])}; got {found[n].shape}"
             )
+        exact = sum(float((found[n] * directions[n]).sum()) for n in moved)
         assert abs(numeric - exact) <= tolerance * (1 + abs(numeric)), (
             f"{who}: the derivative along {', '.join(moved)} should be {numeric:.12g}; got {exact:.12g}"
         )

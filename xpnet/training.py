@@ -47,15 +47,17 @@ class TrainState(NamedTuple):
 
 
 def _contexts(backend: Backend) -> Callable[..., Context]:
-    """Return a maker of training contexts, which keeps an arena for each batch shape where twins need one."""
-    arenas: dict[Any, Arena] = {}
+    """Return a maker of training contexts, which keeps one for each batch shape where twins need memory."""
+    if not (backend.inplace and kernels.enabled()):
+        return lambda draws, shape: Context(backend, True, draws)
+    contexts: dict[tuple[int, ...], Context] = {}
     spares = Spares(backend.xp)
 
     def context(draws: dict[str, Array], shape: tuple[int, ...]) -> Context:
-        if not (backend.inplace and kernels.enabled()):
-            return Context(backend, True, draws)
-        arena = arenas.get(shape) or arenas.setdefault(shape, Arena(backend.xp))
-        return Context(backend, True, draws, arena.restart(), spares)
+        found = contexts.get(shape)
+        if found is None:
+            found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp), spares)
+        return found.restart(draws)
 
     return context
 

@@ -142,8 +142,12 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
 def finite(ctx: Any, *arrays: Array) -> Any:
     """Twin of `ops.finite`: a finite sum of squares shows it in one pass; otherwise look closely."""
     for a in arrays:
-        flat = a.reshape(-1)
-        if not (math.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all()):
+        if a.ndim == 0:
+            sound = math.isfinite(a)
+        else:
+            flat = a if a.ndim == 1 else a.reshape(-1)
+            sound = math.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all()
+        if not sound:
             return np.False_
     return np.True_
 

@@ -1,0 +1,200 @@
+"""A step whose loss, gradient or new weights are not finite changes nothing and stops `fit`."""
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.callbacks import Callback
+from xpnet.errors import NonFiniteError
+from xpnet.layers import BatchNormalization, Dense, Dropout
+from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal((20, 1))
+
+
+@pytest.fixture(autouse=True, params=["1", "0"] if xn.get_backend().name == "numpy" else [None])
+def kernels(request, monkeypatch):
+    """NumPy's twins write in place, so that the guard is tried with and without them."""
+    if request.param is not None:
+        monkeypatch.setenv("XPNET_KERNELS", request.param)
+
+
+def everything(model):
+    """All that a step may change, as host copies."""
+    host, state = model.backend.host, model.state
+    arrays = {name: np.array(host(getattr(state, name))) for name in ("step", "ok", "weights", "stats", "age")}
+    slots = {f"slot {i}": np.array(host(s)) for i, s in enumerate(state.slots)}
+    return {**arrays, **slots, "counters": np.array([model.step, model.epoch])}
+
+
+def assert_equal_bits(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].tobytes() == value.tobytes(), name
+
+
+def make(optimizer, *layers, loss="mse", dtype="float32"):
+    model = xn.Sequential(
+        layers or [Dense(4, activation="tanh", name="first"), BatchNormalization(name="norm"),
+                   Dense(1, name="last")],
+        seed=1,
+        dtype=dtype,
+    )  # fmt: skip
+    model.compile(optimizer, loss)
+    return model
+
+
+def broken_row(value):
+    x = X.copy()
+    x[13] = value  # the second batch of 10 without shuffling; the fourth of 4
+    return x
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "culprit"),
+    [
+        # 1e38 * 1e38: the first layer's own product overflows
+        (lambda: make(SGD(0.01, momentum=0.9), Dense(2, kernel_initializer="ones", name="first"),
+                      Dense(1, name="last")), broken_row(3e38), "the output of layer 'first'"),
+        # finite outputs, whose squared difference is not
+        (lambda: make(Momentum(0.01), Dense(1, kernel_initializer="ones", name="only")), broken_row(1e25),
+         "the loss, behind layer 'only'"),
+        # |p - y| is finite, and so is its slope, but slope times inputs are too many
+        (lambda: make(RMSprop(1e-6), Dense(1, kernel_initializer="zeros", use_bias=False, name="only"),
+                      loss=xn.losses.MeanAbsoluteError(reduction="sum")), np.vstack([X[:10], np.full((10, 3), 3e38)]),
+         "the gradient of layer 'only'"),
+    ],
+    ids=["forward", "loss", "gradient"],
+)  # fmt: skip
+@pytest.mark.parametrize("per_execution", [1, 4])
+def test_overflow_on_the_way(model, x, culprit, per_execution):
+    model = model()
+    rate = model.optimizer.learning_rate
+    twin_x, size = x.copy(), 10
+    twin = xn.Sequential([type(l).from_config(l.get_config()) for l in model.layers], seed=1)
+    twin.compile(type(model.optimizer).from_config(model.optimizer.get_config()), model.loss)
+    twin.fit(twin_x[:10], np.ones((10, 1)), batch_size=size, shuffle=False, verbose=0)  # the step before
+    with pytest.raises(NonFiniteError, match=f"epoch 1, step 2 of the epoch: {culprit} is not finite") as error:
+        model.fit(x, np.ones((20, 1)), batch_size=size, shuffle=False, epochs=3, verbose=0,
+                  steps_per_execution=per_execution)  # fmt: skip
+    assert str(error.value).endswith(f"got learning rate {rate:g}")
+    assert isinstance(error.value, ArithmeticError)
+    found, expected = everything(model), everything(twin)
+    assert found.pop("counters").tolist() == [1, 0]  # one step is done, but no epoch
+    del expected["counters"]
+    if model.backend.name == "numpy" or per_execution == 1:
+        assert_equal_bits(found, expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+    model.fit(X, Y, batch_size=10, verbose=0)
+    assert model.step == 3
+    assert not np.array_equal(everything(model)["weights"], found["weights"])
+
+
+def test_overflow_in_the_new_weights():
+    model = make(SGD(0.01))
+    model.fit(X, Y, batch_size=10, verbose=0)
+    before = everything(model)
+    model.optimizer.learning_rate = 3e38  # legal: finite
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 1 of the epoch: the new \w+ of layer") as error:
+        model.fit(X, Y * 1000, batch_size=20, verbose=0)
+    assert str(error.value).endswith("got learning rate 3e+38")
+    assert_equal_bits(everything(model), before)
+    model.optimizer.learning_rate = 0.01
+    assert model.fit(X, Y, batch_size=10, verbose=0).history["loss"][0] < 100
+    assert (model.step, model.epoch) == (4, 2)
+
+
+@pytest.mark.parametrize("optimizer", [Adam, RMSprop])
+def test_nothing_divided_by_nothing(optimizer):
+    """With epsilon = 0 a weight that never gets a gradient is moved by 0 / 0."""
+    model = make(optimizer(0.01, epsilon=0.0), Dense(1, name="only"))
+    x = X.copy()
+    x[:, 1] = 0.0
+    model.build((3,))
+    before = [w.copy() for w in model.get_weights()]
+    with pytest.raises(NonFiniteError, match="epoch 1, step 1 .* the new kernel of layer 'only' is not finite"):
+        model.fit(x, Y, verbose=0)
+    for old, new in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(old, new)
+    after = everything(model)
+    assert not any(after[slot].any() for slot in after if slot.startswith("slot"))
+    assert (model.step, model.epoch, float(after["age"])) == (0, 0, 0.0)
+    model.fit(X, Y, verbose=0)
+
+
+def test_statistics_stay_as_they_were():
+    # the mean of squares of such a batch overflows, and so would the running variance
+    model = make(Adam(0.01), BatchNormalization(name="norm"), Dense(1, name="last"))
+    model.fit(X, Y, verbose=0)
+    before = everything(model)
+    assert before["stats"].any()
+    with pytest.raises(NonFiniteError, match="'norm'"):
+        model.fit(X * 1e25, Y, verbose=0)
+    assert_equal_bits(everything(model), before)
+
+
+@pytest.mark.parametrize("per_execution", [1, 4])
+def test_a_later_epoch(per_execution):
+    """Weights grow until they overflow: the guard names epoch and step, and the counters agree with it."""
+    model = make(SGD(100.0), Dense(1, name="only"))
+    with pytest.raises(NonFiniteError) as error:
+        model.fit(X, Y, batch_size=4, epochs=50, verbose=0, steps_per_execution=per_execution)
+    assert f"epoch {model.epoch + 1}, step {model.step - 5 * model.epoch + 1} of" in str(error.value)
+    assert model.epoch > 0
+    state = everything(model)
+    assert np.isfinite(state["weights"]).all()
+    assert (int(state["step"]), float(state["age"])) == (model.step, model.step)
+    assert bool(state["ok"])
+
+
+def test_one_bad_step_counts_no_batch_behind_it():
+    model = make(SGD(0.01), Dense(4, name="first"), Dropout(0.3), Dense(1, kernel_initializer="ones", name="last"))
+    with pytest.raises(NonFiniteError, match="epoch 1, step 4 of"):
+        model.fit(broken_row(3e38), Y, batch_size=4, shuffle=False, epochs=2, verbose=0, steps_per_execution=2)
+    assert (model.step, model.epoch) == (3, 0)
+
+
+def test_train_on_batch_is_guarded_too():
+    model = make(Adam(0.01))
+    model.train_on_batch(X, Y)
+    before = everything(model)
+    with pytest.raises(NonFiniteError, match="step 2: the loss, behind layer 'last'"):
+        model.train_on_batch(X, Y * 1e30)
+    assert_equal_bits(everything(model), before)
+    assert np.isfinite(model.train_on_batch(X, Y))
+
+
+def test_penalties_that_overflow():
+    model = make(SGD(0.01), Dense(1, kernel_regularizer=xn.regularizers.L2(1.0), name="only"))
+    model.build((3,))
+    weights = [np.full((3, 1), 1e20), np.zeros(1)]
+    model.set_weights(weights)
+    with pytest.raises(NonFiniteError, match="not finite"):
+        model.fit(X * 0.0, Y, verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], np.float32(weights[0]))
+
+
+def test_another_exception_behind_a_bad_step_does_not_leave_it_behind():
+    """A callback that raises after a step was held back, before the guard has been read."""
+
+    class Fails(Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 3:
+                raise RuntimeError("mine")
+
+    model = make(SGD(0.01), Dense(1, kernel_initializer="ones", name="only"))
+    bad = X.copy()
+    bad[5] = 3e38  # the second batch of 4
+    with pytest.raises(RuntimeError, match="mine"):
+        model.fit(bad, Y, batch_size=4, shuffle=False, verbose=0, callbacks=Fails())
+    assert model.step == 1
+    model.fit(X, Y, batch_size=4, verbose=0)
+    assert model.step == 6
+
+
+def test_infinite_validation_is_only_reported():
+    model = make(SGD(0.0), Dense(1, kernel_initializer="ones"))
+    history = model.fit(X, Y, verbose=0, validation_data=(X * 1e30, Y))
+    assert history.history["val_loss"] == [float("inf")]

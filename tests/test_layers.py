@@ -1,0 +1,448 @@
+"""Layers: values, derivatives, configs, standalone use; the numbers of PyTorch."""
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from xpnet import layers
+from xpnet.backend import library_of
+from xpnet.context import Context
+from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, UnknownNameError
+from xpnet.layers import (
+    Activation,
+    BatchNormalization,
+    Dense,
+    Dropout,
+    Flatten,
+    Input,
+    Layer,
+    LeakyReLU,
+    PReLU,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
+from xpnet.layers.base import rows_of
+from xpnet.regularizers import L1L2
+from xpnet.testing import assert_close, check_gradients
+
+RNG = np.random.default_rng(0)
+
+# a maker for every layer in each of its forms
+MAKERS = {
+    "dense": lambda: Dense(4),
+    "dense_no_bias": lambda: Dense(4, use_bias=False),
+    "dense_relu": lambda: Dense(4, "relu", kernel_initializer="he_normal", bias_initializer="ones"),
+    "dense_leaky_relu": lambda: Dense(4, "leaky_relu"),
+    "dense_tanh": lambda: Dense(4, "tanh", kernel_regularizer="l2", bias_regularizer=L1L2(0.1, 0.2)),
+    "dense_sigmoid": lambda: Dense(1, "sigmoid", name="out"),
+    "dense_softmax": lambda: Dense(4, "softmax", dtype="float64"),
+    "activation": lambda: Activation("tanh"),
+    "relu": lambda: ReLU(),
+    "leaky_relu": lambda: LeakyReLU(0.3),
+    "sigmoid": lambda: Sigmoid(),
+    "tanh": lambda: Tanh(),
+    "softmax": lambda: Softmax(),
+    "prelu": lambda: PReLU(alpha_initializer="random_normal", alpha_regularizer="l1"),
+    "dropout": lambda: Dropout(0.4),
+    "dropout_0": lambda: Dropout(0),
+    "flatten": lambda: Flatten(),
+    "batch_norm": lambda: BatchNormalization(momentum=0.8, epsilon=0.01),
+    "batch_norm_bare": lambda: BatchNormalization(center=False, scale=False),
+    "batch_norm_scale": lambda: BatchNormalization(center=False, gamma_initializer="random_normal"),
+    "batch_norm_center": lambda: BatchNormalization(scale=False, beta_regularizer="l2"),
+    "input": lambda: Input((3,)),
+}
+INPUT_SHAPES = [(6, 3), (4, 5, 3), (2, 3, 2, 3)]
+
+
+def test_every_layer_is_made():
+    assert {type(make()) for make in MAKERS.values()} == set(layers.registry.classes.values())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", INPUT_SHAPES)
+@pytest.mark.parametrize("name", MAKERS)
+def test_gradients(backend64, name, shape, training):
+    layer = Input(shape[1:]) if name == "input" else MAKERS[name]()
+    check_gradients(layer, shape, backend=backend64, training=training)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_want_dx_false_leaves_dx_out_and_changes_no_gradient(backend64, name):
+    layer, x = MAKERS[name](), backend64.array(RNG.standard_normal((6, 3)))
+    shape = layer.ensure_built((3,))
+    weights = {s.name: backend64.array(np.abs(RNG.standard_normal(s.shape))) for s in layer.specs}
+    masks = {f"0/{d.name}": backend64.array(RNG.random((6, *d.shape)) > 0.5) for d in layer.draws}
+    dy = backend64.array(RNG.standard_normal((6, *shape)))
+    found = []
+    for want in (True, False):
+        _, backward = layer.forward(Context(backend64, True, masks), weights, x)
+        found.append(backward(dy, {}, want_dx=want))
+    assert found[0][0].shape == (6, 3)
+    if layer.specs:
+        assert found[1][0] is None
+    assert {k: v.shape for k, v in found[0][1].items()} == {s.name: s.shape for s in layer.specs if s.trainable}
+    for key, grad in found[0][1].items():
+        assert_close(found[1][1][key], grad)
+
+
+@pytest.mark.parametrize("name", [n for n in MAKERS if n != "input"])
+def test_several_models_along_a_leading_axis(backend64, name):
+    """Weights (K, ...) and inputs (K, batch, ...): each model as it would be alone."""
+    layer, x = MAKERS[name](), RNG.standard_normal((2, 6, 3))
+    shape = layer.ensure_built((3,))
+    weights = {s.name: np.abs(RNG.standard_normal((2, *s.shape))) for s in layer.specs}
+    masks = {f"0/{d.name}": RNG.random((2, 6, *d.shape)) > 0.5 for d in layer.draws}
+    dy = RNG.standard_normal((2, 6, *shape))
+
+    def run(part):
+        on = {k: backend64.array(part(v)) for k, v in weights.items()}
+        ctx = Context(backend64, True, {k: backend64.array(part(v)) for k, v in masks.items()})
+        y, backward = layer.forward(ctx, on, backend64.array(part(x)))
+        dx, grads = backward(backend64.array(part(dy)), {})
+        return {"y": y, "dx": dx, **grads, **ctx.carry}
+
+    both = run(lambda a: a)
+    for k in range(2):
+        for key, one in run(lambda a, k=k: a[k]).items():
+            assert_close(backend64.host(both[key])[k], backend64.host(one), message=key)
+
+
+# Values -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3,), (6, 3), (4, 5, 3)])
+def test_dense_is_f_of_xw_plus_b(backend64, shape):
+    layer, x = Dense(4, "tanh", bias_initializer="random_normal"), RNG.standard_normal((2, *shape))
+    y = layer(backend64.array(x))
+    kernel, bias = layer.get_weights()
+    assert (kernel.shape, bias.shape, layer.count_params()) == ((3, 4), (4,), 16)
+    assert layer.output_shape == (*shape[:-1], 4)
+    assert_close(y, backend64.array(np.tanh(x @ kernel + bias)))
+
+
+def test_dense_in_the_notes_form_is_the_transpose():
+    """A = f(W X + b) with columns as samples: the same numbers with kernel = W.T and rows as samples."""
+    w, b, x = RNG.standard_normal((4, 3)), RNG.standard_normal((4, 1)), RNG.standard_normal((3, 8))
+    layer = Dense(4, "sigmoid")
+    layer.ensure_built((3,))
+    layer.set_weights([w.T, b[:, 0]])
+    assert_close(layer(x.T), (1 / (1 + np.exp(-(w @ x + b)))).T)
+
+
+ACTIVATION_LAYERS = {
+    "relu": (ReLU(), lambda x: np.maximum(x, 0)),
+    "leaky": (LeakyReLU(), lambda x: np.where(x > 0, x, 0.01 * x)),
+    "leaky_slope": (LeakyReLU(negative_slope=0.3), lambda x: np.where(x > 0, x, 0.3 * x)),
+    "sigmoid": (Sigmoid(), lambda x: 1 / (1 + np.exp(-x))),
+    "tanh": (Tanh(), np.tanh),
+    "softmax": (Softmax(), lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)),
+    "by_name": (Activation("tanh"), np.tanh),
+    "prelu": (PReLU("ones"), lambda x: x),
+    "prelu_constant": (
+        PReLU({"class_name": "Constant", "config": {"value": 0.25}}),
+        lambda x: np.where(x > 0, x, x / 4),
+    ),
+    "prelu_default": (PReLU(), lambda x: np.maximum(x, 0)),
+    "flatten": (Flatten(), lambda x: x.reshape(len(x), -1)),
+    "input": (Input((4, 3)), lambda x: x),
+    "dropout": (Dropout(0.5), lambda x: x),
+    "batch_norm": (BatchNormalization(), lambda x: x / np.sqrt(1.001)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATION_LAYERS)
+def test_values_outside_training(backend64, name):
+    layer, function = ACTIVATION_LAYERS[name]
+    x = RNG.standard_normal((5, 4, 3))
+    assert_close(layer(backend64.array(x)), backend64.array(function(x)))
+
+
+def test_prelu_has_a_slope_for_each_input(backend64):
+    layer = PReLU()
+    layer.ensure_built((2,))
+    layer.set_weights([[0.5, -2.0]])
+    x = backend64.array([[-1.0, -1.0], [3.0, 3.0]])
+    assert_close(layer(x), backend64.array([[-0.5, 2.0], [3.0, 3.0]]))
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
+def test_dropout_is_inverted(backend, rate):
+    x = np.ones((200, 100), np.float32)
+    y = backend.host(Dropout(rate)(backend.array(x), training=True))
+    kept = y != 0
+    np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=1e-6)
+    assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / x.size)
+    assert abs(y.mean() - 1) < 5 * np.sqrt(rate / (1 - rate) / x.size)
+
+
+def test_dropout_alone_draws_anew_at_each_call(backend):
+    layer, x = Dropout(0.5), backend.array(np.ones((20, 20)), "float32")
+    assert (backend.host(layer(x, training=True)) != backend.host(layer(x, training=True))).any()
+    assert_close(layer(x), x)
+    assert_close(Dropout(0)(x, training=True), x)
+    assert Dropout(0).draws == []
+
+
+def test_batch_norm_in_training(backend64):
+    layer, x = BatchNormalization(momentum=0.9, epsilon=0.01), RNG.standard_normal((8, 5, 3)) * 4 + 2
+    layer.ensure_built((5, 3))
+    assert [s.name for s in layer.specs] == ["gamma", "beta", "moving_mean", "moving_variance"]
+    assert [s.trainable for s in layer.specs] == [True, True, False, False]
+    weights = dict(zip([s.name for s in layer.specs], RNG.uniform(0.5, 2, (4, 3))))
+    ctx = Context(backend64, True)
+    ctx.place = (0, "bn")
+    y, _ = layer.forward(ctx, {k: backend64.array(v) for k, v in weights.items()}, backend64.array(x))
+    mean, var = x.mean((0, 1)), x.var((0, 1))
+    assert_close(y, backend64.array(weights["gamma"] * (x - mean) / np.sqrt(var + 0.01) + weights["beta"]))
+    moved = {"bn/moving_mean": mean, "bn/moving_variance": var}
+    assert set(ctx.carry) == set(moved)
+    for key, batch in moved.items():
+        assert_close(ctx.carry[key], backend64.array(0.9 * weights[key[3:]] + 0.1 * batch))
+
+
+def test_batch_norm_outside_training(backend64):
+    layer, x = BatchNormalization(epsilon=0.01), RNG.standard_normal((8, 3))
+    layer.ensure_built((3,))
+    gamma, beta, mean, var = values = RNG.uniform(0.5, 2, (4, 3))
+    layer.set_weights(values)
+    assert_close(layer(backend64.array(x)), backend64.array(gamma * (x - mean) / np.sqrt(var + 0.01) + beta))
+
+
+# Beside PyTorch -----------------------------------------------------------------------------------------
+
+
+def beside(backend, layer, module, weights, x, training=False):
+    """Compare output, input gradient and parameter gradients; `weights` maps ours to PyTorch's."""
+    torch = pytest.importorskip("torch")
+    layer.ensure_built(x.shape[1:])
+    leaf = torch.tensor(x, requires_grad=True)
+    theirs = module.double().train(training)(leaf)
+    dy = RNG.standard_normal(theirs.shape)
+    theirs.backward(torch.tensor(dy))
+    on = {name: backend.array(get().detach().numpy()) for name, (get, _) in weights.items()}
+    y, backward = layer.forward(Context(backend, training), on, backend.array(x))
+    dx, grads = backward(backend.array(dy), {})
+    assert_close(y, backend.array(theirs.detach().numpy()))
+    assert_close(dx, backend.array(leaf.grad.numpy()))
+    for name, (_, grad) in weights.items():
+        if grad is not None:
+            assert_close(grads[name], backend.array(grad().numpy()), message=name)
+
+
+def of(parameter, transpose=False):
+    turn = (lambda a: a.T) if transpose else (lambda a: a)
+    return (lambda: turn(parameter)), (lambda: turn(parameter.grad))
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 5, 3)])
+def test_dense_like_pytorch(backend64, shape):
+    torch = pytest.importorskip("torch")
+    linear = torch.nn.Linear(3, 4).double()
+    weights = {"kernel": of(linear.weight, True), "bias": of(linear.bias)}
+    beside(backend64, Dense(4), linear, weights, RNG.standard_normal(shape))
+    linear.zero_grad()
+    module = torch.nn.Sequential(linear, torch.nn.Tanh())
+    beside(backend64, Dense(4, "tanh"), module, weights, RNG.standard_normal(shape))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_like_pytorch(backend64, training):
+    torch = pytest.importorskip("torch")
+    module = torch.nn.BatchNorm1d(3, eps=0.01).double()
+    torch.nn.init.normal_(module.weight)
+    module.running_mean += 0.5
+    weights = {
+        "gamma": of(module.weight),
+        "beta": of(module.bias),
+        "moving_mean": (lambda: module.running_mean.clone(), None),
+        "moving_variance": (lambda: module.running_var.clone(), None),
+    }
+    beside(backend64, BatchNormalization(epsilon=0.01), module, weights, RNG.standard_normal((8, 3)), training)
+
+
+def test_prelu_like_pytorch(backend64):
+    torch = pytest.importorskip("torch")
+    module = torch.nn.PReLU(3, init=0.3).double()
+    beside(backend64, PReLU(), module, {"alpha": of(module.weight)}, RNG.standard_normal((8, 3)))
+
+
+# Standalone use -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_result_is_in_the_callers_library_and_dtype(backend, name):
+    layer = MAKERS[name]()
+    there = layer(RNG.standard_normal((4, 3)).astype(np.float32))
+    here = layer(backend.array(RNG.standard_normal((4, 3)), "float32"), training=True)
+    dtype = layer.dtype or "float32"
+    assert (library_of(there), str(there.dtype)) == ("numpy", dtype)
+    assert (library_of(here), str(backend.host(here).dtype)) == (backend.name, dtype)
+
+
+def test_weights_go_in_and_out_as_copies(backend):
+    layer, x = Dense(2), backend.array(np.ones((1, 3)), "float32")
+    layer(x)
+    given = [np.full((3, 2), 2.0), np.array([1.0, 0.0])]
+    layer.set_weights(given)
+    given[0][:] = 99
+    found = layer.get_weights()
+    found[1][:] = 99
+    assert_close(layer(x), backend.array([[7.0, 6.0]], "float32"))
+    layer.set_weights([backend.array(np.zeros((3, 2)), "float32"), [5.0, 6.0]])  # any library, or lists
+    assert_close(layer(x), backend.array([[5.0, 6.0]], "float32"))
+    assert {type(w) for w in layer.get_weights()} == {np.ndarray}
+
+
+def test_a_failed_set_weights_changes_nothing():
+    layer = Dense(2)
+    layer.ensure_built((3,))
+    before = layer.get_weights()
+    for wrong in ([np.zeros((3, 2)), np.zeros(3)], [np.zeros((3, 2))], [np.zeros((2, 3)), np.zeros(2)]):
+        with pytest.raises(ShapeError):
+            layer.set_weights(wrong)
+    for a, b in zip(layer.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_weights_stay_from_call_to_call(backend):
+    layer, x = Dense(5), backend.array(RNG.standard_normal((2, 3)), "float32")
+    assert_close(layer(x), layer(x), rtol=0, atol=0)
+    assert not layer.get_weights()[1].any()
+    assert layer.get_weights()[0].any()
+
+
+def test_an_initializers_own_seed_makes_equal_layers():
+    kernels = []
+    for _ in range(2):
+        layer = Dense(3, kernel_initializer={"class_name": "GlorotUniform", "config": {"seed": 4}})
+        layer.ensure_built((5,))
+        kernels.append(layer.get_weights()[0])
+    np.testing.assert_array_equal(*kernels)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_copies_and_pickles(clone):
+    layer, x = Dense(2, "tanh"), RNG.standard_normal((4, 3))
+    y = layer(x)
+    assert_close(clone(layer)(x), y)
+
+
+# Configs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_config_round_trip(name):
+    layer = MAKERS[name]()
+    config = json.loads(json.dumps(layer.get_config()))
+    again = layers.get({"class_name": type(layer).__name__, "config": config})
+    assert type(again) is type(layer)
+    assert again.get_config() == layer.get_config()
+    x = RNG.standard_normal((4, 3))
+    layer(x)
+    again.ensure_built((3,))
+    again.set_weights(layer.get_weights())
+    assert_close(again(x), layer(x))
+    assert [s[1:2] + s[3:] for s in again.specs] == [s[1:2] + s[3:] for s in layer.specs]
+
+
+@pytest.mark.parametrize("name", ["dense", "Dense", "batch_normalization", "prelu", "leaky_relu", "dropout"])
+def test_names(name):
+    assert layers.registry.find(name).__name__.lower() == name.replace("_", "").lower()
+
+
+def test_regularizers_reach_the_specs():
+    layer = Dense(2, kernel_regularizer="l2", bias_regularizer=L1L2(0.1, 0.2))
+    layer.ensure_built((3,))
+    assert [(s.l1, s.l2) for s in layer.specs] == [(0.0, 0.01), (0.1, 0.2)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((None, 3), (3,)), (4, (4,)), ([28, 28], (28, 28)), ((np.int64(2),), (2,)), ((), ())]
+)
+def test_rows_of(shape, expected):
+    assert rows_of(shape) == expected
+
+
+def test_without_activation():
+    layer = Dense(2, "softmax")
+    layer.ensure_built((3,))
+    kernel, bias = layer.get_weights()
+    bare, x = layer.without_activation("softmax"), RNG.standard_normal((4, 3))
+    assert_close(bare(x), x @ kernel + bias)
+    assert layer.activation.name == "softmax"
+    assert layer.without_activation("sigmoid") is None
+    assert_close(Softmax().without_activation("softmax")(x), x)
+    assert Flatten().without_activation("softmax") is None
+
+
+# Errors -------------------------------------------------------------------------------------------------
+
+X = np.ones((2, 3))
+
+
+def built(layer, shape=(3,)):
+    layer.ensure_built(shape)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "ends"),
+    [
+        (lambda: Dense(0), InvalidValueError, "units must be an integer >= 1; got 0"),
+        (lambda: Dense(2.5), InvalidValueError, "got 2.5"),
+        (lambda: Dense("many"), InvalidTypeError, "got 'many'"),
+        (lambda: Dense(2, "rleu"), UnknownNameError, "got 'rleu'"),
+        (lambda: Dense(2, np.tanh), InvalidTypeError, "got <ufunc 'tanh'>"),
+        (lambda: Dense(2, kernel_initializer="he"), UnknownNameError, "got 'he'"),
+        (lambda: Dense(2, kernel_regularizer="l9"), UnknownNameError, "got 'l9'"),
+        (lambda: Dense(2, name="a/b"), InvalidValueError, "got 'a/b'"),
+        (lambda: Dense(2, name=""), InvalidValueError, "got ''"),
+        (lambda: Dense(2, name=3), InvalidValueError, "got 3"),
+        (lambda: Dense(2, dtype="float16"), UnknownNameError, "got 'float16'"),
+        (lambda: Dropout(1.0), InvalidValueError, "rate must be a finite number >= 0 and < 1; got 1.0"),
+        (lambda: Dropout(-0.1), InvalidValueError, "got -0.1"),
+        (lambda: BatchNormalization(momentum=1.5), InvalidValueError, "got 1.5"),
+        (lambda: BatchNormalization(epsilon=-1), InvalidValueError, "got -1"),
+        (lambda: LeakyReLU(float("inf")), InvalidValueError, "got inf"),
+        (lambda: Activation("swush"), UnknownNameError, "got 'swush'"),
+        (lambda: Input((0, 3)), ShapeError, "got (0, 3)"),
+        (lambda: Input((3, None)), ShapeError, "got (3, None)"),
+        (lambda: Input(3.5), InvalidTypeError, "got 3.5"),
+        (lambda: Input("ab"), ShapeError, "got 'ab'"),
+        (lambda: layers.get("dens"), UnknownNameError, "got 'dens'"),
+        (lambda: layers.get(7), InvalidTypeError, "got 7"),
+        (lambda: Dense(2)(1.0), ShapeError, "got shape ()"),
+        (lambda: Dense(2)([1.0, 2.0]), ShapeError, "got shape (batch,)"),
+        (lambda: BatchNormalization()([1.0, 2.0]), ShapeError, "got (batch,)"),
+        (lambda: Input((4,))(X), ShapeError, "got ('batch', 3)"),
+        (
+            lambda: built(Dense(2, name="hidden"), (4,))(X),
+            ShapeError,
+            "layer hidden takes inputs of shape (batch, 4); got ('batch', 3)",
+        ),
+        (lambda: Dense(2)(["a", "b"]), InvalidTypeError, "got dtype <U1 (list)"),
+        (lambda: Dense(2).get_weights(), NotBuiltError, "layer Dense has no weights before it is built"),
+        (lambda: Dense(2).set_weights([]), NotBuiltError, "layer Dense has no weights before it is built"),
+        (lambda: built(Dense(2)).set_weights([np.zeros((3, 2))]), ShapeError, "takes 2 arrays; got 1"),
+        (
+            lambda: built(Dense(2)).set_weights([np.zeros((2, 3)), np.zeros(2)]),
+            ShapeError,
+            "shape (3, 2); got (2, 3)",
+        ),
+    ],
+)
+def test_errors(call, error, ends):
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value).endswith(ends)
+
+
+def test_a_layer_of_ones_own_needs_forward():
+    with pytest.raises(TypeError, match="Layer must define forward"):
+        Layer()(X)

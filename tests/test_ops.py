@@ -1,0 +1,446 @@
+"""Every body against float64 formulas in NumPy; every twin against its body."""
+
+import importlib
+import inspect
+import math
+import os
+
+import numpy as np
+import pytest
+
+from xpnet import activations, initializers, kernels, ops
+from xpnet.backend import get_backend
+from xpnet.context import Arena, Context, Spares
+from xpnet.params import Layout, ParamSpec
+from xpnet.testing import assert_close
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def ctx(backend64):
+    return Context(backend64)
+
+
+def at(ctx, a, dtype="float64"):
+    return ctx.backend.array(np.asarray(a), dtype)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+# Bodies -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "shapes", [((5, 3), (3, 4)), ((2, 5, 3), (3, 4)), ((2, 3, 5, 3), (3, 4)), ((1, 1), (1, 1))]
+)
+def test_affine(ctx, shapes, bias):
+    x, w = (RNG.standard_normal(s) for s in shapes)
+    b, dy = RNG.standard_normal(w.shape[-1]), RNG.standard_normal((*x.shape[:-1], w.shape[-1]))
+    y, backward = ops.affine(ctx, at(ctx, x), at(ctx, w), at(ctx, b) if bias else None, activations.get("tanh"))
+    wanted = np.tanh(x @ w + (b if bias else 0))
+    assert_close(y, at(ctx, wanted))
+    dx, grads = backward(at(ctx, dy), {})
+    dz = dy * (1 - wanted**2)
+    rows, cols = x.reshape(-1, x.shape[-1]), dz.reshape(-1, w.shape[-1])
+    assert_close(dx, at(ctx, dz @ w.T))
+    assert_close(grads["kernel"], at(ctx, rows.T @ cols))
+    assert set(grads) == ({"kernel", "bias"} if bias else {"kernel"})
+    if bias:
+        assert_close(grads["bias"], at(ctx, cols.sum(0)))
+    assert backward(at(ctx, dy), {}, want_dx=False)[0] is None
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 2), (3, 2, 5, 2)])
+def test_affine_of_several_models(ctx, shape):
+    """Kernels (K, in, units): each model of the leading axis works as it would alone."""
+    x, w, b = RNG.standard_normal(shape), RNG.standard_normal((3, 2, 4)), RNG.standard_normal((3, 4))
+    dy, f = RNG.standard_normal((*shape[:-1], 4)), activations.get("sigmoid")
+    y, backward = ops.affine(ctx, at(ctx, x), at(ctx, w), at(ctx, b), f)
+    dx, grads = backward(at(ctx, dy), {})
+    for k in range(3):
+        y_k, backward_k = ops.affine(ctx, at(ctx, x[k]), at(ctx, w[k]), at(ctx, b[k]), f)
+        dx_k, grads_k = backward_k(at(ctx, dy[k]), {})
+        for several, one in (
+            (y, y_k),
+            (dx, dx_k),
+            (grads["kernel"], grads_k["kernel"]),
+            (grads["bias"], grads_k["bias"]),
+        ):
+            assert_close(several[k, ...], one)
+
+
+def test_dropout(ctx):
+    x, dy, keep = RNG.standard_normal((4, 6)), RNG.standard_normal((4, 6)), RNG.random((4, 6)) > 0.5
+    y, backward = ops.dropout(ctx, at(ctx, x), ctx.backend.array(keep), 0.2)
+    assert_close(y, at(ctx, np.where(keep, x / 0.8, 0)))
+    assert_close(backward(at(ctx, dy)), at(ctx, np.where(keep, dy / 0.8, 0)))
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((8, 3), (-2,)), ((4, 5, 3), (-3, -2)), ((2, 6, 3), (-2,))])
+def test_batch_norm(ctx, shape, axes):
+    x, gamma, beta = RNG.standard_normal(shape) * 3 + 1, RNG.standard_normal(3), RNG.standard_normal(3)
+    y, mean, var, _ = ops.batch_norm(ctx, at(ctx, x), at(ctx, gamma), at(ctx, beta), axes, 0.01)
+    m, v = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    assert_close(y, at(ctx, gamma * (x - m) / np.sqrt(v + 0.01) + beta))
+    assert_close(mean, at(ctx, x.mean(axes)))
+    assert_close(var, at(ctx, x.var(axes)))
+    bare, *_, backward = ops.batch_norm(ctx, at(ctx, x), None, None, axes, 0.01)
+    assert_close(bare, at(ctx, (x - m) / np.sqrt(v + 0.01)))
+    assert backward(at(ctx, x), {})[1] == {}
+
+
+@pytest.mark.parametrize("labels", [np.array([2, 0, 1]), np.array([[0, 1], [2, 2]])])
+def test_one_hot(ctx, labels):
+    for dtype in ("int32", "int64"):
+        assert_close(ops.one_hot(ctx, at(ctx, labels, dtype), 3, ctx.dtype), at(ctx, np.eye(3)[labels]))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["labels", "hot", "soft", "counts"])
+def test_softmax_cross_entropy(ctx, kind, weighted):
+    z, labels = RNG.standard_normal((6, 4)) * 3, RNG.integers(0, 4, 6)
+    t = {"soft": RNG.dirichlet(np.ones(4), 6), "counts": RNG.integers(0, 3, (6, 4)) * 1.0}.get(
+        kind, np.eye(4)[labels]
+    )
+    w = RNG.random(6)
+    target = at(ctx, labels, "int32") if kind == "labels" else at(ctx, t)
+    values, dz, a = ops.softmax_cross_entropy(ctx, at(ctx, z), target, at(ctx, w) if weighted else 0.5)
+    assert_close(values, at(ctx, -(t * np.log(softmax(z))).sum(-1)))
+    assert_close(a, at(ctx, softmax(z)))
+    factor = w[:, None] if weighted else 0.5
+    assert_close(dz, at(ctx, (softmax(z) * t.sum(-1, keepdims=True) - t) * factor))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_derivative_from_scores_is_exactly_a_minus_y(backend, dtype):
+    """Not nearly: with weight 1 the same bits as a - y."""
+    ctx = Context(backend.with_dtype(dtype))
+    z, labels = RNG.standard_normal((50, 7)) * 10, RNG.integers(0, 7, 50)
+    for op in (ops.softmax_cross_entropy, ctx.ops.softmax_cross_entropy):
+        _, dz, a = op(ctx, at(ctx, z, dtype), at(ctx, labels, "int32"), 1.0)
+        assert_close(dz, a - at(ctx, np.eye(7)[labels], dtype), rtol=0, atol=0)
+    bits = at(ctx, RNG.integers(0, 2, (50, 1)), dtype)
+    for op in (ops.sigmoid_cross_entropy, ctx.ops.sigmoid_cross_entropy):
+        _, dz, a = op(ctx, at(ctx, z[:, :1], dtype), bits, 1.0)
+        assert_close(dz, a - bits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sigmoid_cross_entropy(ctx, weighted):
+    z, t, w = RNG.standard_normal((6, 3)) * 3, RNG.random((6, 3)), RNG.random(6)
+    values, dz, a = ops.sigmoid_cross_entropy(ctx, at(ctx, z), at(ctx, t), at(ctx, w) if weighted else 2.0)
+    s = 1 / (1 + np.exp(-z))
+    assert_close(a, at(ctx, s))
+    assert_close(values, at(ctx, -(t * np.log(s) + (1 - t) * np.log(1 - s)).mean(-1)))
+    assert_close(dz, at(ctx, (s - t) / 3 * (w[:, None] if weighted else 2.0)))
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_penalize(ctx, lead):
+    w, g = RNG.standard_normal((*lead, 9)), RNG.standard_normal((*lead, 9))
+    segments = ((1, 3, 0.5, 0.0), (3, 4, 0.0, 0.25), (6, 9, 1.0, 2.0))
+    value, new = ops.penalize(ctx, at(ctx, w), at(ctx, g), segments)
+    l1, l2 = np.zeros(9), np.zeros(9)
+    for start, stop, one, two in segments:
+        l1[start:stop], l2[start:stop] = one, two
+    assert float(value) == pytest.approx((l1 * np.abs(w) + l2 * w**2).sum())
+    assert_close(new, at(ctx, g + l1 * np.sign(w) + 2 * l2 * w))
+
+
+LAYOUT = Layout(
+    [(k, 0, ParamSpec(k, s, initializers.get("zeros"))) for k, s in {"a": (2, 3), "b": (3,), "c": ()}.items()]
+)
+
+
+def test_pack(ctx):
+    flat = np.arange(10.0)
+    parts = {"c": at(ctx, 9.0), "b": at(ctx, flat[6:9]), "a": at(ctx, flat[:6].reshape(2, 3))}
+    assert_close(ops.pack(ctx, LAYOUT, parts, None), at(ctx, flat))
+
+
+@pytest.mark.parametrize("op", ["body", "chosen"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, None])
+def test_finite(backend, op, bad):
+    ctx = Context(backend)
+    finite = ops.finite if op == "body" else ctx.ops.finite
+    huge = np.full((3, 4), 3e38, np.float32)  # its square is not finite
+    arrays = [at(ctx, 0.0, "float32"), at(ctx, huge, "float32"), at(ctx, [1.0, 2.0], "float32")]
+    with np.errstate(all="ignore"):
+        assert bool(finite(ctx, *arrays)) is True
+        if bad is not None:
+            for place, shape in ((0, ()), (1, (3, 4)), (2, (2,))):
+                spoilt = np.zeros(shape, np.float32)
+                spoilt[(-1,) * len(shape)] = bad
+                assert not bool(finite(ctx, *arrays[:place], at(ctx, spoilt, "float32"), *arrays[place + 1 :]))
+
+
+def test_optimizers(ctx):
+    """One step from slots that are not zero; the whole formulas are in test_optimizers.py."""
+    w, g, v = RNG.standard_normal((3, 5))
+    s, lr, age = v**2, 0.1, 3.0
+    on = [at(ctx, a) for a in (w, g, v, s, lr, age)]
+    ow, og, ov, os_, olr, oage = on
+
+    def check(found, new_w, *slots):
+        for a, b in zip([found[0], *found[1]], [new_w, *slots], strict=True):
+            assert_close(a, at(ctx, b))
+
+    check(ops.sgd(ctx, ow, og, (), olr, 0.0, False), w - lr * g)
+    velocity = 0.9 * v - lr * g
+    check(ops.sgd(ctx, ow, og, (ov,), olr, 0.9, False), w + velocity, velocity)
+    check(ops.sgd(ctx, ow, og, (ov,), olr, 0.9, True), w + 0.9 * velocity - lr * g, velocity)
+    average = 0.9 * v + 0.1 * g
+    check(ops.momentum(ctx, ow, og, (ov,), olr, 0.9), w - lr * average, average)
+    square = 0.8 * s + 0.2 * g**2
+    check(ops.rmsprop(ctx, ow, og, (os_,), olr, 0.8, 0.01, True), w - lr * g / np.sqrt(square + 0.01), square)
+    check(ops.rmsprop(ctx, ow, og, (os_,), olr, 0.8, 0.01, False), w - lr * g / (np.sqrt(square) + 0.01), square)
+    c1, c2 = 1 - 0.9**3, 1 - 0.8**3
+    for corrected in (False, True):
+        step = (
+            (average / c1) / (np.sqrt(square / c2) + 0.01)
+            if corrected
+            else math.sqrt(c2) / c1 * average / (np.sqrt(square) + 0.01)
+        )
+        found = ops.adam(ctx, ow, og, (ov, os_), olr, oage, 0.9, 0.8, 0.01, corrected)
+        check(found, w - lr * step, average, square)
+
+
+# Twins --------------------------------------------------------------------------------------------------
+# A case takes (op, ctx, rng, rows, units) and returns everything that comes out, as a list of arrays. The optimizers
+# take three steps, and look whether the former weights and slots are still there.
+
+
+def affine_case(op, ctx, rng, n, m):
+    out, k = [], m + 2
+    for name in ("linear", "relu", "tanh", "sigmoid", "leaky_relu", "softmax"):
+        for bias in (True, False):
+            x, w, b, dy = (rng.standard_normal(s) for s in ((n, k), (k, m), (m,), (n, m)))
+            args = [at(ctx, a, ctx.backend.dtype_name) for a in (x, w, b, dy)]
+            y, backward = op(ctx, args[0], args[1], args[2] if bias else None, activations.get(name))
+            room = {"kernel": ctx.xp.empty((k, m), dtype=ctx.dtype), "bias": ctx.xp.empty((m,), dtype=ctx.dtype)}
+            y_before = np.array(ctx.backend.host(y))
+            dx, grads = backward(args[3], room if bias and n % 2 else {})
+            np.testing.assert_array_equal(ctx.backend.host(y), y_before)
+            same_as_before(ctx, args, (x, w, b, dy))
+            out += [y, dx, grads["kernel"], *([grads["bias"]] if bias else [])]
+            y, backward = op(ctx, args[0], args[1], args[2] if bias else None, activations.get(name))
+            assert backward(args[3], {}, want_dx=False)[0] is None
+    deep = at(ctx, rng.standard_normal((2, n, m)), ctx.backend.dtype_name)
+    square = at(ctx, rng.standard_normal((m, m)), ctx.backend.dtype_name)
+    y, backward = op(ctx, deep, square, None, activations.get("relu"))
+    return [*out, y, backward(deep, {})[0]]
+
+
+def dropout_case(op, ctx, rng, n, m):
+    out = []
+    for shape in ((n, m), (n, 2, m)):
+        x, dy, keep = rng.standard_normal(shape), rng.standard_normal(shape), rng.random(shape) > 0.3
+        args = [at(ctx, a, ctx.backend.dtype_name) for a in (x, dy)]
+        y, backward = op(ctx, args[0], ctx.backend.array(keep), 0.3)
+        out += [y, backward(args[1])]
+        same_as_before(ctx, args, (x, dy))
+    return out
+
+
+def softmax_case(op, ctx, rng, n, m):
+    out, m = [], m + 1
+    for target in (rng.integers(0, m, n), rng.dirichlet(np.ones(m), n)):
+        for weight in (0.25, rng.random(n)):
+            z = rng.standard_normal((n, m)) * 5
+            args = [
+                at(ctx, z, ctx.backend.dtype_name),
+                at(ctx, target, "int32" if target.ndim == 1 else ctx.backend.dtype_name),
+            ]
+            w = weight if isinstance(weight, float) else at(ctx, weight, ctx.backend.dtype_name)
+            out += op(ctx, *args, w)
+            same_as_before(ctx, args, (z, target))
+    z, target = rng.standard_normal((2, n, m)), rng.integers(0, m, (2, n))
+    return [*out, *op(ctx, at(ctx, z, ctx.backend.dtype_name), at(ctx, target, "int32"), 1.0)]
+
+
+def sigmoid_case(op, ctx, rng, n, m):
+    z, t, w = rng.standard_normal((n, m)) * 5, rng.random((n, m)), rng.random(n)
+    args = [at(ctx, a, ctx.backend.dtype_name) for a in (z, t, w)]
+    out = [*op(ctx, *args[:2], 0.5), *op(ctx, *args)]
+    same_as_before(ctx, args, (z, t, w))
+    return out
+
+
+def batch_norm_case(op, ctx, rng, n, m):
+    x, gamma, beta, dy = (rng.standard_normal(s) for s in ((n + 1, m), (m,), (m,), (n + 1, m)))
+    args = [at(ctx, a, ctx.backend.dtype_name) for a in (x, gamma, beta, dy)]
+    y, mean, var, backward = op(ctx, *args[:3], (-2,), 1e-3)
+    dx, grads = backward(args[3], {})
+    same_as_before(ctx, args, (x, gamma, beta, dy))
+    return [y, mean, var, dx, grads["gamma"], grads["beta"]]
+
+
+def one_hot_case(op, ctx, rng, n, m):
+    return [op(ctx, at(ctx, rng.integers(0, m, n), "int32"), m, ctx.dtype)]
+
+
+def penalize_case(op, ctx, rng, n, m):
+    out, size = [], n * m + 3
+    for segments in ((), ((1, 2, 0.5, 0.25),), ((0, size - 2, 0.0, 0.1), (size - 2, size, 0.3, 0.0))):
+        w, g = rng.standard_normal((2, size))
+        on = [at(ctx, a, ctx.backend.dtype_name) for a in (w, g)]
+        value, new = op(ctx, *on, segments)
+        same_as_before(ctx, on[:1], (w,))  # the gradient may be used up
+        out += [ctx.xp.asarray(value, dtype=ctx.dtype) if segments else ctx.backend.scalar(float(value)), new]
+    return out
+
+
+def pack_case(op, ctx, rng, n, m):
+    out, dtype = [], ctx.backend.dtype_name
+    layout = Layout(
+        [(k, 0, ParamSpec(k, s, initializers.get("zeros"))) for k, s in {"a": (n, m), "b": (m,), "c": ()}.items()]
+    )
+    values = {k: at(ctx, rng.standard_normal(s), dtype) for k, s in layout.shapes.items()}
+    for offered in (False, True):
+        flat = ctx.xp.empty((layout.size,), dtype=ctx.dtype)
+        views = layout.views(ctx.xp, flat)
+        room = (flat, views) if offered and ctx.inplace else None
+        parts = dict(values)
+        if room:  # one part is in its place already
+            views["b"][...] = values["b"]
+            parts["b"] = views["b"]
+        out.append(op(ctx, layout, parts, room))
+    return out
+
+
+def finite_case(op, ctx, rng, n, m):
+    a, b = rng.standard_normal((n, m)), rng.standard_normal(m)
+    bad = np.where(np.arange(m) == m - 1, np.nan, b)
+    on = [at(ctx, x, ctx.backend.dtype_name) for x in (a, b, bad)]
+    return [ctx.xp.asarray(op(ctx, *which)) for which in (on[:1], on[:2], on, on[2:])]
+
+
+def optimizer_case(slots, *args, age=False):
+    def case(op, ctx, rng, n, m):
+        out, dtype = [], ctx.backend.dtype_name
+        for more in args:
+            w, *old = (at(ctx, np.abs(a), dtype) for a in rng.standard_normal((1 + slots(more), n * m)))
+            for step in (1.0, 2.0, 3.0):
+                before = [np.array(ctx.backend.host(a)) for a in (w, *old)]
+                g = rng.standard_normal(n * m)
+                on_g = at(ctx, g, dtype)
+                clock = (ctx.backend.scalar(step),) if age else ()
+                new, fresh = op(ctx, w, on_g, tuple(old), ctx.backend.scalar(0.1), *clock, *more)
+                same_as_before(ctx, [w, *old], before)
+                same_as_before(ctx, [on_g], [g])
+                w, old = new, list(fresh)
+                out += [np.array(ctx.backend.host(a)) for a in (w, *old)]
+        return out
+
+    return case
+
+
+CASES = {
+    "affine": affine_case,
+    "dropout": dropout_case,
+    "batch_norm": batch_norm_case,
+    "one_hot": one_hot_case,
+    "softmax_cross_entropy": softmax_case,
+    "sigmoid_cross_entropy": sigmoid_case,
+    "penalize": penalize_case,
+    "pack": pack_case,
+    "finite": finite_case,
+    "sgd": optimizer_case(lambda more: int(more[0] > 0), (0.0, False), (0.9, False), (0.9, True)),
+    "momentum": optimizer_case(lambda more: 1, (0.9,), (0.0,)),
+    "rmsprop": optimizer_case(lambda more: 1, (0.9, 1e-3, True), (0.9, 1e-3, False)),
+    "adam": optimizer_case(
+        lambda more: 2, (0.9, 0.999, 1e-3, False), (0.9, 0.999, 1e-3, True), (0.0, 0.0, 1e-3, False), age=True
+    ),
+}
+
+
+def same_as_before(ctx, arrays, hosts):
+    for a, host in zip(arrays, hosts, strict=True):
+        np.testing.assert_array_equal(ctx.backend.host(a), np.asarray(host).astype(str(ctx.backend.host(a).dtype)))
+
+
+def hosts(ctx, arrays):
+    return [np.array(ctx.backend.host(a)) if not isinstance(a, np.ndarray) else a.copy() for a in arrays]
+
+
+def twin_of(library, name):
+    return getattr(importlib.import_module(f"xpnet.kernels.{library}"), name)
+
+
+UNDER_TEST = os.environ.get("XPNET_BACKEND") or "numpy"
+
+
+def test_every_op_and_every_twin_has_a_case():
+    assert set(ops.__all__) == set(CASES)
+    assert all(set(twins) <= set(CASES) for twins in kernels.TWINS.values())
+    assert kernels.TWINS["numpy"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rows", "units"), [(8, 4), (1, 1), (1, 5), (7, 1), (13, 9)])
+@pytest.mark.parametrize("name", kernels.TWINS.get(UNDER_TEST, ()))
+def test_twin_equals_body(name, rows, units, dtype):
+    backend = get_backend(dtype=dtype)
+    body, twin = getattr(ops, name), twin_of(UNDER_TEST, name)
+    plain = Context(backend, True)
+    wanted = hosts(plain, CASES[name](body, plain, np.random.default_rng(5), rows, units))
+    assert wanted
+    arena, spares = Arena(backend.xp), Spares(backend.xp)
+    for _ in range(2):  # the second time in used buffers; then without memory, as at inference
+        ctx = Context(backend, True, None, arena.restart(), spares)
+        compare(wanted, hosts(ctx, CASES[name](twin, ctx, np.random.default_rng(5), rows, units)), name, dtype)
+    compare(wanted, hosts(plain, CASES[name](twin, plain, np.random.default_rng(5), rows, units)), name, dtype)
+
+
+@pytest.mark.parametrize("size", [2**15 - 1, 2**15, 2**16 + 17])
+@pytest.mark.parametrize(
+    "name", [n for n in kernels.TWINS.get(UNDER_TEST, ()) if n in ("sgd", "momentum", "rmsprop", "adam")]
+)
+def test_optimizer_twins_over_several_blocks(name, size):
+    backend = get_backend(dtype="float32")
+    plain, ctx = Context(backend, True), Context(backend, True, None, Arena(backend.xp), Spares(backend.xp))
+    wanted = CASES[name](getattr(ops, name), plain, np.random.default_rng(6), size, 1)
+    compare(
+        wanted, CASES[name](twin_of(UNDER_TEST, name), ctx, np.random.default_rng(6), size, 1), name, "float32"
+    )
+
+
+def compare(wanted, found, name, dtype):
+    assert len(found) == len(wanted)
+    for i, (a, b) in enumerate(zip(found, wanted)):
+        assert_close(
+            a,
+            b,
+            rtol=2e-5 if dtype == "float32" else 1e-12,
+            atol=1e-6 if dtype == "float32" else 1e-13,
+            message=f"{name}[{i}]",
+        )
+
+
+@pytest.mark.parametrize(
+    ("library", "name"), [(lib, name) for lib, names in kernels.TWINS.items() for name in names]
+)
+def test_twins_have_their_bodies_signature(library, name):
+    if library == "cupy":
+        pytest.importorskip("cupy")
+    body, twin = (inspect.signature(f).parameters for f in (getattr(ops, name), twin_of(library, name)))
+    assert list(twin) == list(body)
+
+
+@pytest.mark.parametrize("switch", ["0", "1", None])
+def test_xpnet_kernels_chooses_the_bodies(monkeypatch, switch):
+    if switch is None:
+        monkeypatch.delenv("XPNET_KERNELS", raising=False)
+    else:
+        monkeypatch.setenv("XPNET_KERNELS", switch)
+    table = kernels.ops_for("numpy")
+    assert set(vars(table)) == set(ops.__all__)
+    for name in ops.__all__:
+        twin = name in kernels.TWINS["numpy"] and switch != "0"
+        assert getattr(table, name) is (twin_of("numpy", name) if twin else getattr(ops, name))
+    assert vars(kernels.ops_for("jax")) == {name: getattr(ops, name) for name in ops.__all__}
