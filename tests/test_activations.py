@@ -195,5 +195,5 @@ def test_errors(identifier, error, ends):
     "x", ["text", [["a"]], [[1.0], [1.0, 2.0]], np.array(["a"]), np.array([1j]), np.array([None]), None]
 )
 def test_what_is_no_array_of_numbers_is_an_error(x):
-    with pytest.raises(InvalidTypeError, match="numbers.*got"):
+    with pytest.raises(InvalidTypeError, match=r"numbers.*got"):
         activations.get("relu")(x)

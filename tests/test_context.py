@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xpnet.backend import get_backend, library_of, use_backend
-from xpnet.context import Arena, Context, Spares, enter, numeric
+from xpnet.context import Arena, Context, enter, numeric
 from xpnet.errors import InvalidTypeError
 from xpnet.testing import assert_close
 
@@ -13,7 +13,8 @@ def test_the_arena_hands_out_the_same_buffers_again(backend):
     arena = Arena(backend.xp)
     first = [arena.empty((2, 3), backend.dtype), arena.empty((2, 3), backend.dtype)]
     assert first[0] is not first[1]
-    second = [arena.restart().empty((2, 3), backend.dtype), arena.empty((2, 3), backend.dtype)]
+    arena.restart()
+    second = [arena.empty((2, 3), backend.dtype), arena.empty((2, 3), backend.dtype)]
     assert [a is b for a, b in zip(first, second)] == [True, True]
 
 
@@ -21,21 +22,11 @@ def test_the_arena_makes_another_buffer_for_another_shape_or_dtype(backend):
     arena, xp = Arena(backend.xp), backend.xp
     old = arena.empty((2,), xp.float32)
     for shape, dtype in (((3,), xp.float32), ((3,), xp.float64)):
-        new = arena.restart().empty(shape, dtype)
+        arena.restart()
+        new = arena.empty(shape, dtype)
         assert new is not old
         assert (new.shape, new.dtype) == (shape, dtype)
         old = new
-
-
-def test_spares_go_to_and_fro(backend):
-    spares, w = Spares(backend.xp), backend.zeros((4,))
-    first = spares.other(0, w)
-    second = spares.other(0, first)
-    third = spares.other(0, second)
-    assert first is not w
-    assert second is not first
-    assert third is first
-    assert spares.other(1, first) is not second  # another array of the state has its own
 
 
 def test_empty(backend):
@@ -45,7 +36,9 @@ def test_empty(backend):
     ctx = Context(backend, arena=arena)
     assert ctx.inplace
     assert not Context(backend).inplace
-    assert ctx.empty((2,)) is Context(backend, arena=arena.restart()).empty((2,))
+    first = ctx.empty((2,))
+    assert ctx.empty((2,)) is not first
+    assert ctx.restart({}).empty((2,)) is first
 
 
 def test_draws_and_statistics_are_kept_by_place(backend):
@@ -55,6 +48,8 @@ def test_draws_and_statistics_are_kept_by_place(backend):
     assert ctx.draw("keep") is mask
     ctx.record("moving_mean", mask)
     assert ctx.carry == {"bn_1/moving_mean": mask}
+    assert ctx.restart({}) is ctx  # the next step's masks; nothing of the last one is left
+    assert (ctx.draws, ctx.carry) == ({}, {})
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ ABSTRACT = [
     if name.split("/")[0] in {"layers"}
     or name.removesuffix(".py")
     in {
-        "activations", "callbacks", "context", "guard", "initializers", "loop", "losses", "metrics", "model", "network",
-        "ops", "optimizers", "params", "random", "regularizers", "registry", "training",
+        "activations", "callbacks", "context", "guard", "initializers", "loop", "losses", "metrics", "model",
+        "network", "ops", "optimizers", "params", "random", "regularizers", "registry", "training",
     }
 ]  # fmt: skip
 

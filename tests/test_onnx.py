@@ -50,11 +50,13 @@ USED = {
     "matmul": ["matmul_2d", "matmul_3d", "matmul_4d"],
     "sce": SCE,
     "batch_norm": [
-        "batchnorm_epsilon", "batchnorm_example", "batchnorm_epsilon_training_mode", "batchnorm_example_training_mode",
+        "batchnorm_epsilon", "batchnorm_example", "batchnorm_epsilon_training_mode",
+        "batchnorm_example_training_mode",
     ],
     "dropout": [
         "dropout_default", "dropout_default_mask", "dropout_default_mask_ratio", "dropout_default_old",
-        "dropout_default_ratio", "dropout_random_old", "training_dropout_zero_ratio", "training_dropout_zero_ratio_mask",
+        "dropout_default_ratio", "dropout_random_old", "training_dropout_zero_ratio",
+        "training_dropout_zero_ratio_mask",
     ],
     "dropout_mask": ["training_dropout_mask", "training_dropout_default_mask"],
     "flatten": ["flatten_axis1", "flatten_default_axis", "flatten_negative_axis3"],

@@ -10,7 +10,7 @@ import pytest
 
 from xpnet import activations, initializers, kernels, ops
 from xpnet.backend import get_backend
-from xpnet.context import Arena, Context, Spares
+from xpnet.context import Arena, Context
 from xpnet.params import Layout, ParamSpec
 from xpnet.testing import assert_close
 
@@ -211,8 +211,8 @@ def test_optimizers(ctx):
 
 
 # Twins --------------------------------------------------------------------------------------------------
-# A case takes (op, ctx, rng, rows, units) and returns everything that comes out, as a list of arrays. The optimizers
-# take three steps, and look whether the former weights and slots are still there.
+# A case takes (op, ctx, rng, rows, units) and returns everything that comes out, as a list of arrays. The
+# optimizers take three steps; they may use up the weights and slots that they are given.
 
 
 def affine_case(op, ctx, rng, n, m):
@@ -326,12 +326,10 @@ def optimizer_case(slots, *args, age=False):
         for more in args:
             w, *old = (at(ctx, np.abs(a), dtype) for a in rng.standard_normal((1 + slots(more), n * m)))
             for step in (1.0, 2.0, 3.0):
-                before = [np.array(ctx.backend.host(a)) for a in (w, *old)]
                 g = rng.standard_normal(n * m)
                 on_g = at(ctx, g, dtype)
                 clock = (ctx.backend.scalar(step),) if age else ()
                 new, fresh = op(ctx, w, on_g, tuple(old), ctx.backend.scalar(0.1), *clock, *more)
-                same_as_before(ctx, [w, *old], before)
                 same_as_before(ctx, [on_g], [g])
                 w, old = new, list(fresh)
                 out += [np.array(ctx.backend.host(a)) for a in (w, *old)]
@@ -390,9 +388,9 @@ def test_twin_equals_body(name, rows, units, dtype):
     plain = Context(backend, True)
     wanted = hosts(plain, CASES[name](body, plain, np.random.default_rng(5), rows, units))
     assert wanted
-    arena, spares = Arena(backend.xp), Spares(backend.xp)
+    ctx = Context(backend, True, None, Arena(backend.xp))
     for _ in range(2):  # the second time in used buffers; then without memory, as at inference
-        ctx = Context(backend, True, None, arena.restart(), spares)
+        ctx.restart({})
         compare(wanted, hosts(ctx, CASES[name](twin, ctx, np.random.default_rng(5), rows, units)), name, dtype)
     compare(wanted, hosts(plain, CASES[name](twin, plain, np.random.default_rng(5), rows, units)), name, dtype)
 
@@ -403,11 +401,49 @@ def test_twin_equals_body(name, rows, units, dtype):
 )
 def test_optimizer_twins_over_several_blocks(name, size):
     backend = get_backend(dtype="float32")
-    plain, ctx = Context(backend, True), Context(backend, True, None, Arena(backend.xp), Spares(backend.xp))
+    plain, ctx = Context(backend, True), Context(backend, True, None, Arena(backend.xp))
     wanted = CASES[name](getattr(ops, name), plain, np.random.default_rng(6), size, 1)
     compare(
         wanted, CASES[name](twin_of(UNDER_TEST, name), ctx, np.random.default_rng(6), size, 1), name, "float32"
     )
+
+
+HELD_BACK = {
+    "sgd": [(0, (0.0, False)), (1, (0.9, False)), (1, (0.9, True)), (1, (1.0, True))],
+    "momentum": [(1, (0.9,))],
+    "rmsprop": [(1, (0.9, 1e-7, True)), (1, (0.9, 0.0, False))],
+    "adam": [(2, (0.9, 0.999, 1e-7, False)), (2, (0.9, 0.999, 0.0, True))],
+}
+
+
+@pytest.mark.parametrize("lr", [0.1, 1e6, 1e30])
+@pytest.mark.parametrize("gradient", [1e-30, 1.0, 1e18, 3e38])
+@pytest.mark.parametrize("weights", [1.0, 1e18, 3e38])
+@pytest.mark.parametrize("name", [n for n in HELD_BACK if n in kernels.TWINS.get(UNDER_TEST, ())])
+def test_an_update_that_overflows_can_be_held_back(name, weights, gradient, lr):
+    """As the step does it: where the new weights are not finite, the former weights and slots are still there."""
+    backend = get_backend(dtype="float32")
+    body, twin, finite = getattr(ops, name), twin_of(UNDER_TEST, name), twin_of(UNDER_TEST, "finite")
+    for n, more in HELD_BACK[name]:
+        plain, ctx = Context(backend, True), Context(backend, True, None, Arena(backend.xp))
+        w, *slots = (np.full(4, 1.0, np.float32) for _ in range(1 + n))
+        clock = (np.float32(2.0),) if name == "adam" else ()
+        with np.errstate(all="ignore"):
+            finite(ctx, w)
+            twin(ctx, w.copy(), w, tuple(s.copy() for s in slots), np.float32(0.1), *clock, *more)  # a calm step
+            ctx.restart({})
+            w, g = np.float32(weights) * w, np.full(4, -gradient, np.float32)
+            before = [a.copy() for a in (w, *slots)]
+            finite(ctx, np.float32(1.0), w), finite(ctx, np.float32(1.0), g)  # as the last step and this one do
+            new, _ = twin(ctx, w, g, tuple(slots), np.float32(lr), *clock, *more)
+            wanted, _ = body(plain, before[0], g, tuple(before[1:]), np.float32(lr), *clock, *more)
+            sound = bool(finite(ctx, new))
+        assert sound == np.isfinite(wanted).all()
+        if sound:
+            assert_close(np.asarray(new), np.asarray(wanted), rtol=1e-5)
+        else:
+            for a, b in zip((w, *slots), before):
+                np.testing.assert_array_equal(a, b)
 
 
 def compare(wanted, found, name, dtype):

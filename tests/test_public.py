@@ -37,8 +37,8 @@ PROMISED = {
     "xpnet.optimizers": "SGD Adam Momentum Optimizer RMSprop get",
     "xpnet.regularizers": "L1 L1L2 L2 get",
     "xpnet.testing": "assert_close check_gradients",
-    "xpnet.errors": "BackendError FileFormatError InvalidTypeError InvalidValueError MissingExtraError NonFiniteError"
-    " NotBuiltError ShapeError UnknownNameError XpnetError",
+    "xpnet.errors": "BackendError FileFormatError InvalidTypeError InvalidValueError MissingExtraError"
+    " NonFiniteError NotBuiltError ShapeError UnknownNameError XpnetError",
 }
 METHODS = {
     "Sequential": "build compile fit evaluate predict save summary get_weights set_weights to backend weights",

@@ -69,6 +69,23 @@ def file(tmp_path):
     return model, path
 
 
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    """The weights of a trained model, and its file as bytes."""
+    model, path = make(), tmp_path_factory.mktemp("content") / "model"
+    fit(model)
+    model.save(path)
+    return model.get_weights(), path.read_bytes()
+
+
+@pytest.fixture
+def spoilt(content, tmp_path):
+    """A file to spoil."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content[1])
+    return path
+
+
 # There and back ---------------------------------------------------------------------------------------------
 
 
@@ -243,8 +260,8 @@ def describe(**changes):
     return change
 
 
-def test_truncated_at_any_length(file):
-    _, path = file
+def test_truncated_at_any_length(spoilt):
+    path = spoilt
     data = path.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     for size in (0, 1, 7, 8, 9, 100, header - 1, header, header + 1, len(data) // 2, len(data) - 1):
@@ -256,8 +273,8 @@ def test_truncated_at_any_length(file):
         xn.load_model(path)
 
 
-def test_any_altered_byte_of_the_data(file):
-    _, path = file
+def test_any_altered_byte_of_the_data(spoilt):
+    path = spoilt
     data = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     for place in {*range(start, len(data), 97), start, len(data) - 1}:
@@ -338,15 +355,13 @@ def test_any_altered_byte_of_the_header(tmp_path):
         (describe(dtype=None), "can't be read|unknown dtype"),
     ],
 )  # fmt: skip
-def test_headers_that_do_not_fit(change, message, file):
-    model, path = file
-    whole = path.read_bytes()
-    rewrite(path, change)
+def test_headers_that_do_not_fit(change, message, spoilt, content):
+    rewrite(spoilt, change)
     for kwargs in ({}, {"dtype": "float32"}):
         with pytest.raises(XpnetError, match=f"(?s).*{message}"):
-            xn.load_model(path, **kwargs)
-    path.write_bytes(whole)
-    same(xn.load_model(path).get_weights(), model.get_weights())
+            xn.load_model(spoilt, **kwargs)
+    spoilt.write_bytes(content[1])
+    same(xn.load_model(spoilt).get_weights(), content[0])
 
 
 def test_declared_sizes_are_compared_before_memory_is_taken(tmp_path):

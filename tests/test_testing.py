@@ -43,9 +43,9 @@ def test_assert_close_sees_another_library_or_device(backend):
     if backend.name == "numpy":
         strict = pytest.importorskip("array_api_strict")
         there = strict.asarray(ONE)
-        with pytest.raises(AssertionError, match="device: expected .*device1.*; got "):
+        with pytest.raises(AssertionError, match=r"device: expected .*device1.*; got "):
             assert_close(there, strict.asarray(ONE, device=strict.Device("device1")))
-    with pytest.raises(AssertionError, match="library: expected .*; got "):
+    with pytest.raises(AssertionError, match=r"library: expected .*; got "):
         assert_close(here, there)
     assert_close(here, there, check_library=False)
 

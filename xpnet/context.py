@@ -9,7 +9,7 @@ from . import kernels
 from .backend import Array, Backend, give_back, host_of, library_of, np, resolve
 from .errors import InvalidTypeError
 
-__all__ = ["Arena", "Context", "Spares", "enter", "numeric"]
+__all__ = ["Arena", "Context", "enter", "numeric"]
 
 
 class Arena:
@@ -36,21 +36,6 @@ class Arena:
         return self._buffers[i]
 
 
-class Spares:
-    """Two buffers for each array that an update writes anew: to and fro, so that the former one stays."""
-
-    def __init__(self, xp: Any) -> None:
-        self._xp = xp
-        self._pairs: dict[int, tuple[Array, Array]] = {}
-
-    def other(self, which: int, current: Array) -> Array:
-        """Return a buffer like the current array that is not it."""
-        pair = self._pairs.get(which)
-        if pair is None or pair[0].shape != current.shape or pair[0].dtype != current.dtype:
-            pair = self._pairs[which] = (self._xp.empty_like(current), self._xp.empty_like(current))
-        return pair[1] if pair[0] is current else pair[0]
-
-
 class Context:
     """The namespace, the operations and the surroundings of one step.
 
@@ -61,12 +46,14 @@ class Context:
         draws: this step's random masks. carry: new running statistics on their way out.
         place: (position in the model, path) of the layer that is being computed.
         inplace: whether there is memory for twins to write to.
+        calm: one flag, shared by the steps of a program: whether weights and slots are known to be so far from
+            overflow that a twin may update them in place (see `xpnet.kernels.numpy`).
     """
 
     __slots__ = (
         "_arena",
-        "_spares",
         "backend",
+        "calm",
         "carry",
         "draws",
         "dtype",
@@ -83,7 +70,7 @@ class Context:
         training: bool = False,
         draws: Mapping[str, Array] | None = None,
         arena: Arena | None = None,
-        spares: Spares | None = None,
+        calm: list[bool] | None = None,
     ) -> None:
         self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
         self.ops = kernels.ops_for(backend.name)
@@ -92,7 +79,8 @@ class Context:
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}
         self.place: tuple[int, str] = (0, "")
-        self._arena, self._spares = arena, spares
+        self.calm = [False] if calm is None else calm
+        self._arena = arena
 
     def restart(self, draws: Mapping[str, Array]) -> Context:
         """Begin the next step with its masks, in the same memory."""
@@ -121,10 +109,6 @@ class Context:
         if library_of(x) is None:
             x = numeric(x)
         return self.xp.astype(self.backend.bring(x), dtype, copy=False)
-
-    def spare(self, which: int, current: Array) -> Array:
-        """Return memory for the new value of the state's `which`-th array; it lives until the step after next."""
-        return self.xp.empty_like(current) if self._spares is None else self._spares.other(which, current)
 
 
 def enter(*arrays: Any, dtype: str | None = None) -> tuple[Context, Callable[[Array], Array]]:

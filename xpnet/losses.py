@@ -352,7 +352,9 @@ class PerceptronCriterion(Loss):
         self._same_shape(y, shape)
         wrong = y[~np.isin(y, (-1, 0, 1))]
         if wrong.size:
-            raise InvalidValueError(f"PerceptronCriterion takes targets -1 (or 0) and 1; got {wrong.flat[0].item()!r}")
+            raise InvalidValueError(
+                f"PerceptronCriterion takes targets -1 (or 0) and 1; got {wrong.flat[0].item()!r}"
+            )
 
     def score_terms(self, ctx: Context, y: Array, z: Array, weight: Any) -> tuple[Array, Array, Array]:
         """Return the criterion, its derivative by z, and step(z)."""

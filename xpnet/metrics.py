@@ -139,7 +139,9 @@ class CategoricalAccuracy(Metric):
         """Return 1 for a hit, else 0."""
         xp = ctx.xp
         if y.shape != p.shape:
-            raise ShapeError(f"one-hot targets must have the outputs' shape {tuple(p.shape)}; got {tuple(y.shape)}")
+            raise ShapeError(
+                f"one-hot targets must have the outputs' shape {tuple(p.shape)}; got {tuple(y.shape)}"
+            )
         return xp.astype(xp.argmax(p, axis=-1) == xp.argmax(y, axis=-1), p.dtype)
 
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from . import loop, losses, metrics, optimizers
-from .backend import Array, Backend, get_backend, host_of, is_explicit, np, resolve
+from .backend import Array, Backend, get_backend, is_explicit, np, resolve
 from .callbacks import History, check_callbacks, resolve_verbose
+from .context import numeric
 from .data import Data
 from .errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number, unknown_name
 from .layers import Input, Layer
@@ -288,7 +289,7 @@ class Sequential:
         paths = self.network.paths()
         if len(weights) != len(paths):
             raise ShapeError(f"set_weights takes {len(paths)} arrays for this model; got {len(weights)}")
-        self.assign(dict(zip(paths, map(host_of, weights))))
+        self.assign(dict(zip(paths, map(numeric, weights))))
 
     def assign(self, values: Mapping[str, Any]) -> None:
         """Set some parameters and statistics by path, such as "dense_1/kernel"."""
@@ -493,7 +494,7 @@ class Sequential:
         epochs = number("epochs", epochs, 1, integer=True)
         initial_epoch = number("initial_epoch", initial_epoch, 0, integer=True)
         validation_freq = number("validation_freq", validation_freq, 1, integer=True)
-        validation_batch_size = self._batch_size(validation_batch_size)
+        validation_batch_size = self._batch_size(validation_batch_size, "validation_batch_size")
         share = number("validation_split", validation_split, 0, 1, open_high=True)
         per_execution = compiled.steps_per_execution if steps_per_execution is None else steps_per_execution
         per_execution = number("steps_per_execution", per_execution, 1, integer=True)
@@ -581,8 +582,8 @@ class Sequential:
             self._ready(Data(x), build=True)
             return self.predict(x)
 
-    def _batch_size(self, batch_size: int | None) -> int:
-        return number("batch_size", 1024 if batch_size is None else batch_size, 1, integer=True)
+    def _batch_size(self, batch_size: int | None, what: str = "batch_size") -> int:
+        return number(what, 1024 if batch_size is None else batch_size, 1, integer=True)
 
     def _scores(self, scores: dict[str, float], return_dict: bool) -> Any:
         values = list(scores.values())

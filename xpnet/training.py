@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from . import kernels
 from .backend import Array, Backend
-from .context import Arena, Context, Spares
+from .context import Arena, Context
 from .losses import Loss
 from .metrics import Metric
 from .network import Network
@@ -51,12 +51,12 @@ def _contexts(backend: Backend) -> Callable[..., Context]:
     if not (backend.inplace and kernels.enabled()):
         return lambda draws, shape: Context(backend, True, draws)
     contexts: dict[tuple[int, ...], Context] = {}
-    spares = Spares(backend.xp)
+    calm = [False]
 
     def context(draws: dict[str, Array], shape: tuple[int, ...]) -> Context:
         found = contexts.get(shape)
         if found is None:
-            found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp), spares)
+            found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp), calm)
         return found.restart(draws)
 
     return context
@@ -88,15 +88,17 @@ def make_step(
             value = value + penalty
 
         def update(kept: tuple[Any, ...]) -> tuple[Any, ...]:
-            _, weights, slots, stats, age, sums = kept
+            _, weights, slots, _, age, sums = kept
             age = age + 1.0
             weights, slots = optimizer.apply(ctx, weights, g, slots, s.lr, age)
-            stats = network.new_stats(ctx, stats)
-            sound = ctx.ops.finite(ctx, weights, stats)
+            sound = ctx.ops.finite(ctx, weights)
             sums = _add(sums, ctx, value, b, prediction, metrics)
-            return backend.when(sound, lambda old: (sound, weights, slots, stats, age, sums), (sound, *kept[1:]))
+            return backend.when(
+                sound, lambda old: (sound, weights, slots, new_stats, age, sums), (sound, *kept[1:])
+            )
 
-        ok = s.ok & ctx.ops.finite(ctx, value, g)
+        new_stats = network.new_stats(ctx, s.stats)
+        ok = s.ok & ctx.ops.finite(ctx, value, g, new_stats)
         kept = (ok, s.weights, s.slots, s.stats, s.age, s.sums)
         ok, weights, slots, stats, age, sums = backend.when(ok, update, kept)
         return TrainState(s.step + 1, s.lr, ok, weights, slots, stats, age, sums)

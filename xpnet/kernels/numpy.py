@@ -1,8 +1,6 @@
 """NumPy twins: the same results with `out=`, in buffers that live from step to step.
 
-Weights and slots go to and fro between two buffers (`ctx.spare`), so that the former ones are still there
-when the guard holds an update back. Without an arena (`ctx.inplace` is False: inference, a part used alone)
-the bodies do the work.
+Without an arena (`ctx.inplace` is False: inference, a part used alone) the bodies do the work.
 """
 
 from __future__ import annotations
@@ -146,63 +144,82 @@ def finite(ctx: Any, *arrays: Array) -> Any:
             sound = math.isfinite(a)
         else:
             flat = a if a.ndim == 1 else a.reshape(-1)
-            sound = math.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all()
+            sound = math.isfinite(np.dot(flat, flat))
+            if not sound:
+                ctx.calm[0] = False
+                sound = np.isfinite(flat).all()
         if not sound:
             return np.False_
     return np.True_
 
 
+# Optimizers. Where nothing in an update can overflow, it is done in place. Otherwise the body does it, which
+# leaves weights and slots as they were, because the guard may hold the update back.
+
+
+def _calm(ctx: Any, w: Array, slots: Any, lr: Any, epsilon: float = 1.0, decay: float = 0.0) -> bool:
+    """Return whether this update can't overflow.
+
+    If the sums of squares of gradient (seen by `finite` in this step), weights and slots are finite, then no
+    element is beyond 1.8e19 (float32), slots that are moving averages stay so, and with these bounds on rate,
+    epsilon and decay no update is beyond 1e36.
+    """
+    if not (ctx.inplace and w.ndim == 1 and lr <= 1e6 and epsilon >= 1e-10 and decay <= 0.9999):
+        return False
+    if not ctx.calm[0]:
+        ctx.calm[0] = all(math.isfinite(np.dot(a, a)) for a in (w, *slots))
+    return ctx.calm[0]
+
+
 def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nesterov: bool) -> Any:
     """Twin of `ops.sgd`."""
-    if not ctx.inplace:
+    if not _calm(ctx, w, slots, lr, decay=momentum):
         return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov)
-    new = ctx.spare(0, w)
-    if not slots:
-        np.multiply(g, lr, out=new)
-        return np.subtract(w, new, out=new), ()
-    v = np.multiply(slots[0], momentum, out=ctx.spare(1, slots[0]))
     step = np.multiply(g, lr, out=ctx.empty(w.shape))
+    if not slots:
+        return np.subtract(w, step, out=w), ()
+    (v,) = slots
+    v *= momentum
     v -= step
-    if not nesterov:
-        return np.add(w, v, out=new), (v,)
-    np.multiply(v, momentum, out=new)
-    new += w
-    new -= step
-    return new, (v,)
+    if nesterov:
+        w -= step
+        np.multiply(v, momentum, out=step)
+        return np.add(w, step, out=w), slots
+    return np.add(w, v, out=w), slots
 
 
 def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> Any:
     """Twin of `ops.momentum`."""
-    if not ctx.inplace:
+    if not _calm(ctx, w, slots, lr):
         return ops.momentum(ctx, w, g, slots, lr, beta)
-    new, v = ctx.spare(0, w), ctx.spare(1, slots[0])
-    np.multiply(slots[0], beta, out=v)
-    np.multiply(g, 1.0 - beta, out=new)
-    v += new
-    np.multiply(v, lr, out=new)
-    return np.subtract(w, new, out=new), (v,)
+    (v,) = slots
+    scratch = ctx.empty(w.shape)
+    v *= beta
+    v += np.multiply(g, 1.0 - beta, out=scratch)
+    return np.subtract(w, np.multiply(v, lr, out=scratch), out=w), slots
 
 
 def rmsprop(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, rho: float, epsilon: float, inside: bool) -> Any:
     """Twin of `ops.rmsprop`, block by block."""
-    if not ctx.inplace or w.ndim != 1:
+    if not _calm(ctx, w, slots, lr, epsilon, rho):
         return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside)
-    new, s_new, scratch = ctx.spare(0, w), ctx.spare(1, slots[0]), ctx.empty((min(w.size, BLOCK),))
-    for b in _blocks(w.size):
-        t, s = scratch[: b.stop - b.start], s_new[b]
-        np.multiply(g[b], g[b], out=s)
-        s *= 1.0 - rho
-        np.multiply(slots[0][b], rho, out=t)
+    scratch = ctx.empty((min(w.size, BLOCK),))
+    for wb, gb, s in _blocks(w, g, slots[0]):
+        t = scratch[: wb.size]
+        s *= rho
+        np.multiply(gb, gb, out=t)
+        t *= 1.0 - rho
         s += t
         if inside:
-            np.sqrt(np.add(s, epsilon, out=t), out=t)
+            np.add(s, epsilon, out=t)
+            np.sqrt(t, out=t)
         else:
             np.sqrt(s, out=t)
             t += epsilon
-        np.divide(g[b], t, out=t)
+        np.divide(gb, t, out=t)
         t *= lr
-        np.subtract(w[b], t, out=new[b])
-    return new, (s_new,)
+        wb -= t
+    return w, slots
 
 
 def adam(
@@ -218,33 +235,34 @@ def adam(
     corrected: bool,
 ) -> Any:
     """Twin of `ops.adam`, block by block."""
-    if not ctx.inplace or w.ndim != 1:
+    if not _calm(ctx, w, slots, lr, epsilon, beta_2):
         return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected)
     root2 = math.sqrt(_bias_correction(beta_2, float(age)))
     rate = float(lr) * root2 / _bias_correction(beta_1, float(age))
     epsilon = epsilon * root2 if corrected else epsilon
-    new, m_new, v_new = ctx.spare(0, w), ctx.spare(1, slots[0]), ctx.spare(2, slots[1])
     scratch = ctx.empty((min(w.size, BLOCK),))
-    for b in _blocks(w.size):
-        t, m, v, gb = scratch[: b.stop - b.start], m_new[b], v_new[b], g[b]
-        np.multiply(slots[0][b], beta_1, out=m)
-        np.multiply(gb, 1.0 - beta_1, out=t)
-        m += t
+    for wb, gb, m, v in _blocks(w, g, *slots):
+        t = scratch[: wb.size]
+        m *= beta_1
+        m += np.multiply(gb, 1.0 - beta_1, out=t)
+        v *= beta_2
         np.multiply(gb, gb, out=t)
         t *= 1.0 - beta_2
-        np.multiply(slots[1][b], beta_2, out=v)
         v += t
         np.sqrt(v, out=t)
         t += epsilon
         np.divide(m, t, out=t)
         t *= rate
-        np.subtract(w[b], t, out=new[b])
-    return new, (m_new, v_new)
+        wb -= t
+    return w, slots
 
 
 def _bias_correction(beta: float, age: float) -> float:
     return -math.expm1(age * math.log(beta)) if beta > 0 else 1.0
 
 
-def _blocks(size: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+def _blocks(*arrays: Array) -> list[tuple[Array, ...]]:
+    size = arrays[0].size
+    if size <= BLOCK:
+        return [arrays]
+    return [tuple(a[start : start + BLOCK] for a in arrays) for start in range(0, size, BLOCK)]

@@ -1,0 +1,255 @@
+"""What `fit`, `evaluate` and `predict` take in: libraries, tables, dtypes, memory maps; never written to."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.backend import available_backends, get_backend, library_of
+from xpnet.data import BLOCK, Column, Data, blocks, class_weights
+from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError
+from xpnet.layers import Dense
+from xpnet.optimizers import SGD
+from xpnet.testing import assert_close
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 100, (20, 3)).astype("float64") / 64  # exact in every floating dtype
+Y = (X @ [[1.0], [-2.0], [0.5]]) / 2
+
+
+def train(x, y, **kwargs):
+    model = xn.Sequential([Dense(1)], seed=3, backend=kwargs.pop("backend", None))
+    model.compile(SGD(0.1), "mse")
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, **kwargs)
+    return model
+
+
+@pytest.fixture(scope="module")
+def expected():
+    model = train(X, Y)
+    return model.get_weights(), model.evaluate(X, Y), model.predict(X)
+
+
+def read_only(a):
+    a = np.array(a)
+    a.flags.writeable = False
+    return a
+
+
+def strided(a):
+    return np.repeat(np.repeat(np.asfortranarray(a), 2, axis=0), 2, axis=1)[::2, ::2]
+
+
+class Mine(np.ndarray):
+    """A subclass of somebody else's."""
+
+
+FORMS = {
+    "float64": lambda a: a,
+    "float32": lambda a: a.astype("float32"),
+    "float16": lambda a: a.astype("float16"),
+    "big endian": lambda a: a.astype(">f8"),
+    "read only": read_only,
+    "read only float32": lambda a: read_only(a.astype("float32")),
+    "not contiguous": strided,
+    "backwards": lambda a: a[::-1].copy()[::-1],
+    "list": lambda a: a.tolist(),
+    "tuple of arrays": lambda a: tuple(a),
+    "subclass": lambda a: a.view(Mine),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_numpy_in_any_form(form, expected):
+    x, y = FORMS[form](X), FORMS[form](Y)
+    kept = np.array(x), np.array(y)
+    model = train(x, y, validation_data=(x, y), sample_weight=FORMS[form](np.ones((20, 1))))
+    found = model.get_weights(), model.evaluate(x, y), model.predict(x)
+    for a, b in zip(found[0], expected[0]):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert found[1] == pytest.approx(expected[1], rel=1e-4)
+    np.testing.assert_allclose(found[2], expected[2], rtol=1e-5, atol=1e-6)
+    assert type(found[2]) is np.ndarray
+    np.testing.assert_array_equal(x, kept[0])  # inputs are never written to
+    np.testing.assert_array_equal(y, kept[1])
+
+
+@pytest.mark.parametrize("name", available_backends())
+def test_arrays_of_any_library(name, expected):
+    home = get_backend(name, "cpu" if name != "cupy" else None)
+    model = train(home.array(X, "float32"), home.array(Y, "float32"), sample_weight=home.array(np.ones(20)))
+    for a, b in zip(model.get_weights(), expected[0]):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    mixed = train(X, home.array(Y, "float32"), validation_data=(home.array(X, "float32"), Y))
+    np.testing.assert_allclose(mixed.predict(X), expected[2], rtol=1e-5, atol=1e-6)
+    assert model.evaluate(home.array(X), Y) == pytest.approx(expected[1], rel=1e-4)
+
+
+def test_tensors_that_require_gradients(expected):
+    torch = pytest.importorskip("torch")
+    x, y = torch.tensor(X, requires_grad=True), torch.tensor(Y, requires_grad=True)
+    model = train(x, y)
+    np.testing.assert_allclose(model.get_weights()[0], expected[0][0], rtol=1e-5, atol=1e-6)
+    result = model.predict(x)
+    assert library_of(result) == "torch"
+    assert not result.requires_grad
+    assert x.grad is None
+    parameter = train(torch.nn.Parameter(x), y)
+    np.testing.assert_allclose(parameter.get_weights()[0], expected[0][0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_tables_and_series(library, expected):
+    tables = pytest.importorskip(library)
+    frame = tables.DataFrame({"a": X[:, 0], "b": X[:, 1], "c": X[:, 2]})
+    model = train(frame, tables.Series(Y[:, 0]), sample_weight=tables.Series(np.ones(20)))
+    np.testing.assert_allclose(model.get_weights()[0], expected[0][0], rtol=1e-5, atol=1e-6)
+    assert model.evaluate(frame, tables.DataFrame({"y": Y[:, 0]})) == pytest.approx(expected[1], rel=1e-4)
+    assert type(model.predict(frame)) is np.ndarray
+    mixed = tables.DataFrame({"a": [1, 2], "b": [0.5, 1.5], "c": [True, False]})
+    np.testing.assert_array_equal(Column(mixed, "x").values, [[1, 0.5, 1], [2, 1.5, 0]])
+    with pytest.raises(InvalidValueError, match=r"row 1 got nan$"):
+        Data(tables.DataFrame({"a": [1.0, None]})).check(1e30)
+
+
+def test_images_of_bytes():
+    images = RNG.integers(0, 256, (12, 4, 4)).astype("uint8")
+    labels = (np.arange(12) % 3).astype("uint8")
+    found = []
+    for x in (images, images.astype("float32")):
+        model = xn.Sequential([xn.layers.Flatten(), Dense(3, activation="softmax")], seed=1)
+        model.compile(SGD(1e-4), "sparse_categorical_crossentropy", ["accuracy"])
+        model.fit(x, labels, batch_size=5, verbose=0)
+        found.append(model.predict(x))
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "int64"])
+def test_integers_and_booleans(dtype):
+    x = RNG.integers(0, 2, (20, 3))
+    one, other = train(x.astype(dtype), x[:, :1].astype(dtype)), train(x.astype("float32"), x[:, :1] * 1.0)
+    np.testing.assert_allclose(one.get_weights()[0], other.get_weights()[0], rtol=1e-6)
+
+
+def test_one_feature_without_an_axis():
+    one, other = train(X[:, 0], Y[:, 0]), train(X[:, :1], Y)
+    np.testing.assert_array_equal(one.get_weights()[0], other.get_weights()[0])
+    assert one.predict(X[:, 0].tolist()).shape == (20, 1)
+    assert one.input_shape == (1,)
+
+
+def test_numbers_beyond_single_precision():
+    model = xn.Sequential([Dense(1)], seed=0, dtype="float64")
+    model.compile(SGD(0.0), "mae")
+    assert np.isfinite(model.fit(X * 1e39, Y, verbose=0).history["loss"][0])
+    with pytest.raises(InvalidValueError, match=r"at most 3.4e\+38; in row 4 got 1e\+39$"):
+        train(np.where(np.arange(20)[:, None] == 4, 1e39, X), Y)
+    largest = float(np.finfo("float32").max)
+    Data(np.array([largest, -largest])).check(largest)
+    with pytest.raises(InvalidValueError, match="row 1"):
+        Data(np.array([1.0, np.nextafter(largest, 1e39)])).check(largest)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_found_in_any_dtype(dtype, value):
+    a = np.ones((4, 2), dtype=dtype)
+    a[2, 1] = value
+    for name in available_backends():
+        if name == "array_api_strict" and dtype == "float16":
+            continue  # the standard does not have it
+        home = get_backend(name, "cpu" if name != "cupy" else None)
+        with pytest.raises(InvalidValueError, match=f"x must be finite .* in row 2 got {value}$"):
+            Data(home.array(a)).check(1.7e308)
+
+
+# Without copies ---------------------------------------------------------------------------------------------
+
+
+def test_a_memory_map_is_read_batch_by_batch(tmp_path):
+    rows, features = 40_000, 100  # 16 MB
+    x = np.memmap(tmp_path / "x", dtype="float32", mode="w+", shape=(rows, features))
+    x[:, 0] = 1.0
+    x.flush()
+    x = np.memmap(tmp_path / "x", dtype="float32", mode="r", shape=(rows, features))
+    y = np.zeros(rows, dtype="float32")
+    model = xn.Sequential([Dense(1)], seed=0)
+    model.compile(SGD(0.1), "mse")
+    model.fit(x[:4096], y[:4096], batch_size=4096, verbose=0)  # compile, and make what stays
+    tracemalloc.start()
+    try:
+        model.fit(x, y, batch_size=4096, verbose=0, validation_split=0.25)
+        model.predict(x)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < x.nbytes / 2, peak
+
+
+def test_columns_keep_the_array_itself():
+    for a in (X, read_only(X), X[:, :2], np.asfortranarray(X)):
+        assert Column(a, "x").values is a
+        assert np.shares_memory(Data(a)._part(slice(2, 9)).x.values, a)
+    home = get_backend()
+    array = home.array(X)
+    assert Column(array, "x").values is array
+    taken = Column(array, "x").move(array, home, "float64")
+    assert library_of(taken) == home.name
+
+
+@pytest.mark.parametrize("shape", [(1,), (BLOCK + 1,), (7, BLOCK), (3, BLOCK + 5), (1000, 999), (5, 0)])
+def test_blocks_cover_every_row_once(shape):
+    rows = [i for part in blocks(shape) for i in range(part.start, part.stop)]
+    assert rows == list(range(shape[0]))
+    assert all((p.stop - p.start == 1) or (p.stop - p.start) * np.prod(shape[1:]) <= BLOCK for p in blocks(shape))
+
+
+def test_the_row_is_named_behind_the_first_block():
+    x = np.zeros((BLOCK + 100,))
+    x[BLOCK + 50] = np.nan
+    with pytest.raises(InvalidValueError, match=f"row {BLOCK + 50} got nan"):
+        Data(x).check(1e30)
+
+
+# Batches ----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch(backend):
+    data = Data(X, np.arange(20), np.linspace(1, 2, 20))
+    rows = np.array([3, 0, 17])
+    x, y, weight = data.batch(rows, backend, (), "int32", {0: 4.0})
+    assert_close(backend.xp.asarray(x, device=backend.device), backend.array(X[rows], "float32"))
+    np.testing.assert_array_equal(backend.host(y), rows)
+    assert str(y.dtype).endswith("int32")
+    np.testing.assert_allclose(backend.host(weight), np.linspace(1, 2, 20)[rows] * [1, 4, 1], rtol=1e-6)
+    x, y, weight = data.batch(slice(4, 6), backend, (1,))
+    assert (x.shape, y.shape, weight.shape) == ((2, 3), (2, 1), (2,))
+    assert Data(X).batch(slice(0, 1), backend)[1:] == (None, None)
+
+
+@pytest.mark.parametrize("y", [[0, 1, 2, 1], [[0], [1], [2], [1]], np.eye(3)[[0, 1, 2, 1]]])
+def test_weights_of_classes(y, backend):
+    found = class_weights(backend, backend.array(np.array(y, dtype="float32")), {1: 5, 2: 0.5})
+    np.testing.assert_array_equal(backend.host(found), [1, 5, 0.5, 5])
+
+
+def test_splits():
+    first, last = Data(X, Y, np.ones(20)).split(0.25)
+    assert (len(first), len(last)) == (15, 5)
+    np.testing.assert_array_equal(last.x.values, X[15:])
+    np.testing.assert_array_equal(last.y.values, Y[15:])
+    assert len(last.weight) == 5
+    for share, kind in ((0.99, InvalidValueError), (1.0, InvalidValueError), ("x", InvalidTypeError)):
+        with pytest.raises(kind):
+            Data(X).split(share)
+
+
+@pytest.mark.parametrize(
+    ("x", "kind"), [([], ShapeError), (3.0, ShapeError), (np.zeros((0, 3)), ShapeError), ("text", InvalidTypeError),
+                    ([["a"]], InvalidTypeError), ({"a": 1}, InvalidTypeError), (X + 0j, InvalidTypeError),
+                    (np.array(["2020-01-01"], dtype="datetime64"), InvalidTypeError)],
+)  # fmt: skip
+def test_what_is_no_column(x, kind):
+    with pytest.raises(kind):
+        Column(x, "x")
