@@ -229,7 +229,7 @@ def test_probabilities_are_clipped(backend64):
     for loss, y in ((CategoricalCrossentropy(), [[0.0, 1.0]]), (SparseCategoricalCrossentropy(), [1])):
         value, grad = loss.value_and_grad(y, backend64.array([[1.0, 0.0]]))
         assert_close(value, backend64.scalar(worst))
-        assert np.isfinite(backend64.host(grad)).all()
+        assert_close(grad, backend64.zeros((1, 2)))
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])

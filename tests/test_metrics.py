@@ -79,7 +79,7 @@ def test_reset():
 @pytest.mark.parametrize(
     ("threshold", "y", "p", "value"),
     [
-        (0.5, [0, 1, 1, 0], [0.5, 0.6, 0.5, 0.4], 0.75),  # 0.5 itself is class 0
+        (0.5, [0, 1, 1, 0, 0], [0.5, 0.6, 0.5, 0.4, 0.5], 0.8),  # 0.5 itself is class 0
         (0.8, [0, 1], [0.7, 0.9], 1.0),
         (0.0, [-1, 1, -1], [-3.0, 2.0, 0.1], 2 / 3),  # targets +-1 and scores
     ],

@@ -43,6 +43,14 @@ def test_keep_mask_is_the_rule_on_raw_bits(rate, place):
     np.testing.assert_array_equal(mask, expected.reshape(7, 11))
 
 
+def test_the_threshold_to_the_last_bit():
+    """A word k = u >> 8 is kept at rates up to k / 2**24, and dropped at any above."""
+    k = (words(1, DRAW, 2, 3, 50) >> 8).astype(float)
+    for i in range(50):
+        for rate, kept in ((k[i] / 2**24, True), ((k[i] - 0.5) / 2**24, True), ((k[i] + 0.001) / 2**24, False)):
+            assert keep_mask(Stream(1), 2, 3, (50,), rate)[i] == kept
+
+
 def test_keep_mask_is_numpys_own_philox():
     key = np.random.SeedSequence(5).generate_state(2, np.uint64)
     uniform = np.random.Generator(np.random.Philox(key=key, counter=[0, 4, 9, DRAW])).random((50, 8), np.float32)

@@ -263,8 +263,7 @@ class TorchBackend(Backend):
 
     def bring(self, x: Array) -> Array:
         """Return `x` outside PyTorch's own differentiation."""
-        moved = super().bring(x)
-        return moved.detach() if moved.requires_grad else moved
+        return super().bring(x.detach() if self.owns(x) else x)
 
     def copy(self, x: Array) -> Array:
         """Return a copy."""
@@ -539,7 +538,8 @@ def home_of(x: Any) -> Backend:
 def give_back(x: Array, like: Any, backend: Backend) -> Array:
     """Return `x`, a result of `backend`, in the library (and on the device) of the caller's `like`."""
     home = home_of(like)
-    return x if home.name == backend.name else home.array(backend.host(x))
+    there = home.name == backend.name and home.device_name == backend.device_of(x)
+    return x if there else home.array(backend.host(x))
 
 
 def probe() -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from . import kernels
 from .backend import Array, Backend, give_back, host_of, library_of, np, resolve
 from .errors import InvalidTypeError
 
-__all__ = ["Arena", "Context", "enter", "numeric"]
+__all__ = ["Arena", "Context", "check_real", "enter", "numeric"]
 
 
 class Arena:
@@ -108,6 +108,7 @@ class Context:
         dtype = self.dtype if dtype is None else dtype
         if library_of(x) is None:
             x = numeric(x)
+        check_real(x)
         return self.xp.astype(self.backend.bring(x), dtype, copy=False)
 
 
@@ -129,6 +130,18 @@ def enter(*arrays: Any, dtype: str | None = None) -> tuple[Context, Callable[[Ar
     backend = resolve(arrays, dtype=dtype)
     first = next((a for a in arrays if library_of(a) is not None), None)
     return Context(backend), lambda result: give_back(result, first, backend)
+
+
+def check_real(x: Array, what: str = "an array") -> str:
+    """Return the name of an array's dtype.
+
+    Raises:
+        InvalidTypeError: its elements are not real numbers.
+    """
+    kind = str(x.dtype).rpartition(".")[2]
+    if not kind.startswith(("float", "int", "uint", "bool", "bfloat")):
+        raise InvalidTypeError(f"{what} must consist of real numbers; got dtype {kind}")
+    return kind
 
 
 def numeric(x: Any) -> np.ndarray:

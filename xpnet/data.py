@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .backend import Array, Backend, home_of, host_of, library_of, np
-from .context import numeric
+from .context import check_real, numeric
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number
 
 __all__ = ["Column", "Data", "blocks", "class_weights"]

@@ -163,3 +163,4 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    check()  # pressed since it was last asked

@@ -157,7 +157,7 @@ def finite(ctx: Any, *arrays: Array) -> Any:
 # leaves weights and slots as they were, because the guard may hold the update back.
 
 
-def _calm(ctx: Any, w: Array, slots: Any, lr: Any, epsilon: float = 1.0, decay: float = 0.0) -> bool:
+def _calm(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, epsilon: float = 1.0, decay: float = 0.0) -> bool:
     """Return whether this update can't overflow.
 
     If the sums of squares of gradient (seen by `finite` in this step), weights and slots are finite, then no
@@ -167,13 +167,13 @@ def _calm(ctx: Any, w: Array, slots: Any, lr: Any, epsilon: float = 1.0, decay: 
     if not (ctx.inplace and w.ndim == 1 and lr <= 1e6 and epsilon >= 1e-10 and decay <= 0.9999):
         return False
     if not ctx.calm[0]:
-        ctx.calm[0] = all(math.isfinite(np.dot(a, a)) for a in (w, *slots))
+        ctx.calm[0] = all(math.isfinite(np.dot(a, a)) for a in (w, g, *slots))
     return ctx.calm[0]
 
 
 def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nesterov: bool) -> Any:
     """Twin of `ops.sgd`."""
-    if not _calm(ctx, w, slots, lr, decay=momentum):
+    if not _calm(ctx, w, g, slots, lr, decay=momentum):
         return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov)
     step = np.multiply(g, lr, out=ctx.empty(w.shape))
     if not slots:
@@ -190,7 +190,7 @@ def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nest
 
 def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> Any:
     """Twin of `ops.momentum`."""
-    if not _calm(ctx, w, slots, lr):
+    if not _calm(ctx, w, g, slots, lr):
         return ops.momentum(ctx, w, g, slots, lr, beta)
     (v,) = slots
     scratch = ctx.empty(w.shape)
@@ -201,7 +201,7 @@ def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> 
 
 def rmsprop(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, rho: float, epsilon: float, inside: bool) -> Any:
     """Twin of `ops.rmsprop`, block by block."""
-    if not _calm(ctx, w, slots, lr, epsilon, rho):
+    if not _calm(ctx, w, g, slots, lr, epsilon, rho):
         return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside)
     scratch = ctx.empty((min(w.size, BLOCK),))
     for wb, gb, s in _blocks(w, g, slots[0]):
@@ -235,7 +235,7 @@ def adam(
     corrected: bool,
 ) -> Any:
     """Twin of `ops.adam`, block by block."""
-    if not _calm(ctx, w, slots, lr, epsilon, beta_2):
+    if not _calm(ctx, w, g, slots, lr, epsilon, beta_2):
         return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected)
     root2 = math.sqrt(_bias_correction(beta_2, float(age)))
     rate = float(lr) * root2 / _bias_correction(beta_1, float(age))

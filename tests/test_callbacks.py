@@ -1,0 +1,305 @@
+"""History, early stopping, progress, callbacks of one's own, and Ctrl-C."""
+
+import signal
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.callbacks import Callback, EarlyStopping, History, ProgressBar
+from xpnet.errors import UnknownNameError
+from xpnet.layers import Dense
+from xpnet.optimizers import SGD
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal((20, 1))
+
+
+def make(**kwargs):
+    model = xn.Sequential([Dense(1)], seed=1)
+    model.compile(SGD(0.05), "mse", ["mae"], **kwargs)
+    return model
+
+
+def test_history():
+    model = make()
+    history = model.fit(X, Y, epochs=3, verbose=0, validation_split=0.2)
+    assert isinstance(history, History)
+    assert list(history.history) == ["loss", "mae", "val_loss", "val_mae"]
+    assert all(len(values) == 3 for values in history.history.values())
+    assert all(type(v) is float for values in history.history.values() for v in values)
+    assert history.epoch == [0, 1, 2]
+    own = History()
+    assert model.fit(X, Y, epochs=5, initial_epoch=3, verbose=0, callbacks=own) is own
+    assert own.epoch == [3, 4]
+    assert model.fit(X, Y, epochs=2, initial_epoch=2, verbose=0).history == {}
+
+
+def test_the_history_is_the_mean_over_the_rows():
+    """A last, smaller batch counts as its rows do; with a rate of 0 it is the evaluation."""
+    model = make()
+    model.optimizer.learning_rate = 0.0
+    history = model.fit(X, Y, batch_size=8, verbose=0).history
+    assert [history["loss"][0], history["mae"][0]] == pytest.approx(model.evaluate(X, Y), rel=1e-5)
+
+
+class Recorder(Callback):
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def __getattribute__(self, attribute):
+        if attribute.startswith("on_"):
+            def note(*args, logs=None, self=self):
+                numbers = [a for a in args if isinstance(a, int)]
+                logs = next((a for a in args if isinstance(a, dict)), None)
+                self.log.append((self.name, attribute[3:], *numbers, *(sorted(logs) if logs else ())))
+            return note  # fmt: skip
+        return super().__getattribute__(attribute)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Is overridden, so that it is called."""
+
+
+def test_hooks_come_in_the_order_of_keras():
+    log = []
+    make().fit(X, Y, batch_size=10, epochs=2, verbose=0, callbacks=[Recorder("a", log), Recorder("b", log)],
+               validation_data=(X, Y), validation_freq=2)  # fmt: skip
+    batches = [(hook, n, *keys) for n in (0, 1) for hook, keys in
+               (("train_batch_begin", ()), ("train_batch_end", ("loss", "mae")))]  # fmt: skip
+    expected = [
+        ("train_begin",),
+        ("epoch_begin", 0), *batches, ("epoch_end", 0, "loss", "mae"),
+        ("epoch_begin", 1), *batches, ("epoch_end", 1, "loss", "mae", "val_loss", "val_mae"),
+        ("train_end",),
+    ]  # fmt: skip
+    assert log == [(name, *entry) for entry in expected for name in "ab"]
+
+
+class Spy(Callback):
+    """Keeps what callbacks are told."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.logs, self.begun = stop_at, [], []
+
+    def on_train_begin(self, logs=None):
+        self.begun.append((self.model.built, dict(self.params)))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.logs.append(logs)
+        if (self.model.epoch, batch) == self.stop_at:
+            self.model.stop_training = True
+
+
+def test_what_callbacks_are_told():
+    model, spy = make(), Spy()
+    history = model.fit(X, Y, batch_size=8, epochs=1, verbose=0, callbacks=spy).history
+    assert spy.model is model
+    assert spy.begun == [(True, {"epochs": 1, "steps": 3, "verbose": 0, "metrics": ["loss", "mae"]})]
+    assert len(spy.logs) == 3
+    assert spy.logs[-1] == {name: values[0] for name, values in history.items()}
+    assert spy.logs[0] != spy.logs[1]
+    many = Spy()
+    make(steps_per_execution=2).fit(X, Y, batch_size=8, verbose=0, callbacks=many)
+    assert len(many.logs) == 2
+    assert many.logs[-1] == pytest.approx(spy.logs[-1], rel=1e-5)
+
+
+def test_training_stops_when_it_is_told_to():
+    class Stop(Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    model = make()
+    assert len(model.fit(X, Y, epochs=9, verbose=0, callbacks=Stop()).history["loss"]) == 2
+    assert len(model.fit(X, Y, epochs=1, verbose=0).history["loss"]) == 1  # the wish is forgotten
+    spy = Spy(stop_at=(3, 1))  # in the middle of an epoch
+    history = model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=spy)
+    assert (len(spy.logs), len(history.history["loss"])) == (2, 1)
+
+
+# Early stopping ---------------------------------------------------------------------------------------------
+
+
+class Script(Callback):
+    """Puts prepared values in place of the losses, and gives the weights the number of their epoch."""
+
+    def __init__(self, values, name="loss"):
+        self.values, self.name = values, name
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs[self.name] = self.values[epoch]
+        self.model.set_weights([np.full((3, 1), epoch), np.zeros(1)])
+
+
+@pytest.mark.parametrize(
+    ("values", "kwargs", "epochs", "best"),
+    [
+        ([5, 4, 3, 2, 1], {}, 5, 4),
+        ([5, 4, 6, 2, 1], {}, 3, 1),
+        ([5, 4, 6, 2, 9, 9, 9], {"patience": 2}, 6, 3),
+        ([5, 4, 4, 4, 1], {"patience": 2}, 4, 1),
+        ([5, 4, 3.5, 3.2, 1], {"patience": 2, "min_delta": 1.0}, 5, 4),
+        ([5, 4.5, 4.2, 3.9, 3.8, 3.7], {"patience": 2, "min_delta": 1.0}, 3, 0),
+        ([1, 2, 3, 2, 1], {"mode": "max"}, 4, 2),
+        ([1, 2, 3], {"mode": "min", "patience": 2}, 3, 0),
+        ([9, 9, 9, 9, 1], {"start_from_epoch": 3}, 5, 4),
+        ([5, 4, 3, 2], {"baseline": 1.0, "patience": 2}, 2, 0),
+        ([0.5, float("nan"), 0.1], {"patience": 1}, 2, 0),
+    ],
+)
+def test_early_stopping(values, kwargs, epochs, best):
+    model = make()
+    stop = EarlyStopping("loss", restore_best_weights=True, **kwargs)
+    history = model.fit(X, Y, epochs=len(values), verbose=0, callbacks=[Script(values), stop])
+    assert len(history.history["loss"]) == epochs
+    assert stop.stopped_epoch == (epochs - 1 if model.stop_training else 0)
+    assert model.get_weights()[0][0, 0] == best == stop.best_epoch
+
+
+def test_early_stopping_keeps_the_last_weights_unless_told():
+    model = make()
+    model.fit(X, Y, epochs=9, verbose=0, callbacks=[Script([1, 2] * 5), EarlyStopping("loss")])
+    assert model.get_weights()[0][0, 0] == 1
+
+
+def test_accuracies_are_to_grow(capsys):
+    model = make()
+    stop = EarlyStopping("val_mae", mode="auto", verbose=1)
+    scripted = [Script([1, 2, 1], "val_mae"), stop]
+    assert len(model.fit(X, Y, epochs=3, verbose=0, validation_split=0.5, callbacks=scripted).epoch) == 2
+    assert capsys.readouterr().out == "Epoch 2: early stopping, best epoch 1\n"
+    assert EarlyStopping("val_accuracy").sign == -1.0
+    assert EarlyStopping("loss").sign == 1.0
+
+
+def test_an_unknown_monitor_is_found_before_the_first_epoch():
+    model = make()
+    model.build((3,))
+    before = model.get_weights()
+    for monitor, kwargs in (("val_loss", {}), ("lss", {"validation_split": 0.2})):
+        with pytest.raises(UnknownNameError, match=f"monitor .*'loss'.* got '{monitor}'$"):
+            model.fit(X, Y, verbose=0, callbacks=EarlyStopping(monitor), **kwargs)
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    assert (model.step, model.epoch) == (0, 0)
+    model.fit(X, Y, verbose=0, validation_split=0.2, callbacks=EarlyStopping("val_mae"))
+
+
+def test_restored_weights_are_the_best_ones_of_real_training():
+    model = make()
+    model.compile(SGD(0.4), "mse")  # too fast
+    stop = EarlyStopping("val_loss", patience=3, restore_best_weights=True)
+    history = model.fit(X, Y, epochs=30, verbose=0, validation_data=(X, Y), callbacks=stop).history["val_loss"]
+    assert model.evaluate(X, Y) == pytest.approx(min(history), rel=1e-5)
+    assert stop.best_epoch == int(np.argmin(history))
+
+
+# Progress ---------------------------------------------------------------------------------------------------
+
+
+def test_verbose(capsys, monkeypatch):
+    model = make()
+    model.fit(X, Y, epochs=2, verbose=0)
+    assert capsys.readouterr() == ("", "")
+    model.fit(X, Y, batch_size=5, epochs=2, verbose=2, validation_split=0.2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2"]
+    assert all(f" {name} " in line for line in lines for name in ("loss", "mae", "val_loss", "val_mae"))
+    model.fit(X, Y, batch_size=5, epochs=2, verbose=1, validation_split=0.2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    for part in ("Epoch 1/2: 100%", "Epoch 2/2: 100%", "4/4", "loss ", "mae ", "val_mae "):
+        assert part in err
+    for terminal, expected in ((True, 1), (False, 2)):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)
+        assert ProgressBar("auto", 1, 1).verbose == expected
+    model.fit(X, Y)
+    assert capsys.readouterr().out.startswith("Epoch 1/1: loss ")
+
+
+def test_the_bar_looks_at_the_device_only_now_and_then(monkeypatch):
+    bar = ProgressBar(1, 1, 10)
+    bar.begin(0)
+    assert not bar.advance(1)
+    monkeypatch.setattr(bar, "_next", 0.0)
+    assert bar.advance(1)
+    bar.show({"loss": 1.0})
+    assert not bar.advance(1)
+    bar.close()
+    assert not bar.advance(1)
+
+
+# Ctrl-C -----------------------------------------------------------------------------------------------------
+
+
+class Interrupt(Callback):
+    def __init__(self, hook, at, times=1):
+        self.at, self.times = at, times
+        setattr(self, hook, self.press)
+
+    def press(self, number=None, logs=None):
+        if number == self.at:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_epoch_begin", "on_epoch_end"])
+@pytest.mark.parametrize("per_execution", [1, 2])
+def test_an_interrupted_model_can_go_on(hook, per_execution):
+    model = make(steps_per_execution=per_execution)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=Interrupt(hook, 1))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    host = model.backend.host
+    steps = int(host(model.state.step))
+    expected = {"on_epoch_end": (10, 2), "on_epoch_begin": (5 + per_execution, 1)}.get(hook, (2 * per_execution, 0))
+    assert (model.step, model.epoch) == expected
+    assert steps == model.step == float(host(model.state.age))  # whole steps only
+    assert bool(host(model.state.ok))
+    assert np.isfinite(model.fit(X, Y, batch_size=4, verbose=0).history["loss"]).all()
+    assert model.step == steps + 5
+
+
+def test_a_second_interrupt_does_not_wait():
+    model, seen = make(), []
+
+    class Twice(Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            signal.raise_signal(signal.SIGINT)
+            seen.append("still here")
+            signal.raise_signal(signal.SIGINT)
+            seen.append("not here")
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, verbose=0, callbacks=Twice())
+    assert seen == ["still here"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    model.fit(X, Y, verbose=0)
+
+
+def test_a_bar_is_closed_when_training_is_interrupted(capsys):
+    with pytest.raises(KeyboardInterrupt):
+        make().fit(X, Y, batch_size=4, verbose=1, callbacks=Interrupt("on_train_batch_begin", 2))
+    assert capsys.readouterr().err.endswith("\n")
+
+
+def test_somebody_elses_handler_is_left_alone():
+    pressed = []
+    former = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+    try:
+        make().fit(X, Y, verbose=0, callbacks=Interrupt("on_epoch_begin", 0))
+        assert pressed == [1]
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def test_a_callback_that_fails_restores_the_handler():
+    class Fails(Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise RuntimeError("mine")
+
+    model = make()
+    with pytest.raises(RuntimeError, match="mine"):
+        model.fit(X, Y, verbose=0, callbacks=Fails())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    model.fit(X, Y, verbose=0)

@@ -1,0 +1,191 @@
+"""The step as a pure function of its state, and what surrounds it."""
+
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.backend import get_backend, tree_map
+from xpnet.layers import BatchNormalization, Dense
+from xpnet.losses import MeanSquaredError
+from xpnet.metrics import MeanAbsoluteError
+from xpnet.network import Network
+from xpnet.optimizers import Adam
+from xpnet.random import Stream
+from xpnet.training import Batch, TrainState, deferred_interrupt, make_evaluation, make_step, read_sums, zero_sums
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((6, 3)), RNG.standard_normal((6, 1))
+
+
+@pytest.fixture
+def parts(backend64):
+    network = Network([Dense(4, activation="tanh"), BatchNormalization(), Dense(1)], (3,))
+    metrics, b = [MeanAbsoluteError()], backend64
+    step = b.compile(make_step(b, network, MeanSquaredError(), Adam(0.1), metrics))
+    weights = network.layout.initial(Stream(1))
+
+    def state():
+        return TrainState(
+            b.scalar(0, b.xp.int32), b.scalar(0.1), b.scalar(True, b.xp.bool), b.array(weights),
+            tuple(b.zeros(weights.shape) for _ in range(2)), b.array(network.stats_layout.initial(Stream(1))),
+            b.scalar(0.0), zero_sums(b, metrics),
+        )  # fmt: skip
+
+    return b, network, metrics, step, state
+
+
+def batch(b, x=X, y=Y, weight=None):
+    return Batch(b.array(x), b.array(y), None if weight is None else b.array(weight), {})
+
+
+def numbers(b, state):
+    return tree_map(lambda a: np.array(b.host(a)), state)
+
+
+def flat(tree):
+    found = []
+    tree_map(lambda a: found.append(np.asarray(a)), tree)
+    return found
+
+
+def test_a_step_is_a_function_of_state_and_batch(parts):
+    b, _, _, step, state = parts
+    one, other = (numbers(b, step(state(), [batch(b)])) for _ in range(2))
+    for first, second in zip(flat(one), flat(other), strict=True):
+        np.testing.assert_array_equal(first, second)
+    before = numbers(b, state())
+    assert int(one.step) == 1
+    assert float(one.age) == 1.0
+    assert bool(one.ok)
+    assert float(one.lr) == 0.1
+    assert all(not np.array_equal(getattr(one, name), getattr(before, name)) for name in ("weights", "stats"))
+    assert [tuple(map(float, pair))[1] for pair in one.sums] == [6.0, 6.0]
+
+
+def test_the_state_keeps_its_form(parts):
+    """The same tree, shapes and dtypes go out as come in: what a compiled loop needs."""
+    b, _, _, step, state = parts
+    before, after = numbers(b, state()), numbers(b, step(state(), [batch(b)]))
+    assert [(a.shape, a.dtype) for a in flat(before)] == [(a.shape, a.dtype) for a in flat(after)]
+
+
+def test_several_batches_are_several_steps(parts):
+    b, _, _, step, state = parts
+    together = numbers(b, step(state(), [batch(b), batch(b, X * 2), batch(b)]))
+    one = state()
+    for x in (X, X * 2, X):
+        one = step(one, [batch(b, x)])
+    tolerance = 0 if b.name != "jax" else 1e-12
+    for first, second in zip(flat(together), flat(numbers(b, one)), strict=True):
+        np.testing.assert_allclose(first, second, rtol=tolerance, atol=tolerance)
+    assert int(together.step) == float(together.age) == 3
+
+
+@pytest.mark.parametrize(("bad", "at"), [(X * 1e200, 0), (np.full_like(X, np.nan), 1)])
+def test_a_bad_step_and_all_behind_it_are_held_back(parts, bad, at):
+    b, _, _, step, state = parts
+    expected = numbers(b, step(state(), [batch(b)] * at) if at else state())
+    batches = [batch(b)] * at + [batch(b, y=Y * 1e200 if at == 0 else Y, x=bad), batch(b), batch(b)]
+    found = numbers(b, step(state(), batches))
+    assert not bool(found.ok)  # sticky
+    assert int(found.step) == at + 3  # always advances
+    for name in ("weights", "slots", "stats", "age", "sums"):
+        for one, other in zip(flat(getattr(found, name)), flat(getattr(expected, name)), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_evaluation_adds_up(parts):
+    b, network, metrics, _, state = parts
+    evaluation, s = make_evaluation(b, network, MeanSquaredError(), metrics), state()
+    whole = evaluation(zero_sums(b, metrics), s.weights, s.stats, batch(b))
+    halves = zero_sums(b, metrics)
+    for rows in (slice(0, 4), slice(4, 6)):
+        halves = evaluation(halves, s.weights, s.stats, batch(b, X[rows], Y[rows]))
+    names = ["loss", "mae"]
+    assert read_sums(b, whole, names) == pytest.approx(read_sums(b, halves, names), rel=1e-12)
+    assert list(read_sums(b, whole, names)) == names
+
+
+def test_sums_without_weight_have_no_mean(backend):
+    pair = (backend.scalar(0.0), backend.scalar(0.0))
+    assert np.isnan(read_sums(backend, (pair,), ["loss"])["loss"])
+
+
+# Ctrl-C -----------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_waits_until_it_is_asked_for():
+    seen = []
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as check:
+        check()
+        signal.raise_signal(signal.SIGINT)
+        seen.append("a step that is finished")
+        check()
+        seen.append("never")
+    assert seen == ["a step that is finished"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_nobody_asked_for_is_not_lost():
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_leave_signals_alone():
+    errors = []
+
+    def work():
+        try:
+            with deferred_interrupt() as check:
+                check()
+        except ValueError as error:  # what `signal.signal` raises there
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not errors
+
+
+# Side by side -----------------------------------------------------------------------------------------------
+
+
+def test_two_models_in_two_threads():
+    def train(seed, results):
+        model = xn.Sequential([Dense(8, activation="tanh"), xn.layers.Dropout(0.3), Dense(1)], seed=seed)
+        model.compile(Adam(0.01), "mse")
+        model.fit(X, Y, batch_size=2, epochs=15, verbose=0)
+        results[seed] = model.get_weights()
+
+    alone, together = {}, {}
+    for seed in (1, 2):
+        train(seed, alone)
+    threads = [threading.Thread(target=train, args=(seed, together)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (1, 2):
+        for a, b in zip(alone[seed], together[seed], strict=True):
+            np.testing.assert_allclose(a, b, rtol=0 if get_backend().name == "numpy" else 1e-5)
+
+
+def test_two_models_taking_turns():
+    """What one model keeps between its steps is its own."""
+    models = [xn.Sequential([Dense(4, activation="relu"), Dense(1)], seed=1) for _ in range(3)]
+    for model in models:
+        model.compile(Adam(0.01), "mse")
+    for _ in range(3):
+        models[0].train_on_batch(X, Y)
+        models[1].train_on_batch(X, Y)
+        models[1].predict(X * 3)
+        models[1].evaluate(X[:2], Y[:2])
+    for _ in range(3):
+        models[2].train_on_batch(X, Y)
+    for a, b, c in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(a, c, rtol=0 if get_backend().name == "numpy" else 1e-5)
+        np.testing.assert_allclose(b, c, rtol=0 if get_backend().name == "numpy" else 1e-5)
