@@ -138,7 +138,7 @@ def check_real(x: Array, what: str = "an array") -> str:
     Raises:
         InvalidTypeError: its elements are not real numbers.
     """
-    kind = str(x.dtype).rpartition(".")[2]
+    kind = getattr(x.dtype, "name", None) or str(x.dtype).rpartition(".")[2]
     if not kind.startswith(("float", "int", "uint", "bool", "bfloat")):
         raise InvalidTypeError(f"{what} must consist of real numbers; got dtype {kind}")
     return kind

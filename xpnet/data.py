@@ -35,9 +35,7 @@ class Column:
     def __init__(self, values: Any, what: str) -> None:
         if library_of(values) is None:
             values = _from_table(values, what) if hasattr(values, "to_numpy") else numeric(values)
-        self.kind = getattr(values.dtype, "name", None) or str(values.dtype).rpartition(".")[2]
-        if not self.kind.startswith(("float", "int", "uint", "bool", "bfloat")):
-            raise InvalidTypeError(f"{what} must consist of real numbers; got dtype {self.kind}")
+        self.kind = check_real(values, what)
         if values.ndim == 0 or values.shape[0] == 0:
             raise ShapeError(f"{what} must have rows; got shape {tuple(values.shape)}")
         self.what, self.values, self.home = what, values, home_of(values)

@@ -102,7 +102,7 @@ def load_model(
     if metadata.get("format") != FORMAT:
         raise FileFormatError(f"{path.name} is not a model file of xpnet; got format {metadata.get('format')!r}")
     version = metadata.get("version")
-    if version not in map(str, range(1, VERSION + 1)):
+    if version not in [str(v) for v in range(1, VERSION + 1)]:
         raise FileFormatError(
             f"{path.name} was written by a newer xpnet: this one reads versions 1 to {VERSION}; got {version!r}"
         )
