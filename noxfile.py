@@ -59,7 +59,8 @@ def run_suite(session: nox.Session, backend: str) -> None:
     session.install(f".[test{extra}]", *LIBRARIES[backend])
     environment = {"XPNET_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": "", **coverage(session)}
     measured = ["--cov=xpnet", "--cov-report="] if "COVERAGE_FILE" in environment else []
-    session.run("python", "-m", "pytest", "--ignore=tests/test_examples.py", *measured, *session.posargs, env=environment)
+    options = ["--ignore=tests/test_examples.py", *measured, *session.posargs]
+    session.run("python", "-m", "pytest", *options, env=environment)
 
 
 def coverage(session: nox.Session) -> dict[str, str]:

@@ -14,20 +14,21 @@ import numpy as np
 
 from xpnet.backend import Backend, tree_map
 
-STANDARD = set(
-    """abs acos acosh add all any arange argmax argmin argsort asarray asin asinh astype atan atan2 atanh
+NAMES = """
+    abs acos acosh add all any arange argmax argmin argsort asarray asin asinh astype atan atan2 atanh
     bitwise_and bitwise_invert bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor broadcast_arrays
     broadcast_to can_cast ceil clip concat conj copysign cos cosh count_nonzero cumulative_prod cumulative_sum diff
-    divide empty empty_like equal exp expand_dims expm1 eye finfo flip floor floor_divide from_dlpack full full_like
-    greater greater_equal hypot iinfo isdtype isfinite isinf isnan less less_equal linspace log log10 log1p log2
+    divide empty empty_like equal exp expand_dims expm1 eye finfo flip floor floor_divide from_dlpack full
+    full_like greater
+    greater_equal hypot iinfo isdtype isfinite isinf isnan less less_equal linspace log log10 log1p log2
     logaddexp logical_and logical_not logical_or logical_xor matmul matrix_transpose max maximum mean meshgrid min
     minimum moveaxis multiply negative nextafter nonzero not_equal ones ones_like permute_dims positive pow prod
     reciprocal remainder repeat reshape result_type roll round searchsorted sign signbit sin sinh sort sqrt square
     squeeze stack std subtract sum take take_along_axis tan tanh tensordot tile tril triu trunc unstack var vecdot
     where zeros zeros_like
     bool complex64 complex128 e float32 float64 inf int8 int16 int32 int64 nan newaxis pi uint8 uint16 uint32
-    uint64""".split()
-)
+    uint64"""
+STANDARD = set(NAMES.split())
 SYNCHRONISING = {"nonzero"}  # the size of the result is not known before the values are
 CREATION = {"arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like", "zeros",
             "zeros_like"}  # fmt: skip
@@ -130,10 +131,12 @@ def _operator(name):
     setattr(Array, name, operate)
 
 
-for _stem in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split():
+BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+for _stem in BINARY.split():
     _operator(f"__{_stem}__")
     _operator(f"__r{_stem}__")
-for _stem in "neg pos abs invert lt le gt ge eq ne".split():
+COMPARED = "neg pos abs invert lt le gt ge eq ne"
+for _stem in COMPARED.split():
     _operator(f"__{_stem}__")
 
 

@@ -1,6 +1,5 @@
 """What does not fit gets one clear error, and leaves model and optimizer as they were."""
 
-
 from functools import lru_cache
 
 import numpy as np
@@ -343,7 +342,7 @@ def test_a_failed_compile_keeps_the_former_one():
     model = regressor()
     model.fit(X, Y, verbose=0)
     before = snapshot(model)
-    for wrong in (("adaam", "mse"), ("sgd", "msee"), ("sgd", "mse", ["what"]), ("sgd", None), ("sgd", "mse", [], 0)):
+    for wrong in (("adaam", "mse"), ("sgd", "msee"), ("sgd", "mse", ["what"]), ("sgd",), ("sgd", "mse", [], 0)):
         with pytest.raises(errors.XpnetError):
             model.compile(*wrong)
     assert snapshot(model) == before
@@ -427,5 +426,5 @@ def test_cupy_without_a_device_says_so(monkeypatch):
         pytest.skip("CuPy works here")
     monkeypatch.setenv("XPNET_BACKEND", "cupy")
     monkeypatch.delenv("XPNET_DEVICE", raising=False)
-    with pytest.raises(errors.BackendError, match="install it with: pip install 'xpnet|no CUDA device"):
+    with pytest.raises(errors.BackendError, match=r"install it with: pip install 'xpnet|no CUDA device"):
         regressor().fit(X, Y, verbose=0)

@@ -49,10 +49,12 @@ class Recorder(Callback):
 
     def __getattribute__(self, attribute):
         if attribute.startswith("on_"):
+
             def note(*args, logs=None, self=self):
                 numbers = [a for a in args if isinstance(a, int)]
                 logs = next((a for a in args if isinstance(a, dict)), None)
                 self.log.append((self.name, attribute[3:], *numbers, *(sorted(logs) if logs else ())))
+
             return note  # fmt: skip
         return super().__getattribute__(attribute)
 
@@ -251,8 +253,8 @@ def test_an_interrupted_model_can_go_on(hook, per_execution):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     host = model.backend.host
     steps = int(host(model.state.step))
-    expected = {"on_epoch_end": (10, 2), "on_epoch_begin": (5 + per_execution, 1)}.get(hook, (2 * per_execution, 0))
-    assert (model.step, model.epoch) == expected
+    where = {"on_epoch_end": (10, 2), "on_epoch_begin": (5 + per_execution, 1)}
+    assert (model.step, model.epoch) == where.get(hook, (2 * per_execution, 0))
     assert steps == model.step == float(host(model.state.age))  # whole steps only
     assert bool(host(model.state.ok))
     assert np.isfinite(model.fit(X, Y, batch_size=4, verbose=0).history["loss"]).all()

@@ -131,7 +131,10 @@ def test_losses_and_metrics(loss, last, y, metrics, weight):
                 metrics))  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted({cls.__name__ for cls in xn.activations.registry.classes.values()} - {"Step"}))
+ACTIVATIONS = {cls.__name__ for cls in xn.activations.registry.classes.values()} - {"Step"}
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations(name):
     def train(model):
         return model.fit(X, X[:, :2], batch_size=8, verbose=0).history
@@ -165,7 +168,7 @@ def test_the_guard_holds_a_step_back(per_execution):
     before = [*model.get_weights(), *map(host, model.state.slots)]
     spoilt = X.copy()
     spoilt[0] = 1.7e308
-    with pytest.raises(NonFiniteError, match="epoch 1, step 1 .* the output of layer 'first'"):
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 1 .* the output of layer 'first'"):
         model.fit(spoilt, LABELS, batch_size=4, verbose=0, shuffle=False)
     for a, b in zip([*model.get_weights(), *map(host, model.state.slots)], before):
         np.testing.assert_array_equal(a, b)
@@ -192,9 +195,9 @@ def test_its_own_arrays_in_and_out():
     classifier.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
     classifier.fit(x, labels, verbose=0, class_weight={1: 2})
     classifier.fit(X, labels, verbose=0)
+    bad = X.copy()
+    bad[3, 1] = np.nan
     with pytest.raises(xn.errors.InvalidValueError, match="row 3"):
-        bad = X.copy()
-        bad[3, 1] = np.nan
         model.fit(home.array(bad), y, verbose=0)
 
 
@@ -234,7 +237,8 @@ def test_what_it_refuses():
     a = get_backend("cupy_like").array([1.0, 2.0])
     xp, host = get_backend("cupy_like").xp, np.ones(2)
     for call in (lambda: a + host, lambda: host + a, lambda: np.asarray(a), lambda: xp.maximum(a, host),
-                 lambda: xp.exp(host), lambda: xp.concat([a, host]), lambda: a == host, lambda: xp.exp(2.0)):  # fmt: skip
+                 lambda: xp.exp(host), lambda: xp.concat([a, host]), lambda: a == host,
+                 lambda: xp.exp(2.0)):  # fmt: skip
         with pytest.raises(TypeError):
             call()
     with pytest.raises(AttributeError):

@@ -246,8 +246,9 @@ def test_splits():
 
 
 @pytest.mark.parametrize(
-    ("x", "kind"), [([], ShapeError), (3.0, ShapeError), (np.zeros((0, 3)), ShapeError), ("text", InvalidTypeError),
-                    ([["a"]], InvalidTypeError), ({"a": 1}, InvalidTypeError), (X + 0j, InvalidTypeError),
+    ("x", "kind"), [([], ShapeError), (3.0, ShapeError), (np.zeros((0, 3)), ShapeError),
+                    ("text", InvalidTypeError), ([["a"]], InvalidTypeError), ({"a": 1}, InvalidTypeError),
+                    (X + 0j, InvalidTypeError),
                     (np.array(["2020-01-01"], dtype="datetime64"), InvalidTypeError)],
 )  # fmt: skip
 def test_what_is_no_column(x, kind):

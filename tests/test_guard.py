@@ -62,8 +62,8 @@ def broken_row(value):
          "the loss, behind layer 'only'"),
         # |p - y| is finite, and so is its slope, but slope times inputs are too many
         (lambda: make(RMSprop(1e-6), Dense(1, kernel_initializer="zeros", use_bias=False, name="only"),
-                      loss=xn.losses.MeanAbsoluteError(reduction="sum")), np.vstack([X[:10], np.full((10, 3), 3e38)]),
-         "the gradient of layer 'only'"),
+                      loss=xn.losses.MeanAbsoluteError(reduction="sum")),
+         np.vstack([X[:10], np.full((10, 3), 3e38)]), "the gradient of layer 'only'"),
     ],
     ids=["forward", "loss", "gradient"],
 )  # fmt: skip
@@ -114,7 +114,7 @@ def test_nothing_divided_by_nothing(optimizer):
     x[:, 1] = 0.0
     model.build((3,))
     before = [w.copy() for w in model.get_weights()]
-    with pytest.raises(NonFiniteError, match="epoch 1, step 1 .* the new kernel of layer 'only' is not finite"):
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 1 .* the new kernel of layer 'only' is not finite"):
         model.fit(x, Y, verbose=0)
     for old, new in zip(before, model.get_weights()):
         np.testing.assert_array_equal(old, new)

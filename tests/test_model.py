@@ -126,11 +126,12 @@ def test_class_weights_of_one_hot_and_of_single_outputs():
     ("make", "loss", "y"),
     [
         (lambda: [Dense(3, activation="tanh"), Dense(1)], "mse", Y),
-        (lambda: [Dense(4, "sigmoid"), BatchNormalization(), Dense(3, "softmax")], "sparse_categorical_crossentropy",
-         LABELS),
+        (lambda: [Dense(4, "sigmoid"), BatchNormalization(), Dense(3, "softmax")],
+         "sparse_categorical_crossentropy", LABELS),
         (lambda: [Dense(3, kernel_regularizer=L2(0.1), bias_regularizer=L1(0.2), bias_initializer="ones"),
                   Dense(1, kernel_regularizer=L1L2(0.1, 0.3))], "mse", Y),
-        (lambda: (lambda d: [d, d, d, Dense(1)])(Dense(3, activation="tanh", kernel_regularizer=L2(0.1))), "mse", Y),
+        (lambda: (lambda d: [d, d, d, Dense(1)])(Dense(3, activation="tanh", kernel_regularizer=L2(0.1))),
+         "mse", Y),
     ],
     ids=["plain", "batch norm, softmax", "penalties", "one layer three times"],
 )  # fmt: skip
@@ -449,8 +450,8 @@ def test_summary(capsys):
     model.build((3,))
     model.summary()
     text = capsys.readouterr().out
-    for part in ("'mine'", "both (Dense)", "(None, 3)", "batch_normalization", "4,000", "4,024", "(4,018 trainable, 6",
-                 "seed 12"):  # fmt: skip
+    for part in ("'mine'", "both (Dense)", "(None, 3)", "batch_normalization", "4,000", "4,024",
+                 "(4,018 trainable, 6", "seed 12"):  # fmt: skip
         assert part in text
     assert model.count_params() == 4024
     lines = []

@@ -43,7 +43,7 @@ def test_names():
     assert names == ["dense", "batch_normalization", "dense_1", "dense_2", "dense_3", "prelu"]
     name_layers([*layers, Dense(3)])
     assert [layer.name for layer in layers] == names
-    with pytest.raises(InvalidValueError, match="'a' twice$"):
+    with pytest.raises(InvalidValueError, match=r"'a' twice$"):
         name_layers([Dense(1, name="a"), Dense(1, name="a")])
 
 

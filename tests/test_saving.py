@@ -199,7 +199,7 @@ def test_classes_of_ones_own(tmp_path):
     fit(model)
     model.save(tmp_path / "own")
     same(xn.load_model(tmp_path / "own", custom_objects={"Scale": Scale}).get_weights(), model.get_weights())
-    with pytest.raises(UnknownNameError, match="own: unknown layer.* got 'Scale'$"):
+    with pytest.raises(UnknownNameError, match=r"own: unknown layer.* got 'Scale'$"):
         xn.load_model(tmp_path / "own")
 
 
@@ -377,7 +377,7 @@ def test_declared_sizes_are_compared_before_memory_is_taken(tmp_path):
     rewrite(path, change)
     tracemalloc.start()
     try:
-        with pytest.raises(FileFormatError, match="wrong size; got 48 bytes$|wrong size; got 16 bytes$"):
+        with pytest.raises(FileFormatError, match=r"wrong size; got 48 bytes$|wrong size; got 16 bytes$"):
             xn.load_model(path)
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
@@ -394,7 +394,7 @@ def test_declared_sizes_are_compared_before_memory_is_taken(tmp_path):
 def test_other_files(data, tmp_path):
     path = tmp_path / "other.bin"
     path.write_bytes(data)
-    with pytest.raises(FileFormatError, match="other.bin"):
+    with pytest.raises(FileFormatError, match=r"other\.bin"):
         xn.load_model(path)
 
 
@@ -445,6 +445,6 @@ def test_places_that_can_not_be_written(file, tmp_path):
     with pytest.raises(OSError, match=str(tmp_path)):
         model.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    with pytest.raises(NotBuiltError, match="got 0 weights$"):
+    with pytest.raises(NotBuiltError, match=r"got 0 weights$"):
         make().save(tmp_path / "unbuilt")
     assert not (tmp_path / "unbuilt").exists()

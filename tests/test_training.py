@@ -119,12 +119,17 @@ def test_sums_without_weight_have_no_mean(backend):
 
 def test_an_interrupt_waits_until_it_is_asked_for():
     seen = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as check:
-        check()
-        signal.raise_signal(signal.SIGINT)
-        seen.append("a step that is finished")
-        check()
-        seen.append("never")
+
+    def steps():
+        with deferred_interrupt() as check:
+            check()
+            signal.raise_signal(signal.SIGINT)
+            seen.append("a step that is finished")
+            check()
+            seen.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        steps()
     assert seen == ["a step that is finished"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

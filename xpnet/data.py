@@ -13,7 +13,7 @@ from .backend import Array, Backend, home_of, host_of, library_of, np
 from .context import check_real, numeric
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number
 
-__all__ = ["Column", "Data", "blocks", "class_weights"]
+__all__ = ["Column", "Data", "blocks", "class_factors", "class_weights"]
 
 Rows = Any  # a slice, or an array of row numbers
 
@@ -201,6 +201,22 @@ def class_weights(backend: Backend, y: Array, factors: Mapping[int, float]) -> A
     for label, factor in factors.items():
         weight = xp.where(y == label, one * factor, weight)
     return weight
+
+
+def class_factors(class_weight: Any) -> dict[int, float] | None:
+    """Return `class_weight` as a dict from class to factor, None as None.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: it is something else.
+    """
+    if class_weight is None:
+        return None
+    if not isinstance(class_weight, Mapping):
+        raise InvalidTypeError(f"class_weight must be a dict from class to factor; got {class_weight!r}")
+    return {
+        number("class_weight's classes", k, integer=True): float(number("class_weight's factors", v))
+        for k, v in class_weight.items()
+    }
 
 
 def _from_table(table: Any, what: str) -> np.ndarray:

@@ -4,44 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import loop, losses, metrics, optimizers
+from . import loop
 from .backend import Array, Backend, get_backend, is_explicit, np, resolve
 from .callbacks import History, check_callbacks, resolve_verbose
 from .context import numeric
-from .data import Data
+from .data import Data, class_factors
 from .errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number, unknown_name
 from .layers import Input, Layer
 from .layers.base import rows_of
-from .metrics import get as make_metric
+from .losses import Loss
 from .network import Network, check_input, name_layers
+from .optimizers import Optimizer
+from .program import Compiled, Program, check_compile, check_head, make_program
 from .random import Stream, fresh_seed
-from .training import TrainState, make_evaluation, make_step
+from .training import TrainState
 
 __all__ = ["Sequential"]
-
-
-class Program(NamedTuple):
-    """A compiled model made ready for its backend: what `loop` runs."""
-
-    optimizer: optimizers.Optimizer
-    loss: losses.Loss
-    metrics: list[metrics.Metric]
-    names: list[str]
-    target_shape: tuple[int, ...]
-    target_dtype: str | None
-    run: Any
-    evaluation: Any
-
-
-class Compiled(NamedTuple):
-    """What `compile` was given."""
-
-    optimizer: optimizers.Optimizer
-    loss: losses.Loss
-    metrics: list[metrics.Metric]
-    steps_per_execution: int
 
 
 class Sequential:
@@ -151,7 +131,7 @@ class Sequential:
             raise NotBuiltError("a model needs at least one layer before it is built; got 0 layers")
         network, backend = Network(self.layers, shape), self.backend
         if self.compiled is not None:
-            _check_head(network, self.compiled.loss)
+            check_head(network, self.compiled.loss)
         for layer in self.layers:
             layer.join(self)
         self._network, self._backend = network, backend
@@ -237,19 +217,19 @@ class Sequential:
         return self.network.output_shape
 
     @property
-    def optimizer(self) -> optimizers.Optimizer | None:
+    def optimizer(self) -> Optimizer | None:
         """The optimizer that `compile` was given; its `learning_rate` can be set."""
         return self.compiled.optimizer if self.compiled else None
 
     @property
-    def loss(self) -> losses.Loss | None:
+    def loss(self) -> Loss | None:
         """The loss that `compile` was given."""
         return self.compiled.loss if self.compiled else None
 
     @property
     def metrics_names(self) -> list[str]:
         """The names in the logs: "loss" and the metrics'."""
-        return ["loss", *(m.name for m in self.compiled.metrics)] if self.compiled else []
+        return self.compiled.names if self.compiled else []
 
     def count_params(self) -> int:
         """Return the number of parameters and running statistics."""
@@ -354,22 +334,9 @@ class Sequential:
         Raises:
             UnknownNameError: a name is not known. InvalidValueError: softmax or sigmoid and then `from_logits`.
         """
-        given = [] if metrics is None else metrics if isinstance(metrics, (list, tuple)) else [metrics]
-        compiled = Compiled(
-            optimizers.get(optimizer),
-            losses.get("mse" if loss is None else loss),
-            [make_metric(m) for m in given],
-            number("steps_per_execution", steps_per_execution, 1, integer=True),
-        )
-        if loss is None:
-            raise InvalidValueError("compile needs a loss, such as 'mse'; got None")
-        if compiled.loss.reduction == "none":
-            raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
-        names = ["loss", *(m.name for m in compiled.metrics)]
-        if len(set(names)) < len(names):
-            raise InvalidValueError(f"metrics must have different names; got {names[1:]}")
+        compiled = check_compile(optimizer, loss, metrics, steps_per_execution)
         if self._network is not None:
-            _check_head(self._network, compiled.loss)
+            check_head(self._network, compiled.loss)
         self.compiled, self._program = compiled, None
         if self._state is not None:
             self._state = self._state._replace(slots=(), age=self.backend.scalar(0.0))
@@ -377,22 +344,7 @@ class Sequential:
     def program(self) -> Program:
         """Return what `compile` was given, made ready for the backend (once)."""
         if self._program is None:
-            compiled, network, backend = self._need_compiled(), self.network, self.backend
-            _check_head(network, compiled.loss)
-            out = (1, *network.output_shape)
-            wanted = compiled.loss.target_shape(out)
-            chosen = [m.for_shapes(wanted, out) for m in compiled.metrics]
-            step = make_step(backend, network, compiled.loss, compiled.optimizer, chosen)
-            self._program = Program(
-                compiled.optimizer,
-                compiled.loss,
-                chosen,
-                self.metrics_names,
-                wanted[1:],
-                "int32" if compiled.loss.sparse else None,
-                backend.compile(step),
-                make_evaluation(backend, network, compiled.loss, chosen),
-            )
+            self._program = make_program(self._need_compiled(), self.network, self.backend)
         state = self.state
         if len(state.slots) != len(self._program.optimizer.slots):
             zeros = tuple(self.backend.zeros(state.weights.shape) for _ in self._program.optimizer.slots)
@@ -433,7 +385,7 @@ class Sequential:
 
     def _check_data(self, data: Data, compiled: Compiled, build: bool) -> Data:
         self._ready(data, build)
-        _check_head(self.network, compiled.loss)
+        check_head(self.network, compiled.loss)
         out = self.network.output_shape
         limit = float(np.finfo(self.backend.dtype_name).max)
         data.check(limit, lambda y, rows: compiled.loss.check(y, (rows, *out)))
@@ -500,7 +452,7 @@ class Sequential:
         per_execution = number("steps_per_execution", per_execution, 1, integer=True)
         resolve_verbose(verbose)
         callbacks = check_callbacks(callbacks)
-        factors = _class_factors(class_weight)
+        factors = class_factors(class_weight)
         with self._as_before_on_error():
             data, validation = self._training_data(x, y, sample_weight, validation_data, share)
         return loop.fit(
@@ -532,7 +484,7 @@ class Sequential:
         Raises:
             NonFiniteError: a loss, gradient or weight was not finite; nothing is changed then.
         """
-        factors = _class_factors(class_weight)
+        factors = class_factors(class_weight)
         with self._as_before_on_error():
             data = self._checked(x, y, sample_weight)
         program = self.program()
@@ -630,23 +582,3 @@ class Sequential:
             for layer in self.layers:
                 layer.join(self)
             self._place(**place)
-
-
-def _check_head(network: Network, loss: losses.Loss) -> None:
-    """Raise if the loss takes scores while the model ends in the activation that the loss would apply."""
-    if getattr(loss, "from_logits", False) and loss.fuses and network.score_units(loss.fuses) is not None:
-        raise InvalidValueError(
-            f"the model ends in {loss.fuses!r}, so its outputs are probabilities: use from_logits=False (the "
-            f"scores are used all the same), or no activation; got {type(loss).__name__}(from_logits=True)"
-        )
-
-
-def _class_factors(class_weight: Mapping[int, float] | None) -> dict[int, float] | None:
-    if class_weight is None:
-        return None
-    if not isinstance(class_weight, Mapping):
-        raise InvalidTypeError(f"class_weight must be a dict from class to factor; got {class_weight!r}")
-    return {
-        number("class_weight's classes", k, integer=True): float(number("class_weight's factors", v))
-        for k, v in class_weight.items()
-    }

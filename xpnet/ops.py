@@ -164,10 +164,10 @@ def penalize(
     return value, xp.concat([*parts, g[..., done:]], axis=-1)
 
 
-def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Array | None) -> Array:
-    """Return the gradients by key as one flat array, in the layout's order (see `xpnet.params`).
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: tuple[Array, dict[str, Array]] | None) -> Array:
+    """Return the gradients by path as one flat array, in the layout's order (see `xpnet.params`).
 
-    `room` is the flat array whose views were offered as `into`, or None.
+    `room` is the flat array whose views were offered as `into`, and those views by path; or None.
     """
     return layout.pack(ctx.xp, parts)
 

@@ -1,0 +1,96 @@
+"""What `compile` was given, and what it becomes on a backend."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from . import losses, metrics, optimizers
+from .backend import Backend
+from .errors import InvalidValueError, number
+from .network import Network
+from .training import make_evaluation, make_step
+
+__all__ = ["Compiled", "Program", "check_compile", "check_head", "make_program"]
+
+
+class Compiled(NamedTuple):
+    """What `Sequential.compile` was given."""
+
+    optimizer: optimizers.Optimizer
+    loss: losses.Loss
+    metrics: list[metrics.Metric]
+    steps_per_execution: int
+
+    @property
+    def names(self) -> list[str]:
+        """The names in the logs."""
+        return ["loss", *(m.name for m in self.metrics)]
+
+
+class Program(NamedTuple):
+    """A compiled model made ready for its backend: what `loop` runs.
+
+    Attributes:
+        metrics: those that the shapes chose. names: in the logs. target_shape, target_dtype: of a row of y.
+        run: `run(state, batches) -> state`. evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
+    """
+
+    optimizer: optimizers.Optimizer
+    loss: losses.Loss
+    metrics: list[metrics.Metric]
+    names: list[str]
+    target_shape: tuple[int, ...]
+    target_dtype: str | None
+    run: Any
+    evaluation: Any
+
+
+def check_compile(optimizer: Any, loss: Any, chosen: Any, steps_per_execution: Any) -> Compiled:
+    """Return the objects for the arguments of `Sequential.compile`.
+
+    Raises:
+        UnknownNameError: a name is not known. InvalidValueError: no loss, or one that is not reduced; two metrics
+            of one name.
+    """
+    if loss is None:
+        raise InvalidValueError("compile needs a loss, such as 'mse'; got None")
+    given = [] if chosen is None else chosen if isinstance(chosen, (list, tuple)) else [chosen]
+    compiled = Compiled(
+        optimizers.get(optimizer),
+        losses.get(loss),
+        [metrics.get(m) for m in given],
+        number("steps_per_execution", steps_per_execution, 1, integer=True),
+    )
+    if compiled.loss.reduction == "none":
+        raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
+    if len(set(compiled.names)) < len(compiled.names):
+        raise InvalidValueError(f"metrics must have different names; got {compiled.names[1:]}")
+    return compiled
+
+
+def check_head(network: Network, loss: losses.Loss) -> None:
+    """Raise if the loss takes scores while the model ends in the activation that the loss would apply."""
+    if getattr(loss, "from_logits", False) and loss.fuses and network.score_units(loss.fuses) is not None:
+        raise InvalidValueError(
+            f"the model ends in {loss.fuses!r}, so its outputs are probabilities: use from_logits=False (the "
+            f"scores are used all the same), or no activation; got {type(loss).__name__}(from_logits=True)"
+        )
+
+
+def make_program(compiled: Compiled, network: Network, backend: Backend) -> Program:
+    """Return the compiled step and evaluation for a network on a backend."""
+    optimizer, loss = compiled.optimizer, compiled.loss
+    check_head(network, loss)
+    outputs = (1, *network.output_shape)
+    targets = loss.target_shape(outputs)
+    chosen = [m.for_shapes(targets, outputs) for m in compiled.metrics]
+    return Program(
+        optimizer,
+        loss,
+        chosen,
+        compiled.names,
+        targets[1:],
+        "int32" if loss.sparse else None,
+        backend.compile(make_step(backend, network, loss, optimizer, chosen)),
+        make_evaluation(backend, network, loss, chosen),
+    )
