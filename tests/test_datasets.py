@@ -339,9 +339,7 @@ def test_cifar10_made(data, packed):
 def test_cifar10_partial_warns_at_the_caller(data):
     folder = data("cifar10")
     train, test = write_cifar10(folder, batches=(1, 4), test="test_batch_first1000.bin", packed=True)
-    lacks = (
-        "lacks data_batch_2.bin, data_batch_3.bin, data_batch_5.bin, test_batch.bin; got data_batch_1.bin.xz"
-    )
+    lacks = "lacks data_batch_2.bin, data_batch_3.bin, data_batch_5.bin, test_batch.bin; got data_batch_1.bin.xz"
     with pytest.warns(UserWarning, match=lacks) as caught:
         (x, _), (xt, _) = datasets.cifar10()
     assert len(caught) == 1
@@ -518,9 +516,7 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(cache, monkeypatch, mnist_fi
     hashed(monkeypatch, "mnist", mnist_files)
     Network(monkeypatch, {**mnist_files, NAMES[0]: b"<html>log in first</html>"})
     got = hashlib.sha256(b"<html>log in first</html>").hexdigest()
-    refusal(
-        datasets.mnist, datasets.SOURCES["mnist"].url + NAMES[0], "got ValueError", got, error=DownloadError
-    )
+    refusal(datasets.mnist, datasets.SOURCES["mnist"].url + NAMES[0], "got ValueError", got, error=DownloadError)
     assert found(cache) == []
 
 
@@ -627,9 +623,7 @@ def test_cifar10_from_the_archive(cache, monkeypatch):
 
 def test_cifar100_from_the_archive(cache, monkeypatch):
     train, test = records(4, heads=2, top=20), records(2, heads=2, top=20)
-    blob = archive(
-        {"cifar-100-binary/test.bin": test.tobytes(), "cifar-100-binary/train.bin": train.tobytes()}
-    )
+    blob = archive({"cifar-100-binary/test.bin": test.tobytes(), "cifar-100-binary/train.bin": train.tobytes()})
     hashed(monkeypatch, "cifar100", {"cifar-100-binary.tar.gz": blob})
     Network(monkeypatch, {"cifar-100-binary.tar.gz": blob})
     (x, y), (xt, _) = datasets.cifar100("coarse")

@@ -124,6 +124,16 @@ def test_nothing_divided_by_nothing(optimizer):
     model.fit(X, Y, verbose=0)
 
 
+def test_the_layer_that_is_named_is_the_first_one_concerned():
+    model = make(Adam(0.01, epsilon=0.0), Dense(2, activation="tanh", name="sound"), Dense(2, name="bad"))
+    model.build((3,))
+    kernel, bias, last, shift = model.get_weights()
+    last[:, 1] = 0.0  # the second output is right already: no gradient, no movement, 0 / 0
+    model.set_weights([kernel, bias, last, shift])
+    with pytest.raises(NonFiniteError, match="the new kernel of layer 'bad'"):
+        model.fit(X, np.hstack([Y, 0 * Y]), verbose=0)
+
+
 def test_statistics_stay_as_they_were():
     # the mean of squares of such a batch overflows, and so would the running variance
     model = make(Adam(0.01), BatchNormalization(name="norm"), Dense(1, name="last"))

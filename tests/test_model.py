@@ -281,6 +281,15 @@ def test_the_learning_rate_can_be_set_between_fits():
     same(before, model.get_weights())
 
 
+def test_compile_begins_the_optimizer_anew():
+    model = regressor()
+    model.fit(X, Y, epochs=2, verbose=0)
+    before = model.get_weights()
+    model.compile(SGD(0.0, momentum=0.9), "mse")  # the former velocity would move the weights on
+    model.fit(X, Y, verbose=0)
+    same(model.get_weights(), before)
+
+
 # Evaluation and prediction ----------------------------------------------------------------------------------
 
 

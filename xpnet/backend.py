@@ -369,7 +369,7 @@ class JaxBackend(Backend):
         return run
 
 
-class CupyBackend(Backend):
+class CupyBackend(Backend):  # needs a GPU
     """CuPy: CUDA, through array_api_compat."""
 
     name = "cupy"

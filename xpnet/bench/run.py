@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from ..errors import MissingExtraError, unknown_name
+from ..errors import MissingExtraError, XpnetError, unknown_name
 from .cases import NETWORKS, Case
 from .peers import CONTESTANTS
 
@@ -50,7 +50,7 @@ def measure(
         rounds: turns of each. seconds: how long a turn is to last. threads: what to write down.
 
     Raises:
-        RuntimeError: a contestant's loss did not fall, so that what was timed is not training.
+        XpnetError: a contestant's loss did not fall, so that what was timed is not training.
     """
     made: dict[str, Any] = {}
     for name in dict.fromkeys(["products only", BASE, *contestants]):
@@ -75,7 +75,7 @@ def measure(
     for name, pair in losses.items():
         pair.append(made[name][1]())
         if not pair[1] < pair[0]:
-            raise RuntimeError(f"{name} on {case.name}: its loss did not fall; got {pair[0]} -> {pair[1]}")
+            raise XpnetError(f"{name} on {case.name}: its loss did not fall; got {pair[0]} -> {pair[1]}")
     medians = {name: statistics.median(t) for name, t in times.items()}
     return [
         Result(
@@ -121,8 +121,7 @@ def main(options: argparse.Namespace) -> int:
     results: list[Result] = []
     print(_machine(), flush=True)
     for threads in dict.fromkeys(options.threads):
-        arguments = [a for a in sys.argv[1:] if a not in ("--json", options.json, "--plot", options.plot)]
-        call = [sys.executable, "-m", "xpnet", *arguments, "--worker", "--threads", str(threads)]
+        call = [sys.executable, "-m", "xpnet", "bench", "--worker", *_arguments(options, threads)]
         out = subprocess.run(call, env=_environment(threads), stdout=subprocess.PIPE, check=True).stdout
         rows = [Result(**row) for row in json.loads(out.splitlines()[-1])]
         results += rows
@@ -134,6 +133,22 @@ def main(options: argparse.Namespace) -> int:
     if options.plot:
         _plot(results, options.plot)
     return 0
+
+
+def _arguments(options: argparse.Namespace, threads: int) -> list[str]:
+    """Return the options of the process that measures with that many threads."""
+    asked = {
+        "networks": options.networks,
+        "layers": [options.layers] if options.layers else None,
+        "batch": [options.batch],
+        "optimizer": [options.optimizer],
+        "dtype": [options.dtype],
+        "threads": [threads],
+        "contestants": options.contestants,
+        "rounds": [options.rounds],
+        "seconds": [options.seconds],
+    }
+    return [str(a) for name, values in asked.items() if values for a in (f"--{name}", *values)]
 
 
 def _work(options: argparse.Namespace) -> list[Result]:
