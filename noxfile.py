@@ -70,7 +70,7 @@ def coverage(session: nox.Session) -> dict[str, str]:
     folder = os.path.abspath(os.environ["XPNET_COVERAGE"])
     os.makedirs(folder, exist_ok=True)
     setting = [os.environ.get(name, "") for name in ("XPNET_KERNELS", "XPNET_DEVICE")]
-    name = "".join(c if c.isalnum() else "-" for c in "-".join([session.friendly_name, *setting]))
+    name = "".join(c if c.isalnum() else "-" for c in "-".join([session.name, *setting]))
     return {"COVERAGE_FILE": os.path.join(folder, f".coverage.{name}")}
 
 
