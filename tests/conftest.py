@@ -1,12 +1,20 @@
 """The backend under test comes from XPNET_BACKEND; nox and CI run the suite once for each."""
 
 import os
+import tempfile
 
 import pytest
 
-os.environ.setdefault("JAX_ENABLE_X64", "1")  # the suite checks derivatives in float64
+for name, value in {
+    "JAX_ENABLE_X64": "1",  # the suite checks derivatives in float64
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # it compiles many small networks and runs each a few times
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "xpnet-jax-cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}.items():
+    os.environ.setdefault(name, value)
 
-from xpnet.backend import get_backend
+from xpnet.backend import get_backend  # noqa: E402
 
 
 def pytest_configure(config):

@@ -145,7 +145,7 @@ class Script(Callback):
         ([1, 2, 3, 2, 1], {"mode": "max"}, 4, 2),
         ([1, 2, 3], {"mode": "min", "patience": 2}, 3, 0),
         ([9, 9, 9, 9, 1], {"start_from_epoch": 3}, 5, 4),
-        ([5, 4, 3, 2], {"baseline": 1.0, "patience": 2}, 2, 0),
+        ([5, 4, 3, 2], {"baseline": 1.0, "patience": 2}, 2, 1),
         ([0.5, float("nan"), 0.1], {"patience": 1}, 2, 0),
     ],
 )

@@ -113,7 +113,7 @@ class EarlyStopping(Callback):
         if self.monitor not in names:
             raise unknown_name("monitor of EarlyStopping", self.monitor, names)
         self.wait = self.stopped_epoch = self.best_epoch = 0
-        self.best = math.inf if self.baseline is None else self.sign * self.baseline
+        self.best = math.inf
         self.best_weights = None
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
@@ -124,10 +124,12 @@ class EarlyStopping(Callback):
         if self.restore_best_weights and self.best_weights is None:
             self.best_weights, self.best_epoch = self.model.get_weights(), epoch
         if self.sign * value < self.best - self.min_delta:
-            self.best, self.best_epoch, self.wait = self.sign * value, epoch, 0
+            self.best, self.best_epoch = self.sign * value, epoch
             if self.restore_best_weights:
                 self.best_weights = self.model.get_weights()
-            return
+            if self.baseline is None or self.sign * value < self.sign * self.baseline - self.min_delta:
+                self.wait = 0
+                return
         self.wait += 1
         if self.wait >= max(1, self.patience):
             self.stopped_epoch = epoch

@@ -111,7 +111,6 @@ class _Epoch:
         model.state = model.state._replace(
             lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
         )
-        self.first_age = float(backend.host(model.state.age))
         self.whole = True  # whether no step is half done
 
     def batch(self, start: int, stop: int, step: int) -> Batch:
@@ -129,10 +128,7 @@ class _Epoch:
     def settle(self) -> None:
         """Set the counters back to before a step that the guard has held back, if there is one."""
         if self.whole and not bool(self.model.backend.host(self.model.state.ok)):
-            self.model.rewind(self.first_step + self._done())
-
-    def _done(self) -> int:
-        return round(float(self.model.backend.host(self.model.state.age)) - self.first_age)
+            self.model.rewind()
 
     def logs(self) -> dict[str, float]:
         """Return the means over the epoch so far.
@@ -146,8 +142,9 @@ class _Epoch:
         return read_sums(backend, state.sums, self.program.names)
 
     def _stop(self) -> None:
-        model, program, done = self.model, self.program, self._done()
-        model.rewind(self.first_step + done)
+        model, program = self.model, self.program
+        model.rewind()
+        done = model.step - self.first_step
         start = done * self.batch_size
         batch = self.batch(start, min(start + self.batch_size, len(self.data)), model.step)
         raise non_finite(model, program, batch, f"epoch {self.epoch + 1}, step {done + 1} of the epoch")
@@ -225,7 +222,7 @@ def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> d
         model.step += 1
         check_interrupt()
     if not bool(backend.host(model.state.ok)):
-        model.rewind(model.step - 1)
+        model.rewind()
         batch = make_batch(model, program, data, slice(0, len(data)), model.step, class_weight)
         raise non_finite(model, program, batch, f"step {model.step + 1}")
     return read_sums(backend, model.state.sums, program.names)

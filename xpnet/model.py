@@ -76,11 +76,26 @@ class Sequential:
     # Building -----------------------------------------------------------------------------------------
 
     def add(self, layer: Layer) -> None:
-        """Append a layer to a model that is not built yet."""
-        if self._network is not None and len(self.layers) > 1:
+        """Append a layer, before any training; behind an `Input`, the model is built at once.
+
+        Raises:
+            InvalidValueError: the model was built by data, or trained. ShapeError: the layer does not fit.
+        """
+        known = isinstance(self.layers[0], Input) if self.layers else isinstance(layer, Input)
+        if self._network is not None and not (known and self.step == 0):
             raise InvalidValueError(f"layers can't be added to a model that is built; got {layer!r}")
-        self._append(layer)
-        self._network = self._state = None
+        values = {} if self._network is None else dict(zip(self.network.paths(), self.get_weights()))
+        before = list(self.layers)
+        try:
+            with self._as_before_on_error():
+                self._append(layer)
+                self._network = self._state = self._program = self._inference = None
+                if known:
+                    self.build(getattr(self.layers[0], "shape", ()))
+                    self.assign(values)
+        except BaseException:
+            self.layers = before
+            raise
 
     def _append(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):
@@ -159,13 +174,10 @@ class Sequential:
             sums=(),
         )
 
-    def rewind(self, step: int) -> None:
-        """Set the step counter and the guard's flag back, after a step that was held back."""
-        self.step = step
-        backend = self.backend
-        self.state = self.state._replace(
-            step=backend.scalar(step, backend.xp.int32), ok=backend.scalar(True, backend.xp.bool)
-        )
+    def rewind(self) -> None:
+        """Set the step counter and the guard's flag back to before a step that was held back."""
+        self.step = int(self.backend.host(self.state.step))
+        self.state = self.state._replace(ok=self.backend.scalar(True, self.backend.xp.bool))
 
     # What it is made of -------------------------------------------------------------------------------
 

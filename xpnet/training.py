@@ -32,8 +32,10 @@ class TrainState(NamedTuple):
     """What a step carries on; every leaf is an array on the device.
 
     Attributes:
-        step: int32, always advances. lr: the learning rate. ok: whether all was finite so far (sticky).
-        weights, slots, stats: flat arrays. age: updates so far. sums: (sum, weight) of the loss and each metric.
+        step: int32, the steps taken since the model was made; stands still once one was held back.
+        lr: the learning rate. ok: whether all was finite so far (sticky). weights, slots, stats: flat arrays.
+        age: updates since the optimizer began, in the model's dtype.
+        sums: (sum, weight) of the loss and of each metric.
     """
 
     step: Array
@@ -88,20 +90,22 @@ def make_step(
             value = value + penalty
 
         def update(kept: tuple[Any, ...]) -> tuple[Any, ...]:
-            _, weights, slots, _, age, sums = kept
+            _, step, weights, slots, _, age, sums = kept
             age = age + 1.0
             weights, slots = optimizer.apply(ctx, weights, g, slots, s.lr, age)
             sound = ctx.ops.finite(ctx, weights)
             sums = _add(sums, ctx, value, b, prediction, metrics)
             return backend.when(
-                sound, lambda old: (sound, weights, slots, new_stats, age, sums), (sound, *kept[1:])
+                sound,
+                lambda old: (sound, step + 1, weights, slots, new_stats, age, sums),
+                (sound, *kept[1:]),
             )
 
         new_stats = network.new_stats(ctx, s.stats)
         ok = s.ok & ctx.ops.finite(ctx, value, g, new_stats)
-        kept = (ok, s.weights, s.slots, s.stats, s.age, s.sums)
-        ok, weights, slots, stats, age, sums = backend.when(ok, update, kept)
-        return TrainState(s.step + 1, s.lr, ok, weights, slots, stats, age, sums)
+        kept = (ok, s.step, s.weights, s.slots, s.stats, s.age, s.sums)
+        ok, number, weights, slots, stats, age, sums = backend.when(ok, update, kept)
+        return TrainState(number, s.lr, ok, weights, slots, stats, age, sums)
 
     return step
 

@@ -37,7 +37,7 @@ class Case(NamedTuple):
         """Multiplications and additions of a step's products: forward, dW, and dx but for the first layer.
 
         >>> Case((4, 3, 2), 10).flops
-        960
+        840
         """
         sizes = [a * b for a, b in zip(self.layers, self.layers[1:])]
         return 2 * self.batch * (3 * sum(sizes) - sizes[0])

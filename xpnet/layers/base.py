@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import initializers, regularizers
-from ..backend import Array, floating, host_of, np
-from ..context import Context, enter
+from ..backend import Array, floating, np
+from ..context import Context, enter, numeric
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError
 from ..params import DrawSpec, Layout, ParamSpec
 from ..random import Stream, fresh_seed, keep_mask
@@ -160,7 +160,7 @@ class Layer(Configurable):
         """
         if self.input_shape is None:
             raise NotBuiltError(f"layer {self.name or type(self).__name__} has no weights before it is built")
-        values = [host_of(w) for w in weights]
+        values = [numeric(w) for w in weights]
         if len(values) != len(self.specs):
             raise ShapeError(f"set_weights takes {len(self.specs)} arrays; got {len(values)}")
         model = self._model and self._model()

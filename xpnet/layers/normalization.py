@@ -19,7 +19,7 @@ class BatchNormalization(Layer):
     In training, mean and (biased) variance are those of the batch, and the running ones follow:
     `moving = momentum * moving + (1 - momentum) * batch`. Outside training the running ones are used.
     S. Ioffe, C. Szegedy, ICML 2015; arguments as in Keras (PyTorch's momentum is 1 - momentum, and its running
-    variance the unbiased one).
+    variance the unbiased one). With `trainable = False` the running ones are used in training too.
 
     Args:
         momentum: in [0, 1]. epsilon: >= 0, inside the root. center, scale: whether there are beta and gamma.
@@ -77,7 +77,7 @@ class BatchNormalization(Layer):
             xp.reshape(params[name], shape) if name in params else None
             for name in ("gamma", "beta", "moving_mean", "moving_variance")
         )
-        if ctx.training:
+        if ctx.training and self.trainable:
             y, batch_mean, batch_var, backward = ctx.ops.batch_norm(ctx, x, gamma, beta, axes, self.epsilon)
             keep = self.momentum
             ctx.record("moving_mean", keep * params["moving_mean"] + (1.0 - keep) * batch_mean)
