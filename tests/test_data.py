@@ -168,7 +168,7 @@ def test_what_is_not_finite_is_found_in_any_dtype(dtype, value):
 
 
 def test_a_memory_map_is_read_batch_by_batch(tmp_path):
-    rows, features = 120_000, 100  # 16 MB
+    rows, features = 120_000, 100  # 48 MB
     x = np.memmap(tmp_path / "x", dtype="float32", mode="w+", shape=(rows, features))
     x[:, 0] = 1.0
     x.flush()

@@ -447,6 +447,37 @@ def test_ways_to_build():
     same([first(X)], [built[1](X)])
 
 
+def test_layers_added_behind_an_input():
+    model = xn.Sequential([Input((3,)), Dense(4)], seed=4)
+    kernel = np.full((3, 4), 0.5, dtype=np.float32)
+    model.layers[1].set_weights([kernel, np.ones(4)])
+    model.add(Dense(1))
+    assert model.built
+    assert (model.output_shape, model.count_params()) == ((1,), 21)
+    np.testing.assert_array_equal(model.get_weights()[0], kernel)  # what was there stays
+    with pytest.raises(xn.errors.InvalidValueError, match="different names"):
+        model.add(Dense(1, name="dense"))
+    assert len(model.layers) == 3
+    np.testing.assert_array_equal(model.get_weights()[0], kernel)
+    model.compile("sgd", "mse")
+    model.fit(X, Y, verbose=0)
+    with pytest.raises(xn.errors.InvalidValueError, match="can't be added"):
+        model.add(Dense(1))
+
+
+def test_frozen_batch_normalization_keeps_to_its_running_statistics():
+    layer = BatchNormalization()
+    layer.trainable = False
+    model = xn.Sequential([Input((3,)), layer, Dense(1)], seed=4)
+    model.compile("sgd", "mse")
+    before = layer.get_weights()
+    loss = model.evaluate(X, Y)
+    history = model.fit(X, Y, batch_size=len(X), verbose=0).history
+    assert history["loss"][0] == pytest.approx(loss, rel=1e-5)  # not those of the batch
+    for one, other in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_called_models_build_themselves():
     model = xn.Sequential([Dense(2)], seed=0)
     assert model(X).shape == (22, 2)
