@@ -208,3 +208,37 @@ def test_infinite_validation_is_only_reported():
     model = make(SGD(0.0), Dense(1, kernel_initializer="ones"))
     history = model.fit(X, Y, verbose=0, validation_data=(X * 1e30, Y))
     assert history.history["val_loss"] == [float("inf")]
+
+
+def test_weights_that_were_set_between_fits_are_looked_at_anew():
+    model = make(SGD(1.0), Dense(2, name="last"))
+    model.fit(X, np.zeros((20, 2)), verbose=0)  # all is small: twins may work in place
+    kernel = np.full((3, 2), 3e38, dtype=np.float32)
+    model.set_weights([kernel, np.zeros(2)])
+    model.optimizer.learning_rate = 1e6
+    x = np.full((20, 3), -1e-10)
+    before = everything(model)
+    with pytest.raises(NonFiniteError):
+        for _ in range(50):  # the weights grow until they overflow
+            before = everything(model)
+            model.fit(x, np.full((20, 2), 3e18), verbose=0)
+    assert_equal_bits(everything(model), before)
+
+
+class Broken(xn.metrics.Metric):
+    """Raises in the middle of a step."""
+
+    def rows(self, ctx, y, p):
+        raise ZeroDivisionError("a metric of one's own")
+
+
+def test_a_metric_that_raises_leaves_the_weights_alone():
+    model = make(Adam(0.1))
+    model.build((3,))
+    model.fit(X, Y, verbose=0)
+    before = everything(model)["weights"]
+    model.compile(Adam(0.1), "mse", [Broken()])
+    with pytest.raises(ZeroDivisionError):
+        model.fit(X, Y, verbose=0)
+    np.testing.assert_array_equal(everything(model)["weights"], before)
+    assert model.step == 1

@@ -46,8 +46,8 @@ class Context:
         draws: this step's random masks. carry: new running statistics on their way out.
         place: (position in the model, path) of the layer that is being computed.
         inplace: whether there is memory for twins to write to.
-        calm: one flag, shared by the steps of a program: whether weights and slots are known to be so far from
-            overflow that a twin may update them in place (see `xpnet.kernels.numpy`).
+        calm: in its one place, shared by the steps of a program, the weights that are known to be (with their
+            slots) so far from overflow that a twin may update them in place (see `xpnet.kernels.numpy`).
     """
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Context:
         training: bool = False,
         draws: Mapping[str, Array] | None = None,
         arena: Arena | None = None,
-        calm: list[bool] | None = None,
+        calm: list[Array | None] | None = None,
     ) -> None:
         self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
         self.ops = kernels.ops_for(backend.name)
@@ -79,7 +79,7 @@ class Context:
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}
         self.place: tuple[int, str] = (0, "")
-        self.calm = [False] if calm is None else calm
+        self.calm: list[Array | None] = [None] if calm is None else calm
         self._arena = arena
 
     def restart(self, draws: Mapping[str, Array]) -> Context:

@@ -53,7 +53,7 @@ def _contexts(backend: Backend) -> Callable[..., Context]:
     if not (backend.inplace and kernels.enabled()):
         return lambda draws, shape: Context(backend, True, draws)
     contexts: dict[tuple[int, ...], Context] = {}
-    calm = [False]
+    calm: list[Array | None] = [None]
 
     def context(draws: dict[str, Array], shape: tuple[int, ...]) -> Context:
         found = contexts.get(shape)
@@ -92,9 +92,9 @@ def make_step(
         def update(kept: tuple[Any, ...]) -> tuple[Any, ...]:
             _, step, weights, slots, _, age, sums = kept
             age = age + 1.0
+            sums = _add(sums, ctx, value, b, prediction, metrics)  # a metric may raise: before the update
             weights, slots = optimizer.apply(ctx, weights, g, slots, s.lr, age)
             sound = ctx.ops.finite(ctx, weights)
-            sums = _add(sums, ctx, value, b, prediction, metrics)
             return backend.when(
                 sound,
                 lambda old: (sound, step + 1, weights, slots, new_stats, age, sums),

@@ -146,7 +146,7 @@ def finite(ctx: Any, *arrays: Array) -> Any:
             flat = a if a.ndim == 1 else a.reshape(-1)
             sound = math.isfinite(np.dot(flat, flat))
             if not sound:
-                ctx.calm[0] = False
+                ctx.calm[0] = None
                 sound = np.isfinite(flat).all()
         if not sound:
             return np.False_
@@ -166,9 +166,9 @@ def _calm(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, epsilon: float = 1.
     """
     if not (ctx.inplace and w.ndim == 1 and lr <= 1e6 and epsilon >= 1e-10 and decay <= 0.9999):
         return False
-    if not ctx.calm[0]:
-        ctx.calm[0] = all(math.isfinite(np.dot(a, a)) for a in (w, g, *slots))
-    return ctx.calm[0]
+    if ctx.calm[0] is not w:
+        ctx.calm[0] = w if all(math.isfinite(np.dot(a, a)) for a in (w, g, *slots)) else None
+    return ctx.calm[0] is w
 
 
 def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nesterov: bool) -> Any:
