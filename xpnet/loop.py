@@ -14,7 +14,7 @@ from .errors import NonFiniteError
 from .guard import first_concerned
 from .training import Batch, deferred_interrupt, read_sums, zero_sums
 
-__all__ = ["evaluate", "fit", "make_batch", "predict"]
+__all__ = ["evaluate", "fit", "make_batch", "make_inference", "predict", "train_on_batch"]
 
 
 def fit(

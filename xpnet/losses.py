@@ -192,7 +192,28 @@ class MeanAbsoluteError(Loss):
         return xp.mean(xp.abs(difference), axis=-1), slope
 
 
-class BinaryCrossentropy(Loss):
+class _CrossEntropy(Loss):
+    """What the cross-entropies of probabilities share: scores or not, and smoothed targets."""
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(reduction, name, dtype)
+        self.from_logits = bool(from_logits)
+        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
+
+    def _smooth(self, y: Array, chance: float) -> Array:
+        """Return y (1 - s) + s * chance, where chance is that of a blind guess."""
+        s = self.label_smoothing
+        return y * (1.0 - s) + s * chance if s else y
+
+
+class BinaryCrossentropy(_CrossEntropy):
     """mean over units of -(y log p + (1 - y) log(1 - p));  d/dp = (p - y) / (p (1 - p)) / units.
 
     Probabilities are clipped to [1e-7, 1 - 1e-7] (there d/dp = 0); from scores z, with p = sigmoid(z),
@@ -205,43 +226,27 @@ class BinaryCrossentropy(Loss):
 
     fuses = "sigmoid"
 
-    def __init__(
-        self,
-        from_logits: bool = False,
-        label_smoothing: float = 0.0,
-        reduction: str | None = "sum_over_batch_size",
-        name: str | None = None,
-        dtype: str | None = None,
-    ) -> None:
-        super().__init__(reduction, name, dtype)
-        self.from_logits = bool(from_logits)
-        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
-
     def check(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
         """Compare the shapes; targets are probabilities."""
         self._same_shape(y, shape)
         _in_unit_interval(type(self).__name__, y)
 
-    def _smooth(self, y: Array) -> Array:
-        s = self.label_smoothing
-        return y * (1.0 - s) + 0.5 * s if s else y
-
     def score_terms(self, ctx: Context, y: Array, z: Array, weight: Any) -> tuple[Array, Array, Array]:
         """Return the cross-entropy of sigmoid(z), its derivative by z, and sigmoid(z)."""
-        return ctx.ops.sigmoid_cross_entropy(ctx, z, self._smooth(y), weight)
+        return ctx.ops.sigmoid_cross_entropy(ctx, z, self._smooth(y, 0.5), weight)
 
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return the cross-entropy of p (or of sigmoid(p) with from_logits) and its derivative by p."""
         if self.from_logits:
             return self.score_terms(ctx, y, p, weight)[:2]
-        xp, y = ctx.xp, self._smooth(y)
+        xp, y = ctx.xp, self._smooth(y, 0.5)
         q, inside = _clip(xp, p)
         values = -xp.mean(y * xp.log(q) + (1.0 - y) * xp.log(1.0 - q), axis=-1)
         slope = (q - y) / (q * (1.0 - q)) * inside
         return values, slope * (_columns(ctx, weight) * (1.0 / p.shape[-1]))
 
 
-class CategoricalCrossentropy(Loss):
+class CategoricalCrossentropy(_CrossEntropy):
     """-sum over classes of y log p, with one-hot (or soft) targets y;  d/dp = -y / p.
 
     Probabilities are first divided by their sum, then clipped to [1e-7, 1 - 1e-7], as in Keras; from scores z,
@@ -254,18 +259,6 @@ class CategoricalCrossentropy(Loss):
 
     fuses = "softmax"
 
-    def __init__(
-        self,
-        from_logits: bool = False,
-        label_smoothing: float = 0.0,
-        reduction: str | None = "sum_over_batch_size",
-        name: str | None = None,
-        dtype: str | None = None,
-    ) -> None:
-        super().__init__(reduction, name, dtype)
-        self.from_logits = bool(from_logits)
-        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
-
     def check(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
         """Compare the shapes; targets are probabilities."""
         _several_classes(type(self).__name__, shape)
@@ -276,19 +269,15 @@ class CategoricalCrossentropy(Loss):
             )
         _in_unit_interval(type(self).__name__, y)
 
-    def _smooth(self, y: Array) -> Array:
-        s = self.label_smoothing
-        return y * (1.0 - s) + s / y.shape[-1] if s else y
-
     def score_terms(self, ctx: Context, y: Array, z: Array, weight: Any) -> tuple[Array, Array, Array]:
         """Return the cross-entropy of softmax(z), its derivative by z, and softmax(z)."""
-        return ctx.ops.softmax_cross_entropy(ctx, z, self._smooth(y), weight)
+        return ctx.ops.softmax_cross_entropy(ctx, z, self._smooth(y, 1.0 / y.shape[-1]), weight)
 
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return the cross-entropy of p (or of softmax(p) with from_logits) and its derivative by p."""
         if self.from_logits:
             return self.score_terms(ctx, y, p, weight)[:2]
-        return _cross_entropy(ctx, self._smooth(y), p, weight)
+        return _cross_entropy(ctx, self._smooth(y, 1.0 / y.shape[-1]), p, weight)
 
 
 class SparseCategoricalCrossentropy(Loss):

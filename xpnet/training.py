@@ -1,4 +1,4 @@
-"""The training step as a pure function, the state it carries, and the loop around it."""
+"""The training step as a pure function, and the state it carries."""
 
 from __future__ import annotations
 

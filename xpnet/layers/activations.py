@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from .. import activations, initializers, regularizers
@@ -39,14 +38,6 @@ class Activation(Layer):
             return (f.backward(xp, dy, x, y) if want_dx else None), {}
 
         return y, backward
-
-    def without_activation(self, activation: str) -> Layer | None:
-        """Return a layer that does nothing."""
-        if self.activation.name != activation:
-            return None
-        bare = copy.copy(self)
-        bare.activation = activations.get("linear")
-        return bare
 
 
 class _Fixed(Activation):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import initializers, regularizers
+from .. import activations, initializers, regularizers
 from ..backend import Array, floating, np
 from ..context import Context, enter, numeric
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError
@@ -183,7 +184,12 @@ class Layer(Configurable):
 
     def without_activation(self, activation: str) -> Layer | None:
         """Return this layer without its final activation of that name, None if it has no such one."""
-        return None
+        own = getattr(self, "activation", None)
+        if own is None or own.name != activation:
+            return None
+        bare: Any = copy.copy(self)
+        bare.activation = activations.get("linear")
+        return bare
 
     def join(self, model: Any) -> None:
         """Let `model` hold the weights from now on.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from .. import activations, initializers, regularizers
@@ -72,11 +71,3 @@ class Dense(Layer):
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return f(x W + b) and its backward."""
         return ctx.ops.affine(ctx, x, params["kernel"], params.get("bias"), self.activation)
-
-    def without_activation(self, activation: str) -> Layer | None:
-        """Return the same layer with f(z) = z."""
-        if self.activation.name != activation:
-            return None
-        bare = copy.copy(self)
-        bare.activation = activations.get("linear")
-        return bare
