@@ -80,6 +80,18 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
     return UnknownNameError(f"unknown {kind}{hint} Known: {', '.join(names)}; got {name!r}")
 
 
+def one_of(kind: str, value: Any, known: Iterable[str]) -> str:
+    """Return `value` if it is one of the known names, or raise.
+
+    >>> one_of("mode", "min", ("min", "max"))
+    'min'
+    """
+    names = tuple(known)
+    if value not in names:
+        raise unknown_name(kind, value, names)
+    return value
+
+
 def number(
     what: str,
     value: Any,

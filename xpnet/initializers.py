@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .backend import Array, get_backend, np
-from .errors import number, unknown_name
+from .errors import number, one_of
 from .random import INIT, Stream, fresh_seed
 from .registry import Configurable, Registry
 
@@ -137,8 +137,8 @@ class VarianceScaling(Initializer):
         seed: int | None = None,
     ) -> None:
         self.scale = number("scale", scale, 0, open_low=True)
-        self.mode = _one_of("mode", mode, ("fan_in", "fan_out", "fan_avg"))
-        self.distribution = _one_of("distribution", distribution, ("uniform", "truncated_normal"))
+        self.mode = one_of("mode", mode, ("fan_in", "fan_out", "fan_avg"))
+        self.distribution = one_of("distribution", distribution, ("uniform", "truncated_normal"))
         self.seed = _seed(seed)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -218,12 +218,6 @@ class LecunNormal(_Scaled):
 
 def _seed(seed: Any) -> int | None:
     return None if seed is None else number("seed", seed, 0, integer=True)
-
-
-def _one_of(what: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise unknown_name(what, value, known)
-    return value
 
 
 registry: Registry[Initializer] = Registry("initializer", Initializer)

@@ -13,6 +13,7 @@ from typing import Any
 from .backend import Array, floating, np
 from .context import Context, enter, numeric
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number, unknown_name
+from .ops import columns
 from .registry import Configurable, Registry
 
 __all__ = [
@@ -170,7 +171,7 @@ class MeanSquaredError(Loss):
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return mean((p - y)^2) and 2 (p - y) / units."""
         difference = p - y
-        slope = difference * (_columns(ctx, weight) * (2.0 / p.shape[-1]))
+        slope = difference * (columns(ctx.xp, weight) * (2.0 / p.shape[-1]))
         return ctx.xp.mean(difference * difference, axis=-1), slope
 
 
@@ -188,7 +189,7 @@ class MeanAbsoluteError(Loss):
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return mean(|p - y|) and sign(p - y) / units."""
         xp, difference = ctx.xp, p - y
-        slope = xp.sign(difference) * (_columns(ctx, weight) * (1.0 / p.shape[-1]))
+        slope = xp.sign(difference) * (columns(ctx.xp, weight) * (1.0 / p.shape[-1]))
         return xp.mean(xp.abs(difference), axis=-1), slope
 
 
@@ -243,7 +244,7 @@ class BinaryCrossentropy(_CrossEntropy):
         q, inside = _clip(xp, p)
         values = -xp.mean(y * xp.log(q) + (1.0 - y) * xp.log(1.0 - q), axis=-1)
         slope = (q - y) / (q * (1.0 - q)) * inside
-        return values, slope * (_columns(ctx, weight) * (1.0 / p.shape[-1]))
+        return values, slope * (columns(ctx.xp, weight) * (1.0 / p.shape[-1]))
 
 
 class CategoricalCrossentropy(_CrossEntropy):
@@ -350,7 +351,7 @@ class PerceptronCriterion(Loss):
         xp = ctx.xp
         t, a = xp.astype(y > 0, z.dtype), xp.astype(z > 0, z.dtype)
         values = xp.mean(xp.maximum(xp.zeros_like(z), (1.0 - 2.0 * t) * z), axis=-1)
-        return values, (a - t) * (_columns(ctx, weight) * (1.0 / z.shape[-1])), a
+        return values, (a - t) * (columns(ctx.xp, weight) * (1.0 / z.shape[-1])), a
 
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return the criterion of the scores p and its derivative."""
@@ -365,7 +366,7 @@ def _cross_entropy(ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array
     q, inside = _clip(xp, share)
     dq = -(y / q) * inside
     slope = (dq - xp.sum(dq * share, axis=-1, keepdims=True)) / s
-    return -xp.sum(y * xp.log(q), axis=-1), slope * _columns(ctx, weight)
+    return -xp.sum(y * xp.log(q), axis=-1), slope * columns(ctx.xp, weight)
 
 
 def _clip(xp: Any, p: Array) -> tuple[Array, Array]:
@@ -373,10 +374,6 @@ def _clip(xp: Any, p: Array) -> tuple[Array, Array]:
     low, high = xp.full_like(p, EPSILON), xp.full_like(p, 1.0 - EPSILON)
     q = xp.minimum(xp.maximum(p, low), high)
     return q, xp.astype(q == p, p.dtype)
-
-
-def _columns(ctx: Context, weight: Any) -> Any:
-    return weight if isinstance(weight, float) else ctx.xp.expand_dims(weight, axis=-1)
 
 
 def _several_classes(who: str, shape: tuple[int, ...]) -> None:

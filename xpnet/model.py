@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from . import loop
 from .backend import Array, Backend, get_backend, is_explicit, np, resolve
@@ -22,6 +22,8 @@ from .random import Stream, fresh_seed
 from .training import TrainState
 
 __all__ = ["Sequential"]
+
+T = TypeVar("T")
 
 
 class Sequential:
@@ -93,7 +95,7 @@ class Sequential:
                 if known:
                     self.build(getattr(self.layers[0], "shape", ()))
                     self.assign(values)
-        except BaseException:
+        except BaseException:  # whatever it is, Ctrl-C too: undo, and let it go on
             self.layers = before
             raise
 
@@ -118,7 +120,7 @@ class Sequential:
         fresh = [layer for layer in self.layers if not layer.built]
         try:
             yield
-        except BaseException:
+        except BaseException:  # whatever it is, Ctrl-C too: undo, and let it go on
             self._backend, self._settled, self._network, self._state, self._program, self._inference = before
             for layer in fresh:
                 layer.unbuild()
@@ -189,20 +191,12 @@ class Sequential:
     @property
     def network(self) -> Network:
         """The built layers and the layout of their weights."""
-        if self._network is None:
-            raise NotBuiltError(
-                "the model has no weights before it is built: call build(input_shape), or fit; got 0 weights"
-            )
-        return self._network
+        return _there(self._network)
 
     @property
     def state(self) -> TrainState:
         """The arrays that a step carries on."""
-        if self._state is None:
-            raise NotBuiltError(
-                "the model has no weights before it is built: call build(input_shape), or fit; got 0 weights"
-            )
-        return self._state
+        return _there(self._state)
 
     @state.setter
     def state(self, state: TrainState) -> None:
@@ -594,3 +588,12 @@ class Sequential:
             for layer in self.layers:
                 layer.join(self)
             self._place(**place)
+
+
+def _there(part: T | None) -> T:
+    """Return a part that building makes, or raise."""
+    if part is None:
+        raise NotBuiltError(
+            "the model has no weights before it is built: call build(input_shape), or fit; got 0 weights"
+        )
+    return part

@@ -133,7 +133,7 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     a = e / total
     values = -xp.sum(t * (shifted - xp.log(total)), axis=-1)
     dz = a - t if sparse else a * xp.sum(t, axis=-1, keepdims=True) - t
-    return values, dz * _columns(xp, weight), a
+    return values, dz * columns(xp, weight), a
 
 
 def sigmoid_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
@@ -148,7 +148,7 @@ def sigmoid_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     e = xp.exp(-xp.abs(z))
     a = xp.where(z >= 0, xp.ones_like(e), e) / (1.0 + e)
     values = xp.mean(xp.maximum(z, xp.zeros_like(z)) - z * target + xp.log1p(e), axis=-1)
-    return values, (a - target) * (_columns(xp, weight) / z.shape[-1]), a
+    return values, (a - target) * (columns(xp, weight) / z.shape[-1]), a
 
 
 def penalize(
@@ -253,6 +253,6 @@ def bias_correction(xp: Any, beta: float, age: Array) -> Array:
     return -xp.expm1(age * math.log(beta)) if beta > 0 else xp.ones_like(age)
 
 
-def _columns(xp: Any, weight: Any) -> Any:
+def columns(xp: Any, weight: Any) -> Any:
     """Return per-row weights so that they multiply rows of a last axis; a number as it is."""
     return weight if isinstance(weight, float) else xp.expand_dims(weight, axis=-1)

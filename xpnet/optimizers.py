@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .backend import Array, floating, library_of
 from .context import Context, enter
-from .errors import ShapeError, number, unknown_name
+from .errors import ShapeError, number, one_of
 from .registry import Configurable, Registry
 
 __all__ = ["SGD", "Adam", "Momentum", "Optimizer", "OptimizerState", "RMSprop", "get"]
@@ -167,7 +167,7 @@ class RMSprop(Optimizer):
         super().__init__(learning_rate, name, dtype)
         self.rho = number("rho", rho, 0, 1, open_high=True)
         self.epsilon = number("epsilon", epsilon, 0)
-        self.epsilon_on = _choice("epsilon_on", epsilon_on, ("square", "root"))
+        self.epsilon_on = one_of("epsilon_on", epsilon_on, ("square", "root"))
 
     def apply(
         self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
@@ -206,7 +206,7 @@ class Adam(Optimizer):
         self.beta_1 = number("beta_1", beta_1, 0, 1, open_high=True)
         self.beta_2 = number("beta_2", beta_2, 0, 1, open_high=True)
         self.epsilon = number("epsilon", epsilon, 0)
-        self.epsilon_on = _choice("epsilon_on", epsilon_on, ("root", "corrected"))
+        self.epsilon_on = one_of("epsilon_on", epsilon_on, ("root", "corrected"))
 
     def apply(
         self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
@@ -214,12 +214,6 @@ class Adam(Optimizer):
         """See `xpnet.ops.adam`."""
         corrected = self.epsilon_on == "corrected"
         return ctx.ops.adam(ctx, w, g, slots, lr, age, self.beta_1, self.beta_2, self.epsilon, corrected)
-
-
-def _choice(what: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise unknown_name(what, value, known)
-    return value
 
 
 registry: Registry[Optimizer] = Registry("optimizer", Optimizer)
