@@ -45,6 +45,21 @@ def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return fn(tree, *rest)
 
 
+def leaves(tree: Tree) -> list[Array]:
+    """Return the arrays of a tree in order.
+
+    >>> leaves((1, {"x": (2, None)}))
+    [1, 2]
+    """
+    found: list[Array] = []
+    for part in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(part, (tuple, dict)):
+            found += leaves(part)
+        elif part is not None:
+            found.append(part)
+    return found
+
+
 class Backend:
     """One array library on one device, computing in one floating precision.
 
@@ -185,7 +200,9 @@ class NumpyBackend(Backend):
         return x
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
-        """Decide with a plain `if`: memory is the host's."""
+        """Decide with a plain `if`: memory is the host's. A recording notes it."""
+        if hasattr(ok, "tape"):
+            return ok.tape.when(ok, update, kept)
         return update(kept) if ok else kept
 
 

@@ -46,6 +46,7 @@ class Context:
         draws: this step's random masks. carry: new running statistics on their way out.
         place: (position in the model, path) of the layer that is being computed.
         inplace: whether there is memory for twins to write to.
+        tape: what records this step, or None (see `xpnet.replay`).
         calm: in its one place, shared by the steps of a program, the weights that are known to be (with their
             slots) so far from overflow that a twin may update them in place (see `xpnet.kernels.numpy`).
     """
@@ -60,6 +61,7 @@ class Context:
         "inplace",
         "ops",
         "place",
+        "tape",
         "training",
         "xp",
     )
@@ -78,13 +80,14 @@ class Context:
         self.training = training
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}
+        self.tape: Any = None
         self.place: tuple[int, str] = (0, "")
         self.calm: list[Array | None] = [None] if calm is None else calm
         self._arena = arena
 
-    def restart(self, draws: Mapping[str, Array]) -> Context:
+    def restart(self, draws: Mapping[str, Array], tape: Any = None) -> Context:
         """Begin the next step with its masks, in the same memory."""
-        self.draws, self.carry = draws, {}
+        self.draws, self.carry, self.tape = draws, {}, tape
         if self._arena is not None:
             self._arena.restart()
         return self
@@ -101,7 +104,15 @@ class Context:
         """Return memory for a twin to write to, which lives until the end of the step."""
         if self._arena is None:
             return self.xp.empty(shape, dtype=dtype or self.dtype, device=self.backend.device)
-        return self._arena.empty(shape, dtype or self.dtype)
+        buffer = self._arena.empty(shape, dtype or self.dtype)
+        return buffer if self.tape is None else self.tape.trace(buffer)
+
+    def launch(self, kernel: Callable[..., None], *args: Any) -> None:
+        """Call a kernel: a function that writes into arrays it is given and may look at numbers on the host."""
+        if self.tape is None:
+            kernel(*args)
+        else:
+            self.tape.launch(kernel, *args)
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """Return `x` (an array of any library, a list, a number) as an array here, in `dtype` or the model's."""

@@ -67,6 +67,11 @@ class Network:
         self._views: list[tuple[Array, Array, dict[str, dict[str, Array]]]] = []
         self._room: tuple[Array, dict[str, dict[str, Array]], dict[str, Array]] | None = None
 
+    def parts(self) -> list[Any]:
+        """Return all objects whose code a step runs: layers and their activations."""
+        layers = [unit.layer for unit in self.units]
+        return [*layers, *(a for a in (getattr(layer, "activation", None) for layer in layers) if a is not None)]
+
     def score_units(self, activation: str) -> list[Unit] | None:
         """Return the units without the final activation of that name, None if they do not end in it."""
         for i in range(len(self.units) - 1, -1, -1):

@@ -51,15 +51,15 @@ class TrainState(NamedTuple):
 def _contexts(backend: Backend) -> Callable[..., Context]:
     """Return a maker of training contexts, which keeps one for each batch shape where twins need memory."""
     if not (backend.inplace and kernels.enabled()):
-        return lambda draws, shape: Context(backend, True, draws)
+        return lambda draws, shape, tape: Context(backend, True, draws)
     contexts: dict[tuple[int, ...], Context] = {}
     calm: list[Array | None] = [None]
 
-    def context(draws: dict[str, Array], shape: tuple[int, ...]) -> Context:
+    def context(draws: dict[str, Array], shape: tuple[int, ...], tape: Any) -> Context:
         found = contexts.get(shape)
         if found is None:
             found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp), calm)
-        return found.restart(draws)
+        return found.restart(draws, tape)
 
     return context
 
@@ -81,7 +81,7 @@ def make_step(
     context = _contexts(backend)
 
     def step(s: TrainState, b: Batch) -> TrainState:
-        ctx = context(b.draws, tuple(b.x.shape))
+        ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
         y, backward = network.forward(ctx, s.weights, s.stats, b.x, units)
         value, dy, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
         g = backward(dy)

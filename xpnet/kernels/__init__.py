@@ -9,10 +9,11 @@ import importlib
 import os
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import Any
 
 from .. import ops
 
-__all__ = ["TWINS", "enabled", "ops_for"]
+__all__ = ["RECORDERS", "TWINS", "enabled", "ops_for", "recorder_for"]
 
 TWINS: dict[str, tuple[str, ...]] = {
     "numpy": (
@@ -30,6 +31,9 @@ TWINS: dict[str, tuple[str, ...]] = {
 }
 
 
+RECORDERS = {"numpy": "tape"}  # modules that record a step, so that it can be replayed
+
+
 def ops_for(backend_name: str) -> SimpleNamespace:
     """Return the operations for a backend: the bodies of `ops.py`, and the twins in their place."""
     return _table(backend_name, enabled())
@@ -38,6 +42,13 @@ def ops_for(backend_name: str) -> SimpleNamespace:
 def enabled() -> bool:
     """Return whether twins are used."""
     return os.environ.get("XPNET_KERNELS", "1") != "0"
+
+
+def recorder_for(backend_name: str) -> Any:
+    """Return the module that records a step on a backend (see `xpnet.replay`), or None."""
+    if not enabled() or os.environ.get("XPNET_GRAPH", "1") == "0" or backend_name not in RECORDERS:
+        return None
+    return importlib.import_module(f"{__name__}.{RECORDERS[backend_name]}")
 
 
 @lru_cache

@@ -1,16 +1,20 @@
 """NumPy twins: the same results with `out=`, in buffers that live from step to step.
 
-Without an arena (`ctx.inplace` is False: inference, a part used alone) the bodies do the work.
+Without an arena (`ctx.inplace` is False: inference, a part used alone) the bodies do the work. Where a twin
+looks at numbers on the host, or makes many calls, that part is a kernel, a function that writes into arrays it is given;
+it is started by `ctx.launch`, so that a recording of the step can repeat it (see `tape`).
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from .. import ops
+from .tape import CannotRecord
 
 Array = np.ndarray
 
@@ -33,14 +37,23 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
             dz = activation.backward(np, dy, z, y)
         else:
             dz = backward_of(ctx, dy, y)
-        room = into["kernel"] if "kernel" in into else ctx.empty(kernel.shape)
-        grads = {"kernel": np.matmul(x.T, dz, out=room)}
-        if bias is not None:
-            room = into["bias"] if "bias" in into else ctx.empty(bias.shape)
-            grads["bias"] = np.add.reduce(dz, axis=0, out=room)
-        return (np.matmul(dz, kernel.T, out=ctx.empty(x.shape)) if want_dx else None), grads
+        db = None if bias is None else np.add.reduce(dz, axis=0, out=room_for(ctx, into, "bias", bias))
+        return products(ctx, x, kernel, dz, db, into, want_dx)
 
     return y, backward
+
+
+def products(ctx: Any, x: Array, kernel: Array, dz: Array, db: Any, into: Any, want_dx: bool) -> Any:
+    """Return what a backward of `affine` returns: dx = dz W^T and dW = x^T dz, with the bias gradient db."""
+    grads = {"kernel": np.matmul(x.T, dz, out=room_for(ctx, into, "kernel", kernel))}
+    if db is not None:
+        grads["bias"] = db
+    return (np.matmul(dz, kernel.T, out=ctx.empty(x.shape)) if want_dx else None), grads
+
+
+def room_for(ctx: Any, into: dict[str, Array], name: str, like: Array) -> Array:
+    """Return where to write a gradient: its place in the flat one, or a buffer."""
+    return into[name] if name in into else ctx.empty(like.shape)
 
 
 # Activations whose derivative needs only their output: z's memory is used again for a = f(z).
@@ -96,19 +109,39 @@ def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
     """Twin of `ops.softmax_cross_entropy`, for class numbers; one-hot targets go to the body."""
-    if not ctx.inplace or z.ndim != 2 or target.ndim != 1:
+    if not ctx.inplace or z.ndim != 2 or target.ndim != 1 or not isinstance(weight, (float, Array)):
         return ops.softmax_cross_entropy(ctx, z, target, weight)
-    rows = np.arange(z.shape[0])
-    a = np.subtract(z, np.maximum.reduce(z, axis=-1, keepdims=True), out=ctx.empty(z.shape))
-    picked = a[rows, target]
-    np.exp(a, out=a)
-    total = np.add.reduce(a, axis=-1, keepdims=True)
-    a /= total
-    dz = ctx.empty(z.shape)
+    rows, classes = z.shape
+    a, dz, values = ctx.empty(z.shape), ctx.empty(z.shape), ctx.empty((rows,))
+    place, column = ctx.empty((rows,), np.int64), ctx.empty((rows, 1))
+    weight = np.asarray(weight, z.dtype) if isinstance(weight, float) else weight[:, None]
+    ctx.launch(_softmax_cross_entropy, z, target, weight, a, dz, values, _starts(rows, classes), place, column)
+    return values, dz, a
+
+
+def _softmax_cross_entropy(
+    z: Array, target: Array, weight: Array, a: Array, dz: Array, values: Array, starts: Array, place: Array, column: Array
+) -> None:
+    np.maximum.reduce(z, axis=-1, keepdims=True, out=column)
+    np.subtract(z, column, a)
+    np.add(starts, target, place)  # of each row's target in the flat array
+    a.reshape(-1).take(place, out=values, mode="clip")
+    np.exp(a, a)
+    np.add.reduce(a, axis=-1, keepdims=True, out=column)
+    np.divide(a, column, a)
+    # dz = (a - t) * weight, the target's column by itself
     np.copyto(dz, a)
-    dz[rows, target] -= 1.0
-    dz *= weight if isinstance(weight, float) else weight[:, None]
-    return np.log(total[:, 0]) - picked, dz, a
+    hits = dz.reshape(-1)
+    hits[place] -= 1.0
+    np.multiply(dz, weight, dz)
+    total = column.reshape(-1)
+    np.log(total, total)
+    np.subtract(total, values, values)
+
+
+@lru_cache(maxsize=16)
+def _starts(rows: int, classes: int) -> Array:
+    return np.arange(rows) * classes
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
@@ -118,7 +151,7 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
     flat, views = room
     for path, part in parts.items():
         if part is not views[path]:
-            views[path][...] = part
+            np.copyto(views[path], part)
     return flat
 
 
@@ -140,41 +173,61 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
 
 def finite(ctx: Any, *arrays: Array) -> Any:
     """Twin of `ops.finite`: a finite sum of squares shows it in one pass; otherwise look closely."""
+    ok = ctx.empty((), np.bool)
+    ctx.launch(_finite, ok, ctx.calm, *arrays)
+    return ok
+
+
+def _finite(ok: Array, calm: list[Array | None], *arrays: Array) -> None:
+    ok[()] = False
     for a in arrays:
         if a.ndim == 0:
-            sound = math.isfinite(a)
-        else:
-            flat = a if a.ndim == 1 else a.reshape(-1)
-            sound = math.isfinite(np.dot(flat, flat))
-            if not sound:
-                ctx.calm[0] = None
-                sound = np.isfinite(flat).all()
-        if not sound:
-            return np.False_
-    return np.True_
+            if not math.isfinite(a):
+                return
+            continue
+        flat = a if a.ndim == 1 else a.reshape(-1)
+        if not math.isfinite(flat.dot(flat)):
+            calm[0] = None
+            if not np.isfinite(flat).all():
+                return
+    ok[()] = True
 
 
 # Optimizers. Where nothing in an update can overflow, it is done in place. Otherwise the body does it, which
 # leaves weights and slots as they were, because the guard may hold the update back.
 
 
-def _calm(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, epsilon: float = 1.0, decay: float = 0.0) -> bool:
-    """Return whether this update can't overflow.
+def in_place(
+    ctx: Any, w: Array, g: Array, slots: Any, lr: Any, epsilon: float = 1.0, decay: float = 0.0
+) -> bool:
+    """Return whether an update can't overflow.
 
     If the sums of squares of gradient (seen by `finite` in this step), weights and slots are finite, then no
     element is beyond 1.8e19 (float32), slots that are moving averages stay so, and with these bounds on rate,
     epsilon and decay no update is beyond 1e36.
     """
-    if not (ctx.inplace and w.ndim == 1 and lr <= 1e6 and epsilon >= 1e-10 and decay <= 0.9999):
+    if not (ctx.inplace and w.ndim == 1 and epsilon >= 1e-10 and decay <= 0.9999):
         return False
-    if ctx.calm[0] is not w:
-        ctx.calm[0] = w if all(math.isfinite(np.dot(a, a)) for a in (w, g, *slots)) else None
-    return ctx.calm[0] is w
+    if ctx.tape is not None:
+        ctx.launch(_must_be_calm, ctx.calm, lr, w, g, *slots)
+        return True
+    return _is_calm(ctx.calm, lr, w, g, *slots)
+
+
+def _is_calm(calm: list[Array | None], lr: Any, w: Array, g: Array, *slots: Array) -> bool:
+    if calm[0] is not w:
+        calm[0] = w if all(math.isfinite(a.dot(a)) for a in (w, g, *slots)) else None
+    return calm[0] is w and lr <= 1e6
+
+
+def _must_be_calm(calm: list[Array | None], lr: Any, w: Array, g: Array, *slots: Array) -> None:
+    if not _is_calm(calm, lr, w, g, *slots):
+        raise CannotRecord("numbers so large that an update might overflow")
 
 
 def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nesterov: bool) -> Any:
     """Twin of `ops.sgd`."""
-    if not _calm(ctx, w, g, slots, lr, decay=momentum):
+    if not in_place(ctx, w, g, slots, lr, decay=momentum):
         return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov)
     step = np.multiply(g, lr, out=ctx.empty(w.shape))
     if not slots:
@@ -191,7 +244,7 @@ def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nest
 
 def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> Any:
     """Twin of `ops.momentum`."""
-    if not _calm(ctx, w, g, slots, lr):
+    if not in_place(ctx, w, g, slots, lr):
         return ops.momentum(ctx, w, g, slots, lr, beta)
     (v,) = slots
     scratch = ctx.empty(w.shape)
@@ -202,25 +255,31 @@ def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> 
 
 def rmsprop(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, rho: float, epsilon: float, inside: bool) -> Any:
     """Twin of `ops.rmsprop`, block by block."""
-    if not _calm(ctx, w, g, slots, lr, epsilon, rho):
+    if not in_place(ctx, w, g, slots, lr, epsilon, rho):
         return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside)
-    scratch = ctx.empty((min(w.size, BLOCK),))
-    for wb, gb, s in _blocks(w, g, slots[0]):
+    ctx.launch(_rmsprop, w, g, slots[0], ctx.empty((min(w.size, BLOCK),)), lr, rho, epsilon, inside)
+    return w, slots
+
+
+def _rmsprop(
+    w: Array, g: Array, s: Array, scratch: Array, lr: Array, rho: float, epsilon: float, inside: bool
+) -> None:
+    keep, add, epsilon = (w.dtype.type(c) for c in (rho, 1.0 - rho, epsilon))
+    for wb, gb, s in _blocks(w, g, s):
         t = scratch[: wb.size]
-        s *= rho
-        np.multiply(gb, gb, out=t)
-        t *= 1.0 - rho
+        s *= keep
+        np.multiply(gb, gb, t)
+        t *= add
         s += t
         if inside:
-            np.add(s, epsilon, out=t)
-            np.sqrt(t, out=t)
+            np.add(s, epsilon, t)
+            np.sqrt(t, t)
         else:
-            np.sqrt(s, out=t)
+            np.sqrt(s, t)
             t += epsilon
-        np.divide(gb, t, out=t)
+        np.divide(gb, t, t)
         t *= lr
         wb -= t
-    return w, slots
 
 
 def adam(
@@ -236,30 +295,57 @@ def adam(
     corrected: bool,
 ) -> Any:
     """Twin of `ops.adam`, block by block."""
-    if not _calm(ctx, w, g, slots, lr, epsilon, beta_2):
+    if not in_place(ctx, w, g, slots, lr, epsilon, beta_2):
         return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected)
-    root2 = math.sqrt(_bias_correction(beta_2, float(age)))
-    rate = float(lr) * root2 / _bias_correction(beta_1, float(age))
-    epsilon = epsilon * root2 if corrected else epsilon
+    constants = tuple(np.asarray(c, w.dtype) for c in (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2))
     scratch = ctx.empty((min(w.size, BLOCK),))
+    ctx.launch(_adam, w, g, *slots, scratch, lr, age, constants, beta_1, beta_2, epsilon, corrected)
+    return w, slots
+
+
+def _adam(
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    scratch: Array,
+    lr: Array,
+    age: Array,
+    constants: tuple[Array, Array, Array, Array],
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    corrected: bool,
+) -> None:
+    rate, epsilon = rate_and_epsilon(lr, age, beta_1, beta_2, epsilon, corrected)
+    keep_1, add_1, keep_2, add_2 = constants
+    rate, epsilon = w.dtype.type(rate), w.dtype.type(epsilon)
     flush = age % FLUSH == 0
-    for wb, gb, m, v in _blocks(w, g, *slots):
+    for wb, gb, m, v in _blocks(w, g, m, v):
         t = scratch[: wb.size]
         if flush:
             _flush(m, t)
             _flush(v, t)
-        m *= beta_1
-        m += np.multiply(gb, 1.0 - beta_1, out=t)
-        v *= beta_2
-        np.multiply(gb, gb, out=t)
-        t *= 1.0 - beta_2
-        v += t
-        np.sqrt(v, out=t)
-        t += epsilon
-        np.divide(m, t, out=t)
-        t *= rate
-        wb -= t
-    return w, slots
+        np.multiply(m, keep_1, m)
+        np.multiply(gb, add_1, t)
+        np.add(m, t, m)
+        np.multiply(v, keep_2, v)
+        np.multiply(gb, gb, t)
+        np.multiply(t, add_2, t)
+        np.add(v, t, v)
+        np.sqrt(v, t)
+        np.add(t, epsilon, t)
+        np.divide(m, t, t)
+        np.multiply(t, rate, t)
+        np.subtract(wb, t, wb)
+
+
+def rate_and_epsilon(
+    lr: Any, age: Any, beta_1: float, beta_2: float, epsilon: float, corrected: bool
+) -> tuple[float, float]:
+    """Return the factor of m / (sqrt(v) + epsilon) in `ops.adam`, and that epsilon, for this update."""
+    root2 = math.sqrt(_bias_correction(beta_2, float(age)))
+    return float(lr) * root2 / _bias_correction(beta_1, float(age)), epsilon * root2 if corrected else epsilon
 
 
 def _flush(slot: Array, scratch: Array) -> None:

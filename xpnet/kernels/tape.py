@@ -1,0 +1,225 @@
+"""A NumPy step recorded once and replayed as a flat list of calls: the idea of a CUDA graph, on the host.
+
+While a step is recorded its arrays are `Traced`. Each call on one of them is carried out, and noted with the
+memory it read and the memory it wrote. The same calls on the same memory are the next step: what Python did
+between them (layers, closures, views, looking for buffers) is not done again.
+
+Values may not decide what is called. Where they must, there are two ways: `launch` notes a kernel, a function
+that writes into arrays it is given and may look at numbers; `when` notes a block that runs if a flag is set.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..backend import tree_map
+
+__all__ = ["CannotRecord", "Tape", "Traced", "record"]
+
+Call = Callable[[], Any]
+
+
+class CannotRecord(Exception):
+    """This step is not the same list of calls each time (or, from a kernel, not this time)."""
+
+
+class Tape:
+    """The calls of one step, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def play(self) -> None:
+        """Make all the calls again."""
+        for call in self.calls:
+            call()
+
+    def trace(self, array: np.ndarray) -> Traced:
+        """Return a view of persistent memory that notes what is done with it."""
+        traced = array.view(Traced)
+        traced.tape = self
+        return traced
+
+    def note(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Note a call on plain arrays."""
+        self.calls.append(partial(function, *args, **kwargs) if args or kwargs else function)
+
+    def launch(self, kernel: Callable[..., None], *args: Any) -> None:
+        """Call and note a kernel, which writes into arrays it is given and returns nothing."""
+        plain = [a.view(np.ndarray) if type(a) is Traced else a for a in args]
+        kernel(*plain)
+        self.note(kernel, *plain)
+
+    def when(self, ok: Traced, update: Callable[[Any], Any], kept: Any) -> Any:
+        """Note `update(kept)` as a block that runs if `ok` is set; its results are stored over `kept`."""
+        flag = _plain(ok)
+        if not flag:
+            raise CannotRecord("a step that the guard holds back")
+        outside, self.calls = self.calls, []
+        try:
+            tree_map(self.store, kept, update(kept))
+            block = self.calls
+        finally:
+            self.calls = outside
+        self.note(_play_if, flag, block)
+        return kept
+
+    def store(self, place: np.ndarray, value: Any) -> None:
+        """Write a result over persistent memory, unless it is there already."""
+        target, source = _plain(place), _plain(value)
+        if isinstance(source, np.ndarray) and source.__array_interface__ == target.__array_interface__:
+            return
+        np.copyto(target, source)
+        self.note(np.copyto, target, source)
+
+
+def _play_if(flag: np.ndarray, block: Sequence[Call]) -> None:
+    if flag:
+        for call in block:
+            call()
+
+
+def record(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Call:
+    """Take a step on persistent memory, `state`, and return what takes it again.
+
+    Args:
+        step: a pure function (state, batch) -> state. state: writeable arrays, which the new state is stored
+            over. batch: arrays that later batches are copied to.
+
+    Raises:
+        CannotRecord: the state is then as it was.
+    """
+    tape = Tape()
+    traced = tree_map(tape.trace, state)
+    tree_map(tape.store, traced, step(traced, tree_map(tape.trace, batch)))
+    return tape.play
+
+
+# NumPy's own functions of which only the C code knows what they do; all others come down to ufuncs or to these.
+_REDUCTIONS = {
+    np.sum: np.add.reduce,
+    np.max: np.maximum.reduce,
+    np.min: np.minimum.reduce,
+    np.all: np.logical_and.reduce,
+    np.any: np.logical_or.reduce,
+}
+_INTO = {np.argmax, np.argmin, np.concatenate, np.dot, np.mean, np.stack, np.take}
+_KEYWORD_OUT = {np.maximum, np.minimum}  # where NumPy deprecates a positional `out`
+
+
+class Traced(np.ndarray):
+    """Persistent memory during a recording; to the step an array like any other."""
+
+    tape: Tape
+
+    def __array_finalize__(self, parent: Any) -> None:
+        """Hand the tape on to views; refuse memory that no noted call has written."""
+        if parent is None or not hasattr(parent, "tape"):
+            return
+        self.tape = parent.tape
+        if self.base is None:
+            raise CannotRecord("an array method that makes new memory")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **kwargs: Any) -> Any:
+        """Carry out and note a ufunc: its result gets memory of its own, or what `out` says."""
+        function = ufunc if method == "__call__" else getattr(ufunc, method)
+        plain = _constants(inputs)
+        kwargs = {name: _plain(value) for name, value in kwargs.items()}
+        targets = tuple(_plain(o) for o in out)
+        if not targets:
+            result = function(*plain, **kwargs)
+            if result is None:  # `ufunc.at`
+                self.tape.note(function, *plain, **kwargs)
+                return None
+            results = result if isinstance(result, tuple) else (result,)
+            targets = tuple(np.asarray(r) for r in results)
+        else:
+            function(*plain, out=targets if method == "__call__" else targets[0], **kwargs)
+        if method == "__call__" and not kwargs and ufunc not in _KEYWORD_OUT:
+            self.tape.note(function, *plain, *targets)
+        else:
+            self.tape.note(function, *plain, out=targets if len(targets) > 1 else targets[0], **kwargs)
+        traced = tuple(self.tape.trace(t) for t in targets)
+        return traced if len(traced) > 1 else traced[0]
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Carry out and note any other function of NumPy's; a view of its argument needs no note."""
+        if func in _REDUCTIONS:
+            axis = args[1:] or (kwargs.pop("axis", None),)
+            return _REDUCTIONS[func](args[0], *axis, **kwargs)
+        args, kwargs = _plain(args), _plain(kwargs)
+        result = func(*args, **kwargs)
+        if result is None or kwargs.get("out") is not None:
+            self.tape.note(func, *args, **kwargs)
+        elif not isinstance(result, (np.ndarray, np.generic)):
+            raise CannotRecord(f"numpy.{func.__name__}, which gives {type(result).__name__}")
+        elif isinstance(result, np.ndarray) and result.base is not None and _of(result, args):
+            return self.tape.trace(result)
+        else:
+            result = np.asarray(result)
+            if func in _INTO:
+                self.tape.note(func, *args, **kwargs, out=result)
+            else:
+                self.tape.note(_fill, result, func, args, kwargs)
+        return None if result is None else self.tape.trace(result)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a view, or the result of a noted look-up."""
+        plain, index = _plain(self), _plain(index)
+        result = plain[index]
+        if isinstance(result, np.ndarray) and result.base is not None and np.may_share_memory(result, plain):
+            return self.tape.trace(result)
+        result = np.asarray(result)
+        self.tape.note(_fill, result, operator.getitem, (plain, index), {})
+        return self.tape.trace(result)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Carry out and note an assignment."""
+        call = (_plain(self), _plain(index), _plain(value))
+        operator.setitem(*call)
+        self.tape.note(operator.setitem, *call)
+
+    def _value(self, *args: Any) -> Any:
+        raise CannotRecord("a number that is read on the host")
+
+    __bool__ = __float__ = __int__ = __index__ = __complex__ = item = tolist = tobytes = _value  # type: ignore[assignment]
+
+
+def _fill(result: np.ndarray, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    np.copyto(result, function(*args, **kwargs))
+
+
+def _of(result: np.ndarray, args: Any) -> bool:
+    """Return whether a result lies in the memory of an argument."""
+    return any(isinstance(a, np.ndarray) and np.may_share_memory(result, a) for a in args)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with plain arrays in place of traced ones, also inside lists, tuples and dictionaries."""
+    if type(value) is Traced:
+        return value.view(np.ndarray)
+    if type(value) in (list, tuple):
+        return type(value)(_plain(v) for v in value)
+    return {k: _plain(v) for k, v in value.items()} if type(value) is dict else value
+
+
+def _constants(inputs: Sequence[Any]) -> list[Any]:
+    """Return a ufunc's inputs as plain arrays; Python numbers as arrays of the dtype they would be taken as.
+
+    NumPy takes a Python number in the dtype of the array beside it. A 0-d array saves it the search, half a
+    microsecond a call.
+    """
+    plain = [_plain(i) for i in inputs]
+    dtypes = [p.dtype for p in plain if isinstance(p, (np.ndarray, np.generic))]
+    beside = np.result_type(*dtypes) if dtypes else None
+    for i, p in enumerate(plain):
+        if isinstance(p, np.generic):
+            plain[i] = np.asarray(p)
+        elif beside is not None and (type(p), beside.kind) in ((float, "f"), (int, "f"), (int, "i")):
+            plain[i] = np.asarray(p, beside)
+    return plain

@@ -1,0 +1,91 @@
+"""A step that is recorded once for each shape of batch, over memory that stays, and then replayed.
+
+How a step is recorded is the library's affair (`kernels.recorder_for`): a list of calls on NumPy. What a
+recording needs is the same everywhere and stands here: the state lives in arrays that are never exchanged,
+batches are copied to arrays that are never exchanged, and what cannot be recorded runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .backend import Tree, leaves, np, tree_map
+
+__all__ = ["Replay"]
+
+ATTEMPTS = 5  # batches of a shape after which nobody tries to record it any more
+Step = Callable[[Tree, Tree], Tree]
+
+
+class Replay:
+    """`run(state, batches) -> state`, by recordings.
+
+    The first batch of a shape runs as it is: many shapes (a short last batch, `train_on_batch` called once)
+    come only once. The second is recorded, the others are replays.
+
+    Args:
+        step: a pure function (state, batch) -> state. recorder: a module with `record` and `CannotRecord`.
+    """
+
+    def __init__(self, step: Step, recorder: Any) -> None:
+        self.step, self.recorder = step, recorder
+        self.state: Tree = None  # the arrays that stay
+        self.seen: dict[Any, int] = {}  # by shapes: batches that were not replayed
+        self.recordings: dict[Any, tuple[Callable[[], None], list[Any]]] = {}  # by shapes: play, its batch
+
+    def __call__(self, state: Tree, batches: Sequence[Tree]) -> Tree:
+        """Take one step per batch. The state is donated."""
+        with np.errstate(all="ignore"):  # the guard finds what is not finite
+            for batch in batches:
+                state = self._one(state, batch)
+        return state
+
+    def _one(self, state: Tree, batch: Tree) -> Tree:
+        given = leaves(batch)
+        key = tuple([a.shape for a in given])
+        recording = self.recordings.get(key)
+        if recording is None:
+            return self._without(key, state, batch)
+        play, room = recording
+        state = self._settle(state)
+        for place, a in zip(room, given):
+            np.copyto(place, a)
+        try:
+            play()
+        except self.recorder.CannotRecord:  # not this time; nothing of the state is written yet
+            del self.recordings[key]
+            return self.step(state, batch)
+        return state
+
+    def _without(self, key: Any, state: Tree, batch: Tree) -> Tree:
+        seen = self.seen[key] = self.seen.get(key, 0) + 1
+        if 1 < seen < ATTEMPTS:
+            state, room = self._settle(state), tree_map(np.array, batch)
+            try:
+                play = self.recorder.record(self.step, state, room)
+            except self.recorder.CannotRecord:
+                return self.step(state, batch)
+            self.recordings[key] = (play, leaves(room))
+            return state
+        return self.step(state, batch)
+
+    def _settle(self, state: Tree) -> Tree:
+        """Return the state in the arrays that stay; at first, those that it comes in (it is donated)."""
+        if state is self.state:
+            return state
+        if self.state is None:
+            self.state = tree_map(_own, state)
+        else:
+            tree_map(_copy, self.state, state)
+        return self.state
+
+
+def _own(a: Any) -> np.ndarray:
+    owned = isinstance(a, np.ndarray) and a.flags.writeable and a.base is None
+    return a if owned else np.array(a)
+
+
+def _copy(place: np.ndarray, a: Any) -> None:
+    if a is not place:
+        np.copyto(place, a)
