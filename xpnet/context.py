@@ -75,8 +75,8 @@ class Context:
         calm: list[Array | None] | None = None,
     ) -> None:
         self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
-        self.ops = kernels.ops_for(backend.name)
         self.inplace = arena is not None  # whether twins may write to `empty` and `into`
+        self.ops = kernels.ops_for(backend.name) if self.inplace else kernels.BODIES
         self.training = training
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}

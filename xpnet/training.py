@@ -50,7 +50,7 @@ class TrainState(NamedTuple):
 
 def _contexts(backend: Backend) -> Callable[..., Context]:
     """Return a maker of training contexts, which keeps one for each batch shape where twins need memory."""
-    if not (backend.inplace and kernels.enabled()):
+    if not backend.inplace or kernels.chosen() == "bodies":
         return lambda draws, shape, tape: Context(backend, True, draws)
     contexts: dict[tuple[int, ...], Context] = {}
     calm: list[Array | None] = [None]

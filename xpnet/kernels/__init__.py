@@ -1,60 +1,106 @@
 """Faster twins of `xpnet.ops`, by library. This table shows every one there is.
 
-`XPNET_KERNELS=0` runs the bodies of `ops.py` everywhere.
+`XPNET_KERNELS=bodies` (or 0) runs the bodies of `ops.py` everywhere, `numpy` NumPy's own twins, `fast` those with
+loops compiled by numba; unset, the fastest that is installed. `XPNET_GRAPH=0` records no steps.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
 from .. import ops
+from ..errors import MissingExtraError, unknown_name
 
-__all__ = ["RECORDERS", "TWINS", "enabled", "ops_for", "recorder_for"]
+__all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "ops_for", "recorder_for", "using"]
 
-TWINS: dict[str, tuple[str, ...]] = {
-    "numpy": (
-        "affine",
-        "dropout",
-        "softmax_cross_entropy",
-        "pack",
-        "penalize",
-        "finite",
-        "sgd",
-        "momentum",
-        "rmsprop",
-        "adam",
-    ),
+TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
+    "numpy": {
+        "numpy": (
+            "affine",
+            "dropout",
+            "softmax_cross_entropy",
+            "pack",
+            "penalize",
+            "finite",
+            "sgd",
+            "momentum",
+            "rmsprop",
+            "adam",
+        ),
+        "numba": ("affine", "dropout", "softmax_cross_entropy", "sgd", "momentum", "rmsprop", "adam"),
+    },
 }
-
-
 RECORDERS = {"numpy": "tape"}  # modules that record a step, so that it can be replayed
+CHOICES = ("bodies", "numpy", "fast")
+_chosen: ContextVar[str | None] = ContextVar("xpnet_kernels", default=None)
+
+
+def chosen() -> str:
+    """Return which twins are used: one of `CHOICES`.
+
+    Raises:
+        UnknownNameError: XPNET_KERNELS is something else. MissingExtraError: numba is asked for and missing.
+    """
+    name = _chosen.get() or os.environ.get("XPNET_KERNELS") or "1"
+    name = {"0": "bodies", "1": "fast" if _has_numba() else "numpy"}.get(name, name)
+    if name not in CHOICES:
+        raise unknown_name("XPNET_KERNELS", name, CHOICES)
+    if name == "fast" and not _has_numba():
+        raise MissingExtraError("XPNET_KERNELS=fast needs numba: pip install 'xpnet[fast]'; got 'fast'")
+    return name
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Choose the twins for what is compiled and run first in a block of code: one of `CHOICES`.
+
+    >>> with using("bodies"):
+    ...     chosen()
+    'bodies'
+    """
+    if name not in CHOICES:
+        raise unknown_name("kernels", name, CHOICES)
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
 
 def ops_for(backend_name: str) -> SimpleNamespace:
-    """Return the operations for a backend: the bodies of `ops.py`, and the twins in their place."""
-    return _table(backend_name, enabled())
-
-
-def enabled() -> bool:
-    """Return whether twins are used."""
-    return os.environ.get("XPNET_KERNELS", "1") != "0"
+    """Return the operations for steps on a backend: the bodies of `ops.py`, and the twins in their place."""
+    return _table(backend_name, chosen())
 
 
 def recorder_for(backend_name: str) -> Any:
     """Return the module that records a step on a backend (see `xpnet.replay`), or None."""
-    if not enabled() or os.environ.get("XPNET_GRAPH", "1") == "0" or backend_name not in RECORDERS:
+    if chosen() == "bodies" or os.environ.get("XPNET_GRAPH", "1") == "0" or backend_name not in RECORDERS:
         return None
     return importlib.import_module(f"{__name__}.{RECORDERS[backend_name]}")
 
 
 @lru_cache
-def _table(backend_name: str, use_twins: bool) -> SimpleNamespace:
+def _table(backend_name: str, choice: str) -> SimpleNamespace:
     table = {name: getattr(ops, name) for name in ops.__all__}
-    if use_twins and TWINS.get(backend_name):
-        module = importlib.import_module(f"{__name__}.{backend_name}")
-        table.update({name: getattr(module, name) for name in TWINS[backend_name]})
+    for module, names in TWINS.get(backend_name, {}).items():
+        if choice == "bodies" or (module == "numba" and choice != "fast"):
+            continue
+        twins = importlib.import_module(f"{__name__}.{module}")
+        table.update({name: getattr(twins, name) for name in names})
     return SimpleNamespace(**table)
+
+
+@lru_cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+BODIES = _table("", "bodies")

@@ -144,7 +144,7 @@ class Traced(np.ndarray):
             self.tape.note(function, *plain, *targets)
         else:
             self.tape.note(function, *plain, out=targets if len(targets) > 1 else targets[0], **kwargs)
-        traced = tuple(self.tape.trace(t) for t in targets)
+        traced = tuple(o if type(o) is Traced else self.tape.trace(t) for o, t in zip(out or targets, targets))
         return traced if len(traced) > 1 else traced[0]
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:

@@ -1,0 +1,367 @@
+// The kernels of the CuPy backend, compiled by NVRTC with
+//   -DT=  how arrays are stored: float, double, __half, __nv_bfloat16 (with -DHEADER=<cuda_fp16.h>, <cuda_bf16.h>)
+//   -DA=  in what is computed and added up, and what weights are kept in: float, or double for double
+//   -DS=  only `gather` is compiled then, which reads S and writes T
+// Kernels over n elements take any grid and block of one dimension. Where a comment says "block (32, 8)", threads
+// work as warps or add up in shared memory, and the block must be that one. Nothing may be launched over nothing.
+// Nothing adds floats atomically: the same input gives the same bits. "B" counts the bytes of memory that are
+// moved per element, for T = A = float. Scalars that change from step to step come as pointers, for a CUDA graph
+// freezes the rest. A pointer that may be null says so.
+
+#ifdef HEADER
+#include HEADER
+#endif
+
+typedef long long i64;
+typedef unsigned long long u64;
+
+// i runs over this thread's share of 0 .. n - 1.
+#define EACH(i, n) i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x
+
+#ifdef S
+
+// out[r, :] = data[order[first + r], :], converted: 8 B, and the read of `order`.
+extern "C" __global__ void gather(const S* __restrict__ data, const i64* __restrict__ order,
+                                  const i64* __restrict__ first, T* __restrict__ out, int rows, i64 features) {
+    const i64 n = rows * features, stride = (i64)gridDim.x * blockDim.x;
+    i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
+    // row and column go along with i: two divisions a thread, none an element
+    i64 row = i / features, column = i % features;
+    const i64 down = stride / features, right = stride % features;
+    order += *first;
+    for (; i < n; i += stride) {
+        out[i] = T(A(data[order[row] * features + column]));
+        row += down;
+        column += right;
+        if (column >= features) {
+            column -= features;
+            row++;
+        }
+    }
+}
+
+#else
+
+enum { LINEAR, RELU, TANH, SIGMOID };
+constexpr int LANES = 32, ROWS = 8;  // a warp; the warps of a block (32, 8)
+constexpr unsigned ALL = 0xffffffffu;
+
+// Tests of the bit pattern, which no option of the compiler takes away.
+__device__ inline bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
+__device__ inline bool is_finite(double x) {
+    return ((u64)__double_as_longlong(x) & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
+}
+
+// Whether |x| <= 1e30 (float), 1e300 (double): neither NaN nor near to where the next update could overflow.
+__device__ inline bool is_tame(float x) { return (__float_as_uint(x) & 0x7fffffffu) <= 0x7149f2cau; }
+__device__ inline bool is_tame(double x) {
+    return ((u64)__double_as_longlong(x) & 0x7fffffffffffffffull) <= 0x7e37e43c8800759cull;
+}
+
+// The larger number; a NaN is larger than any.
+__device__ inline A larger(A x, A y) { return y > x || y != y ? y : x; }
+
+__device__ inline A warp_sum(A x) {
+    for (int far = LANES / 2; far > 0; far /= 2) x += __shfl_xor_sync(ALL, x, far);
+    return x;
+}
+
+// The sum of x over a block of whole warps, for thread 0. `room` is shared memory.
+__device__ inline A block_sum(A x, A* room) {
+    const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
+    x = warp_sum(x);
+    if (lane == 0) room[warp] = x;
+    __syncthreads();
+    return warp == 0 ? warp_sum(lane < warps ? room[lane] : A(0)) : A(0);
+}
+
+// The sums of a block's 32 columns, of which this thread has added up every 8th row. `part` is shared memory.
+__device__ inline void column_totals(A total, A (*part)[LANES], A* out, int column, int units) {
+    part[threadIdx.y][threadIdx.x] = total;
+    __syncthreads();
+    if (threadIdx.y == 0 && column < units) {
+        for (int i = 1; i < ROWS; i++) total += part[i][threadIdx.x];
+        out[column] = total;
+    }
+}
+
+// Layers ---------------------------------------------------------------------------------------------------
+
+__device__ inline A activate(A z, int kind) {
+    if (kind == RELU) return z <= 0 ? A(0) : z;  // NaN stays NaN
+    if (kind == TANH) return tanh(z);
+    if (kind == SIGMOID) {
+        const A e = exp(-fabs(z));  // never overflows
+        return (z >= 0 ? A(1) : e) / (1 + e);
+    }
+    return z;
+}
+
+__device__ inline A pull_back(A dy, A y, int kind) {
+    if (kind == RELU) return y > 0 ? dy : A(0);
+    if (kind == TANH) return dy * (1 - y * y);
+    if (kind == SIGMOID) return dy * (y * (1 - y));
+    return dy;
+}
+
+// z = f(z + bias), in place: 8 B. bias may be null.
+extern "C" __global__ void bias_act(T* z, const T* __restrict__ bias, int rows, int units, int kind) {
+    const i64 n = (i64)rows * units, stride = (i64)gridDim.x * blockDim.x;
+    i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
+    // the column goes along with i: two divisions a thread, none an element
+    i64 column = i % units;
+    const i64 right = stride % units;
+    for (; i < n; i += stride) {
+        z[i] = T(activate(A(z[i]) + (bias ? A(bias[column]) : A(0)), kind));
+        column += right;
+        if (column >= units) column -= units;
+    }
+}
+
+// dz = f'(z) dy, from y = f(z), and sums[chunk, :] = the sums of the columns of dz over that chunk of rows: 12 B
+// (linear: 4 B for the sums, 8 B with dz). dz and sums may be null, and y where f is linear. Grid (units / 32, chunks),
+// block (32, 8). With several chunks, `column_sums` adds up what they left.
+extern "C" __global__ void act_backward(const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dz,
+                                        A* __restrict__ sums, int rows, int units, int kind) {
+    __shared__ A part[ROWS][LANES];
+    const int column = blockIdx.x * LANES + threadIdx.x;
+    const i64 chunk = ((i64)rows + gridDim.y - 1) / gridDim.y, first = blockIdx.y * chunk;
+    const i64 end = first + chunk < rows ? first + chunk : rows;
+    A total = 0;
+    if (column < units)
+        for (i64 row = first + threadIdx.y; row < end; row += ROWS) {
+            const i64 i = row * units + column;
+            const A d = pull_back(A(dy[i]), kind == LINEAR ? A(0) : A(y[i]), kind);
+            if (dz) dz[i] = T(d);
+            total += d;
+        }
+    if (sums) column_totals(total, part, sums + (i64)blockIdx.y * units, column, units);
+}
+
+// out = the sums of the columns of partial: 4 B. Grid (units / 32), block (32, 8).
+extern "C" __global__ void column_sums(const A* __restrict__ partial, A* __restrict__ out, int rows, int units) {
+    __shared__ A part[ROWS][LANES];
+    const int column = blockIdx.x * LANES + threadIdx.x;
+    A total = 0;
+    if (column < units)
+        for (i64 row = threadIdx.y; row < rows; row += ROWS) total += partial[row * units + column];
+    column_totals(total, part, out, column, units);
+}
+
+// y = x * (keep ? scale : 0): 9 B.
+extern "C" __global__ void dropout(const T* __restrict__ x, const bool* __restrict__ keep, A scale,
+                                   T* __restrict__ y, i64 n) {
+    for (EACH(i, n)) y[i] = T(A(x[i]) * (keep[i] ? scale : A(0)));
+}
+
+// keep[i] = (the i-th float32 of the Philox4x64-10 stream with this key at counter (0, slot, step, 2)) >= threshold,
+// bit for bit as NumPy's: 1 B. A thread makes the 8 floats of one block of the stream.
+extern "C" __global__ void keep_mask(bool* keep, i64 n, u64 key0, u64 key1, u64 slot,
+                                     const int* __restrict__ step, float threshold) {
+    const bool whole = (u64)keep % 8 == 0;  // 8 bytes may be stored as one word
+    for (EACH(block, (n + 7) / 8)) {
+        // NumPy adds 1 to the counter before its first block
+        u64 word[4] = {1 + (u64)block, slot, (u64)*step, 2}, k0 = key0, k1 = key1;
+        for (int round = 0; round < 10; round++) {
+            const u64 high0 = __umul64hi(0xd2e7470ee14c6c93ull, word[0]), low0 = 0xd2e7470ee14c6c93ull * word[0];
+            const u64 high1 = __umul64hi(0xca5a826395121157ull, word[2]), low1 = 0xca5a826395121157ull * word[2];
+            word[0] = high1 ^ word[1] ^ k0;
+            word[1] = low1;
+            word[2] = high0 ^ word[3] ^ k1;
+            word[3] = low0;
+            k0 += 0x9e3779b97f4a7c15ull;
+            k1 += 0xbb67ae8584caa73bull;
+        }
+        u64 bytes = 0;  // the low half of each word comes first
+        for (int i = 0; i < 8; i++) {
+            const unsigned u = (unsigned)(word[i / 2] >> (i % 2 * 32)) >> 8;
+            bytes |= (u64)((float)u * 5.9604644775390625e-8f >= threshold) << (8 * i);  // u / 2^24
+        }
+        if (whole && 8 * block + 8 <= n)
+            *(u64*)(keep + 8 * block) = bytes;
+        else
+            for (int i = 0; i < 8 && 8 * block + i < n; i++) keep[8 * block + i] = bytes >> (8 * i) & 1;
+    }
+}
+
+// Losses ---------------------------------------------------------------------------------------------------
+
+// a = softmax(z) = exp(z - max) / sum(exp(z - max)) of each row, values = -sum(t log(a)), and
+// dz = (a sum(t) - t) * weight[row] * scale, where t is 1 at the target and 0 elsewhere (sum(t) counts as 1), or
+// the row of `soft`: 20 B (28 B with soft), of which 8 B (12 B) come from the cache. One of target and soft is
+// null; weight may be. A warp works on a row. Block (32, 8).
+extern "C" __global__ void softmax_ce(const T* __restrict__ z, const int* __restrict__ target,
+                                      const T* __restrict__ soft, const A* __restrict__ weight, A scale,
+                                      T* __restrict__ dz, T* __restrict__ a, A* __restrict__ values, int rows,
+                                      int classes) {
+    for (i64 row = blockIdx.x * (i64)ROWS + threadIdx.y; row < rows; row += (i64)gridDim.x * ROWS) {
+        const i64 start = row * classes;
+        const int label = target ? target[row] : -1;
+        A top = A(z[start]), total = 0, mass = 0, score = 0;
+        for (int c = threadIdx.x; c < classes; c += LANES) top = larger(top, A(z[start + c]));
+        for (int far = LANES / 2; far > 0; far /= 2) top = larger(top, __shfl_xor_sync(ALL, top, far));
+        for (int c = threadIdx.x; c < classes; c += LANES) {
+            const A shifted = A(z[start + c]) - top, t = soft ? A(soft[start + c]) : A(c == label);
+            total += exp(shifted);
+            mass += t;
+            score += t * shifted;
+        }
+        total = warp_sum(total);
+        mass = warp_sum(mass);
+        score = warp_sum(score);
+        const A factor = weight ? weight[row] * scale : scale;
+        for (int c = threadIdx.x; c < classes; c += LANES) {
+            const A t = soft ? A(soft[start + c]) : A(c == label), p = exp(A(z[start + c]) - top) / total;
+            a[start + c] = T(p);
+            dz[start + c] = T((soft ? p * mass - t : p - t) * factor);
+        }
+        if (threadIdx.x == 0) values[row] = log(total) * mass - score;
+    }
+}
+
+// out = 1 where the first of the largest numbers of a row (NaN being the largest) is at the target, else 0: 4 B.
+// A warp works on a row. Block (32, 8).
+extern "C" __global__ void hits(const T* __restrict__ p, const int* __restrict__ target, T* __restrict__ out,
+                                int rows, int classes) {
+    for (i64 row = blockIdx.x * (i64)ROWS + threadIdx.y; row < rows; row += (i64)gridDim.x * ROWS) {
+        const i64 start = row * classes;
+        A best = A(p[start]);
+        int place = 0;
+        for (int c = threadIdx.x; c < classes; c += LANES) {
+            const A x = A(p[start + c]);
+            if (x > best || (x != x && best == best)) best = x, place = c;
+        }
+        for (int far = LANES / 2; far > 0; far /= 2) {
+            const A x = __shfl_xor_sync(ALL, best, far);
+            const int c = __shfl_xor_sync(ALL, place, far);
+            const bool same = x == best || (x != x && best != best);
+            if (same ? c < place : x > best || x != x) best = x, place = c;
+        }
+        if (threadIdx.x == 0) out[row] = T(A(place == target[row]));
+    }
+}
+
+// out = scale * sum(values * weight): 8 B. weight may be null. One block, of up to 32 whole warps.
+extern "C" __global__ void sum_scaled(const A* __restrict__ values, const A* __restrict__ weight, A scale, A* out,
+                                      int n) {
+    __shared__ A room[LANES];
+    A total = 0;
+    for (EACH(i, n)) total += weight ? values[i] * weight[i] : values[i];
+    total = block_sum(total, room);
+    if (threadIdx.x == 0) *out = scale * total;
+}
+
+// The guard ------------------------------------------------------------------------------------------------
+
+// ok = from, or true where `from` is null. One thread.
+extern "C" __global__ void set_flag(bool* ok, const bool* from) { *ok = from ? *from : true; }
+
+// ok = false if an element is not finite, else as it was: 4 B.
+extern "C" __global__ void all_finite(const T* __restrict__ a, i64 n, bool* ok) {
+    bool sound = true;
+    for (EACH(i, n)) sound &= is_finite(A(a[i]));
+    if (!sound) *ok = false;  // whoever writes writes the same
+}
+
+// Regularizers and optimizers, over flat arrays in place ------------------------------------------------------
+//
+// The optimizers write nothing where *ok is false (ok may be null), and set *wild to true where a new weight or
+// slot is not tame (see is_tame; wild may be null).
+
+// g += l1 sign(w) + 2 l2 w, and partial[block] = the block's share of sum(l1 |w| + l2 w^2): 12 B. Block: whole warps.
+extern "C" __global__ void penalize(const A* __restrict__ w, A* g, A* partial, A l1, A l2, i64 n) {
+    __shared__ A room[LANES];
+    A total = 0;
+    for (EACH(i, n)) {
+        const A x = w[i];
+        total += l1 * fabs(x) + l2 * (x * x);
+        g[i] += l1 * ((x > 0) - (x < 0)) + 2 * l2 * x;  // NaN comes through the second term
+    }
+    total = block_sum(total, room);
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+// w' = w - lr g: 12 B.
+extern "C" __global__ void sgd(A* w, const A* __restrict__ g, const A* lr, const bool* ok, bool* wild, i64 n) {
+    if (ok && !*ok) return;
+    const A rate = *lr;
+    bool tame = true;
+    for (EACH(i, n)) {
+        const A new_w = w[i] - rate * g[i];
+        w[i] = new_w;
+        tame &= is_tame(new_w);
+    }
+    if (wild && !tame) *wild = true;
+}
+
+// v' = momentum v - lr g,  w' = w + v', or with nesterov  w' = w + momentum v' - lr g: 20 B.
+extern "C" __global__ void sgd_momentum(A* w, const A* __restrict__ g, A* v, const A* lr, A momentum, int nesterov,
+                                        const bool* ok, bool* wild, i64 n) {
+    if (ok && !*ok) return;
+    const A rate = *lr;
+    bool tame = true;
+    for (EACH(i, n)) {
+        const A step = rate * g[i], new_v = momentum * v[i] - step;
+        const A new_w = nesterov ? w[i] + momentum * new_v - step : w[i] + new_v;
+        v[i] = new_v;
+        w[i] = new_w;
+        tame &= is_tame(new_v) && is_tame(new_w);
+    }
+    if (wild && !tame) *wild = true;
+}
+
+// v' = beta v + rest g,  w' = w - lr v', where rest = 1 - beta: 20 B.
+extern "C" __global__ void momentum(A* w, const A* __restrict__ g, A* v, const A* lr, A beta, A rest,
+                                    const bool* ok, bool* wild, i64 n) {
+    if (ok && !*ok) return;
+    const A rate = *lr;
+    bool tame = true;
+    for (EACH(i, n)) {
+        const A new_v = beta * v[i] + rest * g[i], new_w = w[i] - rate * new_v;
+        v[i] = new_v;
+        w[i] = new_w;
+        tame &= is_tame(new_v) && is_tame(new_w);
+    }
+    if (wild && !tame) *wild = true;
+}
+
+// s' = rho s + rest g^2,  w' = w - lr g / root, where rest = 1 - rho and root is sqrt(s' + epsilon) with `inside`,
+// else sqrt(s') + epsilon: 20 B.
+extern "C" __global__ void rmsprop(A* w, const A* __restrict__ g, A* s, const A* lr, A rho, A rest, A epsilon,
+                                   int inside, const bool* ok, bool* wild, i64 n) {
+    if (ok && !*ok) return;
+    const A rate = *lr;
+    bool tame = true;
+    for (EACH(i, n)) {
+        const A slope = g[i], new_s = rho * s[i] + rest * (slope * slope);
+        const A root = inside ? sqrt(new_s + epsilon) : sqrt(new_s) + epsilon;
+        const A new_w = w[i] - rate * slope / root;
+        s[i] = new_s;
+        w[i] = new_w;
+        tame &= is_tame(new_s) && is_tame(new_w);
+    }
+    if (wild && !tame) *wild = true;
+}
+
+// m' = b1 m + rest1 g,  v' = b2 v + rest2 g^2,  c = 1 - b^age = -expm1(age log(b)),  q = w - lr decay w,
+// w' = q - lr sqrt(c2)/c1 m' / (sqrt(v') + epsilon), epsilon times sqrt(c2) with `corrected`: 28 B.
+// rest = 1 - b and ln = log(b) come from the host (b = 0: ln = -infinity, c = 1).
+extern "C" __global__ void adam(A* w, const A* __restrict__ g, A* m, A* v, const A* lr, const A* age, A b1, A rest1,
+                                A ln1, A b2, A rest2, A ln2, A epsilon, int corrected, A decay, const bool* ok,
+                                bool* wild, i64 n) {
+    if (ok && !*ok) return;
+    const A root2 = sqrt(-expm1(*age * ln2)), rate = *lr * root2 / -expm1(*age * ln1);
+    const A small = corrected ? epsilon * root2 : epsilon, shrink = *lr * decay;
+    bool tame = true;
+    for (EACH(i, n)) {
+        const A slope = g[i], new_m = b1 * m[i] + rest1 * slope, new_v = b2 * v[i] + rest2 * (slope * slope);
+        const A new_w = w[i] - shrink * w[i] - rate * new_m / (sqrt(new_v) + small);
+        m[i] = new_m;
+        v[i] = new_v;
+        w[i] = new_w;
+        tame &= is_tame(new_m) && is_tame(new_v) && is_tame(new_w);
+    }
+    if (wild && !tame) *wild = true;
+}
+
+#endif
