@@ -47,14 +47,11 @@ class Context:
         place: (position in the model, path) of the layer that is being computed.
         inplace: whether there is memory for twins to write to.
         tape: what records this step, or None (see `xpnet.replay`).
-        calm: in its one place, shared by the steps of a program, the weights that are known to be (with their
-            slots) so far from overflow that a twin may update them in place (see `xpnet.kernels.numpy`).
     """
 
     __slots__ = (
         "_arena",
         "backend",
-        "calm",
         "carry",
         "draws",
         "dtype",
@@ -72,7 +69,6 @@ class Context:
         training: bool = False,
         draws: Mapping[str, Array] | None = None,
         arena: Arena | None = None,
-        calm: list[Array | None] | None = None,
     ) -> None:
         self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
         self.inplace = arena is not None  # whether twins may write to `empty` and `into`
@@ -82,7 +78,6 @@ class Context:
         self.carry: dict[str, Array] = {}
         self.tape: Any = None
         self.place: tuple[int, str] = (0, "")
-        self.calm: list[Array | None] = [None] if calm is None else calm
         self._arena = arena
 
     def restart(self, draws: Mapping[str, Array], tape: Any = None) -> Context:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .backend import Array, Backend, np
 from .context import Context
 from .losses import Loss
 from .network import Network
+from .ops import LARGEST_RATE, LIMITS
 from .optimizers import Optimizer
 from .training import Batch, TrainState
 
@@ -21,40 +23,49 @@ class _Found(Exception):
 def first_concerned(
     backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch
 ) -> str:
-    """Return the first thing in the step that was not finite, in words: a layer's output, the loss, ..."""
+    """Return the first thing in the step that was not right, in words: "the loss is not finite", ..."""
+    limit = LIMITS[backend.dtype_name]
 
     def watch(what: str, key: str, a: Array) -> None:
-        if not np.isfinite(backend.host(a)).all():
-            raise _Found(f"the {what} of layer {key!r}")
+        _look(f"the {what} of layer {key!r}", backend.host(a), limit if what == "gradient" else math.inf)
 
     try:
         with np.errstate(all="ignore"):
             _replay(backend, network, loss, optimizer, s, b, watch)
     except _Found as found:
         return str(found)
-    return "a sum over a batch"
+    return f"the gradient or the weights, taken together, are beyond {limit:g}"
+
+
+def _look(what: str, a: np.ndarray, limit: float = math.inf) -> None:
+    if not np.isfinite(a).all():
+        raise _Found(f"{what} is not finite")
+    if not (np.abs(a) <= limit).all():
+        raise _Found(f"{what} is beyond {limit:g}")
 
 
 def _replay(
     backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch, watch: Any
 ) -> None:
     ctx = Context(backend, True, b.draws)
+    if float(backend.host(s.lr)) > LARGEST_RATE:
+        raise _Found(f"the learning rate is beyond {LARGEST_RATE:g}")
     units = network.score_units(loss.fuses) if loss.fuses else None
     y, backward = network.forward(ctx, s.weights, s.stats, b.x, units, watch)
     value, dy, _ = loss.measure(ctx, b.y, y, b.weight, units is not None)
     last = network.units[-1].key
-    for what, a in (("the loss", value), ("the gradient of the loss", dy)):
-        if not np.isfinite(backend.host(a)).all():
-            raise _Found(f"{what}, behind layer {last!r}")
+    _look(f"the loss, behind layer {last!r},", backend.host(value))
+    _look(f"the gradient of the loss, behind layer {last!r},", backend.host(dy))
     g = backward(dy)
     if network.layout.segments:
         value, g = ctx.ops.penalize(ctx, s.weights, g, network.layout.segments)
-        if not np.isfinite(backend.host(value)).all():
-            raise _Found("the penalty on the weights")
+        _look("the penalty on the weights", backend.host(value))
     slots = tuple(backend.copy(slot) for slot in s.slots)
     weights, _ = optimizer.apply(ctx, backend.copy(s.weights), g, slots, s.lr, s.age + 1.0)
     for layout, flat in ((network.layout, weights), (network.stats_layout, network.new_stats(ctx, s.stats))):
         for path, values in layout.host_parts(backend, flat).items():
-            if not np.isfinite(values).all():
-                key, _, name = path.rpartition("/")
-                raise _Found(f"the new {name} of layer {key!r}")
+            key, _, name = path.rpartition("/")
+            _look(f"the new {name} of layer {key!r}", values)
+    for path, values in network.layout.host_parts(backend, s.weights).items():
+        key, _, name = path.rpartition("/")
+        _look(f"the {name} of layer {key!r}", values, LIMITS[backend.dtype_name])

@@ -154,7 +154,7 @@ def non_finite(model: Any, program: Any, batch: Batch, where: str) -> NonFiniteE
     """Return the error for a step that the guard held back, by replaying it."""
     culprit = first_concerned(model.backend, model.network, program.loss, program.optimizer, model.state, batch)
     return NonFiniteError(
-        f"training stopped in {where}: {culprit} is not finite. Weights, optimizer and statistics are as they "
+        f"training stopped in {where}: {culprit}. Weights, optimizer and statistics are as they "
         "were before that step; a smaller learning rate or scaled inputs may help; got learning rate "
         f"{program.optimizer.learning_rate:g}"
     )

@@ -5,7 +5,7 @@ Every operation takes `ctx` first (see `xpnet.context`) and memory from nowhere 
 
 `into`: views of the flat gradient that a twin may write to, by parameter name; empty where it may not. What
 is returned is the truth. No operation writes into its arguments, except that an optimizer's twin may use up
-the weights and slots it is given.
+the weights and slots it is given, where no update can overflow (`never_overflows`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ __all__ = [
     "affine",
     "batch_norm",
     "dropout",
-    "finite",
     "momentum",
     "one_hot",
     "pack",
@@ -30,6 +29,7 @@ __all__ = [
     "sgd",
     "sigmoid_cross_entropy",
     "softmax_cross_entropy",
+    "sound",
 ]
 
 Backward = Callable[..., tuple[Array, dict[str, Array]]]
@@ -172,11 +172,14 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: tuple[Array, dict
     return layout.pack(ctx.xp, parts)
 
 
-def finite(ctx: Any, *arrays: Array) -> Array:
-    """Return whether every element of every array is finite: a 0-d boolean array, left on the device."""
+def sound(ctx: Any, limit: float, flat: Array, *others: Array) -> Array:
+    """Return whether the norm of a flat array, shape (..., size), is at most `limit`, and the others are finite.
+
+    A 0-d boolean array, left on the device. By the sum of squares, which NaN and infinity spoil.
+    """
     xp = ctx.xp
-    result = xp.all(xp.isfinite(arrays[0]))
-    for a in arrays[1:]:
+    result = xp.all(xp.vecdot(flat, flat) <= limit * limit)
+    for a in others:
         result = result & xp.all(xp.isfinite(a))
     return result
 
@@ -246,6 +249,20 @@ def adam(
     rate = lr * root2 / bias_correction(xp, beta_1, age)
     # sqrt(v / c2) + eps  =  (sqrt(v) + eps sqrt(c2)) / sqrt(c2): one formula serves both forms
     return w - rate * m / (xp.sqrt(v) + (epsilon * root2 if corrected else epsilon)), (m, v)
+
+
+# The guard's limits by precision: of the norm of the gradient, and of the weights. With LARGEST_RATE and
+# `never_overflows` they keep every update and every moving average far from the largest number.
+LIMITS = {"float32": 1e18, "float64": 1e150}
+LARGEST_RATE = 1e6
+
+
+def never_overflows(decay: float, epsilon: float = 1.0) -> bool:
+    """Return whether an optimizer with these numbers turns what is within `LIMITS` into finite numbers.
+
+    The largest update is LARGEST_RATE * 1e18 / epsilon, the largest average or sum 1e18^2 / (1 - decay).
+    """
+    return decay <= 0.9999 and epsilon >= 1e-10
 
 
 def bias_correction(xp: Any, beta: float, age: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from .backend import Array, floating, library_of
 from .context import Context, enter
 from .errors import ShapeError, number, one_of
+from .ops import never_overflows
 from .registry import Configurable, Registry
 
 __all__ = ["SGD", "Adam", "Momentum", "Optimizer", "OptimizerState", "RMSprop", "get"]
@@ -32,6 +33,7 @@ class Optimizer(Configurable):
     """
 
     slots: tuple[str, ...] = ()
+    never_overflows = False  # whether gradient and weights within the guard's limits give finite weights (xpnet.ops)
 
     def __init__(self, learning_rate: float, name: str | None = None, dtype: str | None = None) -> None:
         self.learning_rate = learning_rate
@@ -107,6 +109,7 @@ class SGD(Optimizer):
         super().__init__(learning_rate, name, dtype)
         self.momentum, self.nesterov = number("momentum", momentum, 0, 1), bool(nesterov)
         self.slots = ("velocity",) if self.momentum else ()
+        self.never_overflows = never_overflows(self.momentum)
 
     def apply(
         self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
@@ -135,6 +138,7 @@ class Momentum(Optimizer):
     ) -> None:
         super().__init__(learning_rate, name, dtype)
         self.beta = number("beta", beta, 0, 1, open_high=True)
+        self.never_overflows = never_overflows(self.beta)
 
     def apply(
         self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
@@ -168,6 +172,7 @@ class RMSprop(Optimizer):
         self.rho = number("rho", rho, 0, 1, open_high=True)
         self.epsilon = number("epsilon", epsilon, 0)
         self.epsilon_on = one_of("epsilon_on", epsilon_on, ("square", "root"))
+        self.never_overflows = never_overflows(self.rho, self.epsilon)
 
     def apply(
         self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array
@@ -207,6 +212,7 @@ class Adam(Optimizer):
         self.beta_2 = number("beta_2", beta_2, 0, 1, open_high=True)
         self.epsilon = number("epsilon", epsilon, 0)
         self.epsilon_on = one_of("epsilon_on", epsilon_on, ("root", "corrected"))
+        self.never_overflows = never_overflows(max(self.beta_1, self.beta_2), self.epsilon)
 
     def apply(
         self, ctx: Context, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, age: Array

@@ -14,6 +14,7 @@ from .context import Arena, Context
 from .losses import Loss
 from .metrics import Metric
 from .network import Network
+from .ops import LARGEST_RATE, LIMITS
 from .optimizers import Optimizer
 
 __all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
@@ -33,7 +34,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: int32, the steps taken since the model was made; stands still once one was held back.
-        lr: the learning rate. ok: whether all was finite so far (sticky). weights, slots, stats: flat arrays.
+        lr: the learning rate. ok: whether all was well so far (sticky). weights, slots, stats: flat arrays.
         age: updates since the optimizer began, in the model's dtype.
         sums: (sum, weight) of the loss and of each metric.
     """
@@ -53,12 +54,11 @@ def _contexts(backend: Backend) -> Callable[..., Context]:
     if not backend.inplace or kernels.chosen() == "bodies":
         return lambda draws, shape, tape: Context(backend, True, draws)
     contexts: dict[tuple[int, ...], Context] = {}
-    calm: list[Array | None] = [None]
 
     def context(draws: dict[str, Array], shape: tuple[int, ...], tape: Any) -> Context:
         found = contexts.get(shape)
         if found is None:
-            found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp), calm)
+            found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp))
         return found.restart(draws, tape)
 
     return context
@@ -74,11 +74,14 @@ def make_step(
 ) -> Callable[[TrainState, Batch], TrainState]:
     """Return `step(state, batch) -> state`: forward, loss, backward, guard, update.
 
-    The update is held back, on the device, when the loss, the gradient or the new weights are not finite.
+    The update is held back, on the device, when the loss or the statistics are not finite, or gradient, weights
+    or rate are so large that an update might overflow (`ops.LIMITS`). Where an optimizer can overflow all the
+    same, its result is looked at before it is taken over.
     """
     units = network.score_units(loss.fuses) if loss.fuses else None
     segments = network.layout.segments
     context = _contexts(backend)
+    limit = LIMITS[backend.dtype_name]
 
     def step(s: TrainState, b: Batch) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
@@ -94,15 +97,12 @@ def make_step(
             age = age + 1.0
             sums = _add(sums, ctx, value, b, prediction, metrics)  # a metric may raise: before the update
             weights, slots = optimizer.apply(ctx, weights, g, slots, s.lr, age)
-            sound = ctx.ops.finite(ctx, weights)
-            return backend.when(
-                sound,
-                lambda old: (sound, step + 1, weights, slots, new_stats, age, sums),
-                (sound, *kept[1:]),
-            )
+            ok = ctx.ops.sound(ctx, limit, weights)  # for the next step
+            new = (ok, step + 1, weights, slots, new_stats, age, sums)
+            return new if optimizer.never_overflows else backend.when(ok, lambda _: new, (ok, *kept[1:]))
 
         new_stats = network.new_stats(ctx, s.stats)
-        ok = s.ok & ctx.ops.finite(ctx, value, g, new_stats)
+        ok = s.ok & (s.lr <= LARGEST_RATE) & ctx.ops.sound(ctx, limit, g, value, new_stats)
         kept = (ok, s.step, s.weights, s.slots, s.stats, s.age, s.sums)
         ok, number, weights, slots, stats, age, sums = backend.when(ok, update, kept)
         return TrainState(number, s.lr, ok, weights, slots, stats, age, sums)

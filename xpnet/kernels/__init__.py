@@ -29,7 +29,7 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
             "softmax_cross_entropy",
             "pack",
             "penalize",
-            "finite",
+            "sound",
             "sgd",
             "momentum",
             "rmsprop",

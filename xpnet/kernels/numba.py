@@ -118,7 +118,7 @@ def _at_rate(loop: Any, lr: Array, w: Array, *args: Any) -> None:
 
 def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nesterov: bool) -> Any:
     """Twin of `ops.sgd`, in one pass."""
-    if not twins.in_place(ctx, w, g, slots, lr, decay=momentum):
+    if not twins.in_place(ctx, w, momentum):
         return twins.sgd(ctx, w, g, slots, lr, momentum, nesterov)
     if slots:
         ctx.launch(_at_rate, _sgd_momentum, lr, w, g, *slots, w.dtype.type(momentum), nesterov)
@@ -143,7 +143,7 @@ def _sgd_momentum(rate: Any, w: Array, g: Array, v: Array, momentum: Any, nester
 
 def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> Any:
     """Twin of `ops.momentum`, in one pass."""
-    if not twins.in_place(ctx, w, g, slots, lr):
+    if not twins.in_place(ctx, w, beta):
         return twins.momentum(ctx, w, g, slots, lr, beta)
     ctx.launch(_at_rate, _momentum, lr, w, g, *slots, w.dtype.type(beta), w.dtype.type(1.0 - beta))
     return w, slots
@@ -158,7 +158,7 @@ def _momentum(rate: Any, w: Array, g: Array, v: Array, keep: Any, add: Any) -> N
 
 def rmsprop(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, rho: float, epsilon: float, inside: bool) -> Any:
     """Twin of `ops.rmsprop`, in one pass."""
-    if not twins.in_place(ctx, w, g, slots, lr, epsilon, rho):
+    if not twins.in_place(ctx, w, rho, epsilon):
         return twins.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside)
     constants = [w.dtype.type(c) for c in (rho, 1.0 - rho, epsilon)]
     ctx.launch(_at_rate, _rmsprop, lr, w, g, *slots, *constants, inside)
@@ -186,7 +186,7 @@ def adam(
     corrected: bool,
 ) -> Any:
     """Twin of `ops.adam`, in one pass."""
-    if not twins.in_place(ctx, w, g, slots, lr, epsilon, beta_2):
+    if not twins.in_place(ctx, w, max(beta_1, beta_2), epsilon):
         return twins.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected)
     constants = [w.dtype.type(c) for c in (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2, twins.smallest(w.dtype))]
     ctx.launch(_adam_update, w, g, *slots, lr, age, constants, beta_1, beta_2, epsilon, corrected)

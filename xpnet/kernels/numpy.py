@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from .tape import CannotRecord
 
 Array = np.ndarray
 
@@ -185,63 +184,33 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
     return value, g
 
 
-def finite(ctx: Any, *arrays: Array) -> Any:
-    """Twin of `ops.finite`: a finite sum of squares shows it in one pass; otherwise look closely."""
+def sound(ctx: Any, limit: float, flat: Array, *others: Array) -> Any:
+    """Twin of `ops.sound`."""
+    if not ctx.inplace or flat.ndim != 1:
+        return ops.sound(ctx, limit, flat, *others)
     ok = ctx.empty((), np.bool)
-    ctx.launch(_finite, ok, ctx.calm, *arrays)
+    ctx.launch(_sound, ok, limit * limit, flat, *others)
     return ok
 
 
-def _finite(ok: Array, calm: list[Array | None], *arrays: Array) -> None:
-    ok[()] = False
-    for a in arrays:
-        if a.ndim == 0:
-            if not math.isfinite(a):
-                return
-            continue
-        flat = a if a.ndim == 1 else a.reshape(-1)
-        if not math.isfinite(flat.dot(flat)):
-            calm[0] = None
-            if not np.isfinite(flat).all():
-                return
-    ok[()] = True
+def _sound(ok: Array, square: float, flat: Array, *others: Array) -> None:
+    ok[()] = flat.dot(flat) <= square and all(
+        math.isfinite(a) if a.ndim == 0 else np.isfinite(a).all() for a in others
+    )
 
 
-# Optimizers. Where nothing in an update can overflow, it is done in place. Otherwise the body does it, which
-# leaves weights and slots as they were, because the guard may hold the update back.
+# Optimizers: in place where no update can overflow, since the guard has seen gradient and weights. Otherwise
+# the body does it, which leaves weights and slots as they were: the guard may yet hold the update back.
 
 
-def in_place(
-    ctx: Any, w: Array, g: Array, slots: Any, lr: Any, epsilon: float = 1.0, decay: float = 0.0
-) -> bool:
-    """Return whether an update can't overflow.
-
-    If the sums of squares of gradient (seen by `finite` in this step), weights and slots are finite, then no
-    element is beyond 1.8e19 (float32), slots that are moving averages stay so, and with these bounds on rate,
-    epsilon and decay no update is beyond 1e36.
-    """
-    if not (ctx.inplace and w.ndim == 1 and epsilon >= 1e-10 and decay <= 0.9999):
-        return False
-    if ctx.tape is not None:
-        ctx.launch(_must_be_calm, ctx.calm, lr, w, g, *slots)
-        return True
-    return _is_calm(ctx.calm, lr, w, g, *slots)
-
-
-def _is_calm(calm: list[Array | None], lr: Any, w: Array, g: Array, *slots: Array) -> bool:
-    if calm[0] is not w:
-        calm[0] = w if all(math.isfinite(a.dot(a)) for a in (w, g, *slots)) else None
-    return calm[0] is w and lr <= 1e6
-
-
-def _must_be_calm(calm: list[Array | None], lr: Any, w: Array, g: Array, *slots: Array) -> None:
-    if not _is_calm(calm, lr, w, g, *slots):
-        raise CannotRecord("numbers so large that an update might overflow")
+def in_place(ctx: Any, w: Array, decay: float, epsilon: float = 1.0) -> bool:
+    """Return whether weights and slots may be written to."""
+    return ctx.inplace and w.ndim == 1 and ops.never_overflows(decay, epsilon)
 
 
 def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nesterov: bool) -> Any:
     """Twin of `ops.sgd`."""
-    if not in_place(ctx, w, g, slots, lr, decay=momentum):
+    if not in_place(ctx, w, momentum):
         return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov)
     step = np.multiply(g, lr, out=ctx.empty(w.shape))
     if not slots:
@@ -258,7 +227,7 @@ def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nest
 
 def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> Any:
     """Twin of `ops.momentum`."""
-    if not in_place(ctx, w, g, slots, lr):
+    if not in_place(ctx, w, beta):
         return ops.momentum(ctx, w, g, slots, lr, beta)
     (v,) = slots
     scratch = ctx.empty(w.shape)
@@ -269,7 +238,7 @@ def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> 
 
 def rmsprop(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, rho: float, epsilon: float, inside: bool) -> Any:
     """Twin of `ops.rmsprop`, block by block."""
-    if not in_place(ctx, w, g, slots, lr, epsilon, rho):
+    if not in_place(ctx, w, rho, epsilon):
         return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside)
     ctx.launch(_rmsprop, w, g, slots[0], ctx.empty((min(w.size, BLOCK),)), lr, rho, epsilon, inside)
     return w, slots
@@ -309,7 +278,7 @@ def adam(
     corrected: bool,
 ) -> Any:
     """Twin of `ops.adam`, block by block."""
-    if not in_place(ctx, w, g, slots, lr, epsilon, beta_2):
+    if not in_place(ctx, w, max(beta_1, beta_2), epsilon):
         return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected)
     constants = tuple(np.asarray(c, w.dtype) for c in (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2))
     scratch = ctx.empty((min(w.size, BLOCK),))

@@ -25,7 +25,7 @@ Call = Callable[[], Any]
 
 
 class CannotRecord(Exception):
-    """This step is not the same list of calls each time (or, from a kernel, not this time)."""
+    """This step is not known to be the same list of calls each time."""
 
 
 class Tape:
