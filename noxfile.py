@@ -39,7 +39,7 @@ def cuda_version() -> int | None:
 @nox.parametrize("backend", [nox.param(name, id=name) for name in LIBRARIES])
 def tests(session: nox.Session, backend: str) -> None:
     """Run the suite on one backend, under the current Python."""
-    run_suite(session, backend)
+    run_suite(session, backend, "fast" if backend == "numpy" else "")
 
 
 @nox.session(python=PYTHONS)
@@ -48,15 +48,14 @@ def pythons(session: nox.Session) -> None:
     run_suite(session, "numpy")
 
 
-def run_suite(session: nox.Session, backend: str) -> None:
-    """Install xpnet with one array library, and run pytest."""
-    extra = ""
+def run_suite(session: nox.Session, backend: str, extra: str = "") -> None:
+    """Install xpnet with one array library (and an extra), and run pytest."""
     if backend == "cupy":
         version = cuda_version()
         if version not in (12, 13):
             session.skip("no CUDA driver with a device was found" if version is None else f"CUDA {version}")
-        extra = f",cuda{version}"
-    session.install(f".[test{extra}]", *LIBRARIES[backend])
+        extra = f"cuda{version}"
+    session.install(f".[test,{extra}]" if extra else ".[test]", *LIBRARIES[backend])
     environment = {"XPNET_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": "", **coverage(session)}
     measured = ["--cov=xpnet", "--cov-report="] if "COVERAGE_FILE" in environment else []
     options = ["--ignore=tests/test_examples.py", *measured, *session.posargs]

@@ -52,11 +52,13 @@ def make(seed=1, **kwargs):
 def test_every_row_once_an_epoch(seen, size, per_execution):
     model = make(steps_per_execution=per_execution)
     model.fit(X, Y, batch_size=size, epochs=2, verbose=0)
-    batches = seen.take()
+    taken = seen.take()
     size = min(size, 11)
-    steps = -(-11 // size)
-    assert [len(b) for b in batches] == ([size] * (11 // size) + [11 % size] * bool(11 % size)) * 2
-    for epoch in (batches[:steps], batches[steps:]):
+    whole = 11 - 11 % size  # rows that are taken as many at a time as are run at once; then the rest
+    at_once = size * per_execution
+    counts = [min(at_once, whole - start) for start in range(0, whole, at_once)] + [11 - whole] * (whole < 11)
+    assert [len(rows) for rows in taken] == counts * 2
+    for epoch in (taken[: len(counts)], taken[len(counts) :]):
         assert sorted(chain(*epoch)) == list(range(1, 12))
 
 
@@ -88,11 +90,11 @@ def test_evaluation_and_prediction_keep_the_order(seen):
 @pytest.mark.parametrize(
     ("rows", "size", "per", "expected"),
     [
-        (6, 2, 1, [[(0, 2)], [(2, 4)], [(4, 6)]]),
-        (6, 2, 2, [[(0, 2), (2, 4)], [(4, 6)]]),
-        (7, 2, 9, [[(0, 2), (2, 4), (4, 6)], [(6, 7)]]),
-        (1, 1, 3, [[(0, 1)]]),
-        (2, 2, 3, [[(0, 2)]]),
+        (6, 2, 1, [(0, 2, 1), (2, 4, 1), (4, 6, 1)]),
+        (6, 2, 2, [(0, 4, 2), (4, 6, 1)]),
+        (7, 2, 9, [(0, 6, 3), (6, 7, 1)]),
+        (1, 1, 3, [(0, 1, 1)]),
+        (2, 2, 3, [(0, 2, 1)]),
     ],
 )
 def test_groups_are_of_one_size(rows, size, per, expected):

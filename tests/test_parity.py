@@ -1,7 +1,5 @@
 """Training is the same on every backend: bits where they can be, the losses within the stated limits."""
 
-import os
-
 import pytest
 
 from xpnet import parity
@@ -43,12 +41,3 @@ def test_seeds_differ_and_runs_repeat():
     assert first[:3] == again[:3]
     assert (first.losses == again.losses).all()
     assert all(a != b for a, b in zip(first[:3], other[:3]))
-
-
-@pytest.mark.parametrize("before", [None, "1", "0"])
-def test_the_choice_of_kernels_is_put_back(monkeypatch, before):
-    monkeypatch.delenv("XPNET_KERNELS", raising=False)
-    if before is not None:
-        monkeypatch.setenv("XPNET_KERNELS", before)
-    parity.run("numpy", "float32", 0, steps=1, kernels=False)
-    assert os.environ.get("XPNET_KERNELS") == before

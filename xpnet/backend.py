@@ -60,6 +60,23 @@ def leaves(tree: Tree) -> list[Array]:
     return found
 
 
+class Stack(Sequence[Tree]):
+    """Trees of one form and shape, kept as one tree whose arrays have a leading axis.
+
+    >>> Stack((np.arange(6).reshape(3, 2),), 3)[1][0].tolist()
+    [2, 3]
+    """
+
+    def __init__(self, tree: Tree, length: int) -> None:
+        self.tree, self.length = tree, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Tree:
+        return tree_map(lambda a: a[index, ...], self.tree)
+
+
 class Backend:
     """One array library on one device, computing in one floating precision.
 
@@ -381,7 +398,7 @@ class JaxBackend(Backend):
         def run(state: Tree, batches: Sequence[Tree]) -> Tree:
             if len(batches) == 1:
                 return one(state, batches[0])
-            return many(state, tree_map(stack, *batches))
+            return many(state, batches.tree if isinstance(batches, Stack) else tree_map(stack, *batches))
 
         return run
 

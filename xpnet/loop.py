@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .backend import Array, np
+from .backend import Array, Stack, np
 from .callbacks import Callback, History, ProgressBar
 from .context import Context
 from .data import Data
@@ -14,7 +14,7 @@ from .errors import NonFiniteError
 from .guard import first_concerned
 from .training import Batch, deferred_interrupt, read_sums, zero_sums
 
-__all__ = ["evaluate", "fit", "make_batch", "make_inference", "predict", "train_on_batch"]
+__all__ = ["evaluate", "fit", "make_batches", "make_inference", "predict", "train_on_batch"]
 
 
 def fit(
@@ -56,12 +56,13 @@ def fit(
                 for callback in callbacks:
                     callback.on_epoch_begin(epoch)
                 run = _Epoch(model, program, data, batch_size, shuffle, class_weight, epoch)
-                for number, group in enumerate(_groups(len(data), batch_size, steps_per_execution)):
+                groups = _groups(len(data), batch_size, steps_per_execution)
+                for number, (start, stop, count) in enumerate(groups):
                     for callback in callbacks:
                         callback.on_train_batch_begin(number)
-                    run.execute(group)
+                    run.execute(start, stop, count)
                     check_interrupt()
-                    if progress.advance(len(group)) or watched:
+                    if progress.advance(count) or watched:
                         so_far = run.logs()
                         progress.show(so_far)
                         for callback in watched:
@@ -113,17 +114,17 @@ class _Epoch:
         )
         self.whole = True  # whether no step is half done
 
-    def batch(self, start: int, stop: int, step: int) -> Batch:
+    def batches(self, start: int, stop: int, count: int = 1) -> Sequence[Batch]:
+        """Return the rows from `start` to `stop` as that many batches of one size."""
         rows = slice(start, stop) if self.order is None else self.order[start:stop]
-        return make_batch(self.model, self.program, self.data, rows, step, self.class_weight)
+        return make_batches(self.model, self.program, self.data, rows, count, self.class_weight)
 
-    def execute(self, group: Sequence[tuple[int, int]]) -> None:
+    def execute(self, start: int, stop: int, count: int) -> None:
         """Take a step for each of some batches of one size."""
-        step = self.model.step
-        batches = [self.batch(start, stop, step + i) for i, (start, stop) in enumerate(group)]
+        batches = self.batches(start, stop, count)
         self.whole = False
         self.model.state = self.program.run(self.model.state, batches)
-        self.model.step, self.whole = step + len(batches), True
+        self.model.step, self.whole = self.model.step + count, True
 
     def settle(self) -> None:
         """Set the counters back to before a step that the guard has held back, if there is one."""
@@ -146,7 +147,7 @@ class _Epoch:
         model.rewind()
         done = model.step - self.first_step
         start = done * self.batch_size
-        batch = self.batch(start, min(start + self.batch_size, len(self.data)), model.step)
+        batch = self.batches(start, min(start + self.batch_size, len(self.data)))[0]
         raise non_finite(model, program, batch, f"epoch {self.epoch + 1}, step {done + 1} of the epoch")
 
 
@@ -160,20 +161,32 @@ def non_finite(model: Any, program: Any, batch: Batch, where: str) -> NonFiniteE
     )
 
 
-def _groups(rows: int, batch_size: int, per_execution: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield the batches' bounds in groups of one size: the last, smaller batch comes alone."""
-    full = [(start, start + batch_size) for start in range(0, rows - batch_size + 1, batch_size)]
-    for i in range(0, len(full), per_execution):
-        yield full[i : i + per_execution]
-    if rows % batch_size:
-        yield [(rows - rows % batch_size, rows)]
+def _groups(rows: int, batch_size: int, per_execution: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, stop, batches) of the rows that run at once: the last, smaller batch comes alone."""
+    whole = rows - rows % batch_size
+    for start in range(0, whole, batch_size * per_execution):
+        stop = min(start + batch_size * per_execution, whole)
+        yield start, stop, (stop - start) // batch_size
+    if whole < rows:
+        yield whole, rows, 1
 
 
-def make_batch(model: Any, program: Any, data: Data, rows: Any, step: int, class_weight: Any = None) -> Batch:
-    """Return a training batch with its masks on the model's device."""
-    x, y, weight = data.batch(rows, model.backend, program.target_shape, program.target_dtype, class_weight)
-    masks = model.network.masks(model.stream, step, int(x.shape[0]))
-    return Batch(x, y, weight, {key: model.backend.feed(mask) for key, mask in masks.items()})
+def make_batches(
+    model: Any, program: Any, data: Data, rows: Any, count: int = 1, class_weight: Any = None
+) -> Sequence[Batch]:
+    """Return some rows as batches of one size on the model's device, with the masks of the next steps."""
+    backend, network = model.backend, model.network
+    x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype, class_weight)
+    size = int(x.shape[0]) // count
+    masks = [network.masks(model.stream, model.step + i, size) for i in range(count)]
+    if count == 1:
+        return [Batch(x, y, weight, {key: backend.feed(mask) for key, mask in masks[0].items()})]
+
+    def split(a: Array) -> Array:
+        return backend.xp.reshape(a, (count, size, *a.shape[1:]))
+
+    draws = {key: backend.feed(np.stack([m[key] for m in masks])) for key in masks[0]}
+    return Stack(Batch(split(x), split(y), None if weight is None else split(weight), draws), count)
 
 
 def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, float]:
@@ -213,16 +226,16 @@ def make_inference(model: Any) -> Any:
 def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> dict[str, float]:
     """Take one step on all the rows; return loss and metrics by name."""
     backend = model.backend
-    batch = make_batch(model, program, data, slice(0, len(data)), model.step, class_weight)
+    batches = make_batches(model, program, data, slice(0, len(data)), 1, class_weight)
     model.state = model.state._replace(
         lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
     )
     with deferred_interrupt() as check_interrupt:
-        model.state = program.run(model.state, [batch])
+        model.state = program.run(model.state, batches)
         model.step += 1
         check_interrupt()
     if not bool(backend.host(model.state.ok)):
         model.rewind()
-        batch = make_batch(model, program, data, slice(0, len(data)), model.step, class_weight)
+        batch = make_batches(model, program, data, slice(0, len(data)), 1, class_weight)[0]
         raise non_finite(model, program, batch, f"step {model.step + 1}")
     return read_sums(backend, model.state.sums, program.names)

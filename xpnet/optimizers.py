@@ -33,7 +33,7 @@ class Optimizer(Configurable):
     """
 
     slots: tuple[str, ...] = ()
-    never_overflows = False  # whether gradient and weights within the guard's limits give finite weights (xpnet.ops)
+    never_overflows = False  # whether what is within the guard's limits gives finite weights (see `xpnet.ops`)
 
     def __init__(self, learning_rate: float, name: str | None = None, dtype: str | None = None) -> None:
         self.learning_rate = learning_rate

@@ -8,14 +8,14 @@ free seeds or larger rates a single ReLU that falls on the other side of 0 can p
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import NamedTuple
 
 from . import loop
 from .backend import available_backends, get_backend, np
 from .data import Data
+from .kernels import using
 from .layers import Dense, Dropout, Input
 from .model import Sequential
 from .optimizers import Adam
@@ -60,7 +60,7 @@ def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = T
     >>> run("numpy", "float32", 0, steps=2).losses.shape
     (2,)
     """
-    with _kernels(kernels):
+    with nullcontext() if kernels else using("bodies"):
         rng = np.random.Generator(np.random.Philox(1234))
         x = rng.standard_normal((ROWS, FEATURES)).astype(np.float32)
         y = np.argmax(x @ rng.standard_normal((FEATURES, CLASSES)), axis=1)
@@ -86,7 +86,8 @@ def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = T
         for step in range(steps):
             order = model.stream.permutation(ROWS, step // per_epoch)
             start = step % per_epoch * BATCH
-            batch = loop.make_batch(model, program, data, order[start : start + BATCH], step)
+            model.step = step
+            (batch,) = loop.make_batches(model, program, data, order[start : start + BATCH])
             digests["batches"].update(work.host(batch.x).tobytes())
             digests["batches"].update(work.host(batch.y).tobytes())
             for key in sorted(batch.draws):
@@ -123,16 +124,3 @@ def compare(
                     found.masks == reference.masks,
                     float(np.max(np.abs(found.losses / reference.losses - 1.0))),
                 )
-
-
-@contextmanager
-def _kernels(enabled: bool) -> Iterator[Any]:
-    before = os.environ.get("XPNET_KERNELS")
-    os.environ["XPNET_KERNELS"] = "1" if enabled else "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["XPNET_KERNELS"]
-        else:
-            os.environ["XPNET_KERNELS"] = before

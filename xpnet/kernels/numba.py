@@ -18,7 +18,7 @@ Array = np.ndarray
 
 SMALL = 1 << 13  # scores up to which a loop beats NumPy's vector instructions for exp
 
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 def _loop(function: Any) -> Any:

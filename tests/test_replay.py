@@ -1,0 +1,261 @@
+"""Recorded steps leave the bits that unrecorded ones do, whatever the model is made of."""
+
+import os
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet import activations, layers, losses, metrics, optimizers
+from xpnet.backend import leaves
+from xpnet.callbacks import Callback
+from xpnet.layers import BatchNormalization, Dense, Dropout
+from xpnet.replay import ATTEMPTS, Replay
+
+if xn.get_backend().name != "numpy" or os.environ.get("XPNET_KERNELS") in ("0", "bodies"):
+    pytest.skip("steps are recorded on NumPy, with its twins", allow_module_level=True)
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((50, 6))
+CLASSES = np.argmax(X[:, :4], axis=1)
+ONE_HOT = np.eye(4)[CLASSES]
+
+
+def train(monkeypatch, graph, make, y, loss, optimizer="adam", chosen=("accuracy",), **kwargs):
+    monkeypatch.setenv("XPNET_GRAPH", graph)
+    model = xn.Sequential(make(), seed=1, dtype=kwargs.pop("dtype", None))
+    model.compile(optimizer, loss, list(chosen))
+    history = model.fit(X, y, batch_size=16, epochs=4, verbose=0, **kwargs)
+    return model, history
+
+
+def same_with_and_without(monkeypatch, *args, recorded=True, **kwargs):
+    (plain, plain_history), (model, history) = (train(monkeypatch, g, *args, **kwargs) for g in "01")
+    assert not isinstance(plain.program().run, Replay)
+    run = model.program().run
+    assert isinstance(run, Replay)
+    assert len(run.recordings) == (2 if recorded else 0)  # of 16 rows, and of 2
+    assert history.history == plain_history.history
+    for a, b in zip(leaves(model.state), leaves(plain.state), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    return model
+
+
+def dense(activation="relu", units=4, last="softmax", **kwargs):
+    return lambda: [Dense(8, activation=activation, **kwargs), Dense(units, activation=last)]
+
+
+@pytest.mark.parametrize(
+    "activation", sorted({c.__name__ for c in activations.registry.classes.values()} - {"Step"})
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_activations(monkeypatch, activation, dtype):
+    same_with_and_without(monkeypatch, dense(activation), CLASSES, "sparse_categorical_crossentropy", dtype=dtype)
+
+
+LOSSES = {
+    "sparse_categorical_crossentropy": ("softmax", CLASSES),
+    "categorical_crossentropy": ("softmax", ONE_HOT),
+    "binary_crossentropy": ("sigmoid", ONE_HOT),
+    "mean_squared_error": (None, ONE_HOT),
+    "mean_absolute_error": (None, ONE_HOT),
+    "perceptron_criterion": (None, 2 * ONE_HOT - 1),
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses(monkeypatch, loss, weighted, fused):
+    last, y = LOSSES[loss]
+    weights = {"sample_weight": RNG.random(50)} if weighted else {}
+    same_with_and_without(
+        monkeypatch, lambda: [*dense(last=last)(), *([] if fused else [Dropout(0.1)])], y, loss, **weights
+    )
+
+
+def test_every_loss_is_tried():
+    assert {losses.get(name).__class__ for name in LOSSES} == set(losses.registry.classes.values())
+
+
+METRICS = sorted({cls.__name__ for cls in metrics.registry.classes.values()})
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_metrics(monkeypatch, metric):
+    y = CLASSES if "Sparse" in metric else ONE_HOT
+    loss = "sparse_categorical_crossentropy" if "Sparse" in metric else "categorical_crossentropy"
+    same_with_and_without(monkeypatch, dense(), y, loss, chosen=[metric])
+
+
+OPTIMIZERS = {
+    "SGD": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 1.0, "learning_rate": 1e-3}],
+    "Momentum": [{}, {"beta": 0.0}],
+    "RMSprop": [{}, {"epsilon_on": "root"}, {"epsilon": 1e-12}],
+    "Adam": [{}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999}],
+}
+
+
+@pytest.mark.parametrize(("name", "config"), [(n, c) for n, configs in OPTIMIZERS.items() for c in configs])
+def test_optimizers(monkeypatch, name, config):
+    optimizer = optimizers.get(name).__class__(**config)
+    same_with_and_without(monkeypatch, dense(), CLASSES, "sparse_categorical_crossentropy", optimizer)
+    assert {cls.__name__ for cls in optimizers.registry.classes.values()} == set(OPTIMIZERS)
+
+
+LAYERS = {
+    "dropout": lambda: [Dropout(0.3), Dense(4), Dropout(0.5)],
+    "batch norm": lambda: [Dense(8), BatchNormalization(), Dense(4, activation="tanh"),
+                           BatchNormalization(scale=False)],
+    "penalties": lambda: [Dense(8, kernel_regularizer="l2", bias_regularizer="l1"),
+                          Dense(4, kernel_regularizer="l1_l2")],
+    "no bias": lambda: [Dense(8, use_bias=False, activation="relu"), Dense(4)],
+    "shapes": lambda: [layers.Flatten(), Dense(5), layers.LeakyReLU(), layers.ReLU(), Dense(4)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(monkeypatch, name):
+    same_with_and_without(monkeypatch, LAYERS[name], ONE_HOT, "mse", chosen=["accuracy"])
+
+
+def test_a_layer_used_twice_and_one_that_is_frozen(monkeypatch):
+    def shared():
+        layer, frozen = Dense(6, activation="tanh"), Dense(6)
+        frozen.trainable = False
+        return [layer, frozen, layer, Dense(4)]
+
+    same_with_and_without(monkeypatch, shared, ONE_HOT, "mse")
+
+
+def test_the_rate_may_change_between_epochs_and_weights_may_be_set(monkeypatch):
+    class Changes(Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.1 / (epoch + 1)
+            if epoch == 1:
+                self.model.set_weights([w + 0.5 for w in self.model.get_weights()])
+
+    results = []
+    for graph in "01":
+        monkeypatch.setenv("XPNET_GRAPH", graph)
+        model = xn.Sequential(dense()(), seed=1)
+        model.compile("adam", "categorical_crossentropy")
+        model.fit(X, ONE_HOT, batch_size=16, epochs=4, verbose=0, callbacks=Changes())
+        model.fit(X[:16], ONE_HOT[:16], epochs=3, verbose=0)
+        results.append((model.get_weights(), model.step))
+    assert results[0][1] == results[1][1]
+    for a, b in zip(results[0][0], results[1][0]):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_batches_run_at_once(monkeypatch):
+    same_with_and_without(
+        monkeypatch, dense(), CLASSES, "sparse_categorical_crossentropy", steps_per_execution=2, shuffle=False
+    )
+
+
+def test_state_lives_where_it_is(monkeypatch):
+    """Arrays are never exchanged once a step is recorded; what comes in from outside is copied to them."""
+    monkeypatch.delenv("XPNET_GRAPH", raising=False)
+    model = xn.Sequential(dense()(), seed=1)
+    model.compile("adam", "categorical_crossentropy")
+    model.fit(X, ONE_HOT, batch_size=25, epochs=2, verbose=0)
+    arrays = leaves(model.state)
+    model.set_weights([np.zeros_like(w) for w in model.get_weights()])
+    model.fit(X, ONE_HOT, batch_size=10, epochs=2, verbose=0)
+    assert all(a is b for a, b in zip(arrays, leaves(model.state), strict=True))
+    assert model.weights.any()
+
+
+def test_the_callers_arrays_are_not_written_to(monkeypatch):
+    monkeypatch.delenv("XPNET_GRAPH", raising=False)
+    x, y = X[:16].astype("float32"), ONE_HOT[:16].astype("float32")
+    model = xn.Sequential(dense()(), seed=1)
+    model.compile("sgd", "categorical_crossentropy")
+    for _ in range(4):
+        model.train_on_batch(x, y)
+        model.train_on_batch(x[::-1] * 2, y)
+    np.testing.assert_array_equal(x, X[:16].astype("float32"))
+    np.testing.assert_array_equal(y, ONE_HOT[:16])
+
+
+class Doubled(xn.layers.Layer):
+    """A layer of a user's, which counts its calls."""
+
+    calls = 0
+
+    def forward(self, ctx, params, x):
+        type(self).calls += 1
+        return x * 2.0, lambda dy, into, want_dx=True: (dy * 2.0, {})
+
+
+class Own(activations.Activation):
+    def forward(self, xp, z):
+        return z
+
+    def backward(self, xp, da, z, a):
+        return da
+
+
+class OwnLoss(losses.MeanSquaredError):
+    pass
+
+
+class OwnMetric(metrics.MeanSquaredError):
+    pass
+
+
+class OwnOptimizer(optimizers.SGD):
+    pass
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"layer": Doubled()}, {"layer": Dense(3, activation=Own())}, {"loss": OwnLoss()}, {"metrics": [OwnMetric()]},
+     {"optimizer": OwnOptimizer()}],
+    ids=lambda parts: next(iter(parts)),
+)  # fmt: skip
+def test_code_of_users_runs_at_every_step(monkeypatch, parts):
+    monkeypatch.delenv("XPNET_GRAPH", raising=False)
+    model = xn.Sequential([parts.get("layer", Dense(3)), Dense(4)], seed=1)
+    model.compile(parts.get("optimizer", "sgd"), parts.get("loss", "mse"), parts.get("metrics"))
+    Doubled.calls = 0
+    model.fit(X, ONE_HOT, batch_size=10, epochs=2, verbose=0)
+    assert not isinstance(model.program().run, Replay)
+    assert Doubled.calls == (10 if "layer" in parts and isinstance(parts["layer"], Doubled) else 0)
+
+
+def test_the_switches(monkeypatch):
+    model = xn.Sequential(dense()(), seed=1)
+    model.build((6,))
+    for name, value, expected in (
+        ("XPNET_GRAPH", "0", False),
+        ("XPNET_KERNELS", "bodies", False),
+        ("X", "", True),
+    ):
+        with monkeypatch.context() as m:
+            m.delenv("XPNET_GRAPH", raising=False)
+            m.delenv("XPNET_KERNELS", raising=False)
+            m.setenv(name, value)
+            model.compile("sgd", "mse")
+            assert isinstance(model.program().run, Replay) == expected
+
+
+def test_a_step_that_cannot_be_recorded_is_tried_a_few_times(monkeypatch):
+    tries = []
+
+    class Recorder:
+        class CannotRecord(Exception):
+            pass
+
+        @staticmethod
+        def record(step, state, batch):
+            tries.append(batch[0].shape)
+            raise Recorder.CannotRecord
+
+    run = Replay(lambda s, b: (s[0] + b[0].sum(),), Recorder)
+    state = (np.array(0.0),)
+    for _ in range(10):
+        state = run(state, [(np.ones(2),), (np.ones(3),)])
+    assert state[0] == 50.0
+    assert tries == [(2,), (3,)] * (ATTEMPTS - 2)
