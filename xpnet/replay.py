@@ -25,7 +25,8 @@ class Replay:
     come only once. The second is recorded, the others are replays.
 
     Args:
-        step: a pure function (state, batch) -> state. recorder: a module with `record` and `CannotRecord`.
+        step: a pure function (state, batch) -> state. recorder: a module with `record`, `CannotRecord` and
+            `surroundings`, a context in which steps run.
     """
 
     def __init__(self, step: Step, recorder: Any) -> None:
@@ -36,7 +37,7 @@ class Replay:
 
     def __call__(self, state: Tree, batches: Sequence[Tree]) -> Tree:
         """Take one step per batch. The state is donated."""
-        with np.errstate(all="ignore"):  # the guard finds what is not finite
+        with self.recorder.surroundings():
             for batch in batches:
                 state = self._one(state, batch)
         return state

@@ -7,12 +7,14 @@ use on a machine compiles it, which takes a second or two; numba keeps the resul
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numba
 import numpy as np
 
 from . import numpy as twins
+from .threads import in_parts
 
 Array = np.ndarray
 
@@ -33,13 +35,13 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     """Twin of `ops.affine`: bias and ReLU in one pass; ReLU's backward and the bias gradient in another."""
     if not ctx.inplace or x.ndim != 2 or kernel.ndim != 2 or bias is None or activation.name != "relu":
         return twins.affine(ctx, x, kernel, bias, activation)
-    y = np.matmul(x, kernel, out=ctx.empty((x.shape[0], kernel.shape[1])))
+    y = twins.product(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
     ctx.launch(_add_bias_relu, y, bias)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
         dz, db = ctx.empty(y.shape), twins.room_for(ctx, into, "bias", bias)
         ctx.launch(_relu_backward, dy, y, dz, db)
-        return twins.products(ctx, x, kernel, dz, db, into, want_dx)
+        return twins.gradients(ctx, x, kernel, dz, db, into, want_dx)
 
     return y, backward
 
@@ -112,8 +114,8 @@ def _dropout(x: Array, keep: Array, scale: Any, y: Array) -> None:
 # Optimizers, simplest first. Their loops take the rate of this update as a number in the precision of the weights.
 
 
-def _at_rate(loop: Any, lr: Array, w: Array, *args: Any) -> None:
-    loop(w.dtype.type(lr), w, *args)
+def _at_rate(loop: Any, lr: Array, arrays: Sequence[Array], *numbers: Any) -> None:
+    in_parts(loop, arrays[0].dtype.type(lr), arrays, *numbers)
 
 
 def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nesterov: bool) -> Any:
@@ -121,9 +123,9 @@ def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nest
     if not twins.in_place(ctx, w, momentum):
         return twins.sgd(ctx, w, g, slots, lr, momentum, nesterov)
     if slots:
-        ctx.launch(_at_rate, _sgd_momentum, lr, w, g, *slots, w.dtype.type(momentum), nesterov)
+        ctx.launch(_at_rate, _sgd_momentum, lr, (w, g, *slots), w.dtype.type(momentum), nesterov)
     else:
-        ctx.launch(_at_rate, _sgd, lr, w, g)
+        ctx.launch(_at_rate, _sgd, lr, (w, g))
     return w, slots
 
 
@@ -145,7 +147,7 @@ def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> 
     """Twin of `ops.momentum`, in one pass."""
     if not twins.in_place(ctx, w, beta):
         return twins.momentum(ctx, w, g, slots, lr, beta)
-    ctx.launch(_at_rate, _momentum, lr, w, g, *slots, w.dtype.type(beta), w.dtype.type(1.0 - beta))
+    ctx.launch(_at_rate, _momentum, lr, (w, g, *slots), w.dtype.type(beta), w.dtype.type(1.0 - beta))
     return w, slots
 
 
@@ -161,7 +163,7 @@ def rmsprop(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, rho: float, epsil
     if not twins.in_place(ctx, w, rho, epsilon):
         return twins.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside)
     constants = [w.dtype.type(c) for c in (rho, 1.0 - rho, epsilon)]
-    ctx.launch(_at_rate, _rmsprop, lr, w, g, *slots, *constants, inside)
+    ctx.launch(_at_rate, _rmsprop, lr, (w, g, *slots), *constants, inside)
     return w, slots
 
 
@@ -207,7 +209,7 @@ def _adam_update(
     corrected: bool,
 ) -> None:
     rate, epsilon = twins.rate_and_epsilon(lr, age, beta_1, beta_2, epsilon, corrected)
-    _adam(w.dtype.type(rate), w, g, m, v, w.dtype.type(epsilon), *constants)
+    in_parts(_adam, w.dtype.type(rate), (w, g, m, v), w.dtype.type(epsilon), *constants)
 
 
 @_loop

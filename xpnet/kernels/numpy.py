@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from . import threads
 
 Array = np.ndarray
 
@@ -25,7 +26,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     """Twin of `ops.affine`: gradients are written straight into the flat gradient."""
     if not ctx.inplace or x.ndim != 2 or kernel.ndim != 2:
         return ops.affine(ctx, x, kernel, bias, activation)
-    z = np.matmul(x, kernel, out=ctx.empty((x.shape[0], kernel.shape[1])))
+    z = product(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
     if bias is not None:
         z += bias
     forward, backward_of = _ACTIVATIONS.get(activation.name, (None, None))
@@ -37,17 +38,25 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         else:
             dz = backward_of(ctx, dy, y)
         db = None if bias is None else np.add.reduce(dz, axis=0, out=room_for(ctx, into, "bias", bias))
-        return products(ctx, x, kernel, dz, db, into, want_dx)
+        return gradients(ctx, x, kernel, dz, db, into, want_dx)
 
     return y, backward
 
 
-def products(ctx: Any, x: Array, kernel: Array, dz: Array, db: Any, into: Any, want_dx: bool) -> Any:
+def gradients(ctx: Any, x: Array, kernel: Array, dz: Array, db: Any, into: Any, want_dx: bool) -> Any:
     """Return what a backward of `affine` returns: dx = dz W^T and dW = x^T dz, with the bias gradient db."""
-    grads = {"kernel": np.matmul(x.T, dz, out=room_for(ctx, into, "kernel", kernel))}
+    grads = {"kernel": product(ctx, x.T, dz, room_for(ctx, into, "kernel", kernel))}
     if db is not None:
         grads["bias"] = db
-    return (np.matmul(dz, kernel.T, out=ctx.empty(x.shape)) if want_dx else None), grads
+    return (product(ctx, dz, kernel.T, ctx.empty(x.shape)) if want_dx else None), grads
+
+
+def product(ctx: Any, a: Array, b: Array, out: Array) -> Array:
+    """Return a @ b in `out`; a large one is shared out among threads."""
+    if threads.pieces(a, b) is None:
+        return np.matmul(a, b, out=out)
+    ctx.launch(threads.product, a, b, out)
+    return out
 
 
 def room_for(ctx: Any, into: dict[str, Array], name: str, like: Array) -> Array:

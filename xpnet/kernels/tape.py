@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import tree_map
+from .threads import Alone
 
-__all__ = ["CannotRecord", "Tape", "Traced", "record"]
+__all__ = ["CannotRecord", "Tape", "Traced", "record", "surroundings"]
 
 Call = Callable[[], Any]
 
@@ -51,7 +52,7 @@ class Tape:
 
     def launch(self, kernel: Callable[..., None], *args: Any) -> None:
         """Call and note a kernel, which writes into arrays it is given and returns nothing."""
-        plain = [a.view(np.ndarray) if type(a) is Traced else a for a in args]
+        plain = [_plain(a) for a in args]
         kernel(*plain)
         self.note(kernel, *plain)
 
@@ -82,6 +83,9 @@ def _play_if(flag: np.ndarray, block: Sequence[Call]) -> None:
     if flag:
         for call in block:
             call()
+
+
+surroundings = Alone  # in which steps run, recorded or not
 
 
 def record(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Call:

@@ -1,0 +1,129 @@
+"""Large products and updates shared out among threads, in pieces that whoever is free takes next.
+
+A BLAS with threads of its own waits for each of them at the end of every product: where another program is on one
+of the cores, a small network's step can take thirty times as long. Here the thread that calls takes pieces too,
+and does not wait for a helper that has not begun. What the pieces are depends on the shapes and the number of
+threads alone, so that the results do not depend on who was free.
+
+BLAS is kept to one thread meanwhile, which needs threadpoolctl (the extra `fast`). Without it, BLAS does as it
+likes and nothing is shared out.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Alone", "count", "in_parts", "pieces", "product", "share"]
+
+Array = np.ndarray
+
+PIECE = 1 << 24  # multiplications and additions of a product below which two threads gain nothing
+PART = 1 << 17  # and elements of an optimizer's pass
+_now = threading.local()  # .threads: what BLAS may use outside of `Alone`
+
+
+@lru_cache
+def _blas() -> list[Any]:
+    """Return the handles of the loaded BLAS libraries; none without threadpoolctl."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return []
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+@lru_cache
+def count() -> int:
+    """Return how many threads share the work: as many as BLAS was to use when this was first asked."""
+    return max([1, *(int(blas.get_num_threads()) for blas in _blas())])
+
+
+class Alone(AbstractContextManager["Alone"]):
+    """Keep BLAS to one thread, and NumPy from warning of what the guard finds."""
+
+    def __enter__(self) -> Alone:
+        self.state = np.errstate(all="ignore")
+        self.state.__enter__()
+        self.before = [(blas, blas.get_num_threads()) for blas in _blas()] if count() > 1 else []
+        for blas, _ in self.before:
+            blas.set_num_threads(1)
+        _now.threads = max([1, *(threads for _, threads in self.before)])
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for blas, threads in self.before:
+            blas.set_num_threads(threads)
+        _now.threads = 1
+        self.state.__exit__(*error)
+
+
+@lru_cache
+def _helpers(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count() - 1, "xpnet")
+
+
+def share(calls: Iterable[Callable[[], Any]]) -> None:
+    """Make all the calls, in any order, on as many threads as BLAS might use."""
+    work = deque(calls)
+
+    def drain() -> None:
+        while True:
+            try:
+                call = work.popleft()
+            except IndexError:
+                return
+            call()
+
+    wanted = min(count(), getattr(_now, "threads", 1), len(work)) - 1
+    # a forked process has none of its parent's threads
+    helping = [_helpers(os.getpid()).submit(drain) for _ in range(wanted)]
+    try:
+        drain()
+    finally:
+        for helper in helping:
+            if not helper.cancel():  # it has begun, or is done
+                helper.result()
+
+
+def split(size: int, piece: int) -> list[slice]:
+    """Return the parts of `size` elements that threads take: two for each thread, but of at least `piece`."""
+    parts = min(2 * count(), size // max(1, piece))
+    if count() == 1 or parts < 2:
+        return [slice(0, size)]
+    edges = [round(i * size / parts / 16) * 16 for i in range(parts)] + [size]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def pieces(a: Array, b: Array) -> list[slice] | None:
+    """Return the pieces of a @ b along its longer side, None if it had better stay whole."""
+    m, k, n = *a.shape, b.shape[1]
+    longer = max(m, n)
+    parts = split(longer, -(-longer * PIECE // max(1, 2 * m * n * k)))
+    return parts if len(parts) > 1 else None
+
+
+def product(a: Array, b: Array, out: Array) -> None:
+    """Write a @ b, shape (m, n), to `out`, in pieces."""
+    if out.shape[0] >= out.shape[1]:
+        share([partial(np.matmul, a[p], b, out=out[p]) for p in pieces(a, b) or ()])
+    else:
+        share([partial(np.matmul, a, b[:, p], out=out[:, p]) for p in pieces(a, b) or ()])
+
+
+def in_parts(loop: Callable[..., None], number: Any, arrays: Sequence[Array], *numbers: Any) -> None:
+    """Call `loop(number, *arrays, *numbers)` on parts of 1-D arrays."""
+    parts = split(arrays[0].size, PART)
+    if len(parts) == 1:
+        loop(number, *arrays, *numbers)
+    else:
+        share([partial(loop, number, *(a[p] for a in arrays), *numbers) for p in parts])
