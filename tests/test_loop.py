@@ -24,8 +24,8 @@ class Seen:
         self.batches = []
         real = xn.data.Data.batch
 
-        def batch(data, rows, backend, *args):
-            x, y, weight = real(data, rows, backend, *args)
+        def batch(data, rows, backend, *args, **kwargs):
+            x, y, weight = real(data, rows, backend, *args, **kwargs)
             self.batches.append(np.array(backend.host(backend.xp.asarray(x))).reshape(-1).astype(int).tolist())
             return x, y, weight
 

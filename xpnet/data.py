@@ -39,6 +39,7 @@ class Column:
         if values.ndim == 0 or values.shape[0] == 0:
             raise ShapeError(f"{what} must have rows; got shape {tuple(values.shape)}")
         self.what, self.values, self.home = what, values, home_of(values)
+        self._room: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
@@ -52,12 +53,17 @@ class Column:
         """Return some of the rows, as a view."""
         return Column(self.values[rows, ...], self.what)
 
-    def take(self, rows: Rows) -> Array:
-        """Return some of the rows, in the data's own library."""
+    def take(self, rows: Rows, reuse: bool = False) -> Array:
+        """Return some of the rows, in the data's own library; with `reuse` in memory that the next call takes."""
         if isinstance(rows, slice):
             return self.values[rows, ...]
         if self.home.name == "numpy":
-            return np.take(self.values, rows, axis=0)
+            if not reuse:
+                return np.take(self.values, rows, axis=0)
+            if self._room is None or len(self._room) < len(rows):
+                self._room = np.empty((len(rows), *self.shape), self.values.dtype)
+            # "clip" is the mode in which NumPy writes straight to `out`; row numbers are in range
+            return np.take(self.values, rows, axis=0, out=self._room[: len(rows)], mode="clip")
         return self.home.xp.take(self.values, self.home.array(rows), axis=0)
 
     def move(self, taken: Array, backend: Backend, dtype: str) -> Array:
@@ -153,24 +159,26 @@ class Data:
         target_shape: tuple[int, ...] | None = None,
         target_dtype: str | None = None,
         weights_of_classes: Mapping[int, float] | None = None,
+        reuse: bool = False,
     ) -> tuple[Array, Array | None, Array | None]:
         """Return x, y and weights of some rows on the model's device.
 
         Args:
             rows: a slice, or row numbers on the host. target_shape: of a row of y. target_dtype: of y.
-            weights_of_classes: factors by class, see `class_weights`.
+            weights_of_classes: factors by class, see `class_weights`. reuse: whether host memory may be that of
+                the last batch, where the step is over before the next one is asked for.
         """
-        x = self.x.move(self.x.take(rows), backend, backend.dtype_name)
+        x = self.x.move(self.x.take(rows, reuse), backend, backend.dtype_name)
         y = weight = None
         if self.y is not None:
-            taken = self.y.take(rows)
+            taken = self.y.take(rows, reuse)
             if target_shape is not None and tuple(taken.shape[1:]) != target_shape:
                 taken = self.y.home.xp.reshape(taken, (taken.shape[0], *target_shape))
             y = self.y.move(taken, backend, target_dtype or backend.dtype_name)
             if weights_of_classes:
                 weight = class_weights(backend, y, weights_of_classes)
         if self.weight is not None:
-            own = self.weight.move(self.weight.take(rows), backend, backend.dtype_name)
+            own = self.weight.move(self.weight.take(rows, reuse), backend, backend.dtype_name)
             own = backend.xp.reshape(own, (own.shape[0],))
             weight = own if weight is None else weight * own
         return x, y, weight

@@ -176,7 +176,8 @@ def make_batches(
 ) -> Sequence[Batch]:
     """Return some rows as batches of one size on the model's device, with the masks of the next steps."""
     backend, network = model.backend, model.network
-    x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype, class_weight)
+    target = program.target_shape, program.target_dtype
+    x, y, weight = data.batch(rows, backend, *target, class_weight, reuse=backend.inplace)
     size = int(x.shape[0]) // count
     masks = [network.masks(model.stream, model.step + i, size) for i in range(count)]
     if count == 1:

@@ -1,6 +1,7 @@
-"""`python -m xpnet bench`: a training step of xpnet beside the peers that are installed, in one run."""
+"""`python -m xpnet bench`: xpnet beside the peers that are installed: training steps and whole jobs."""
 
-from .cases import NETWORKS, Case
-from .run import Result, main, measure
+from .cases import JOBS, NETWORKS, Case
+from .measure import Result, measure
+from .run import main
 
-__all__ = ["NETWORKS", "Case", "Result", "main", "measure"]
+__all__ = ["JOBS", "NETWORKS", "Case", "Result", "main", "measure"]

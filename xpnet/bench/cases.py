@@ -1,20 +1,42 @@
-"""What is measured: dense networks, and the arithmetic and memory that a step of theirs must cost."""
+"""What is measured: dense networks, what is done with them, the arithmetic that costs, and the data."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from .. import datasets
 from ..backend import np
+from ..errors import DownloadError, MissingExtraError
 
-__all__ = ["NETWORKS", "Case"]
+__all__ = ["JOBS", "NETWORKS", "SCAN", "Case", "DataSet"]
+
+SCAN = 50  # steps of the rows that take several at once
+TESTED = 10_000  # rows on which the loss of a whole job is worked out
+
+
+class DataSet(NamedTuple):
+    """Rows on the host; nobody writes to them, so that all contestants share them.
+
+    Attributes:
+        x, y: inputs and class numbers. x_test, y_test: those on which the loss is worked out.
+        source: where they come from, in words.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    source: str
 
 
 class Case(NamedTuple):
-    """A dense ReLU network with softmax cross-entropy, and how it is trained.
+    """A dense ReLU network with softmax cross-entropy, and what is done with it.
 
     Attributes:
         layers: sizes from the input to the classes. batch: rows a step. optimizer: `"adam"` or `"sgd"`.
-        dtype: `"float32"` or `"float64"`. rate: the learning rate.
+        dtype: `"float32"` or `"float64"`. rate: the learning rate. dropout: rate behind each hidden layer.
+        kind: `"step"` of training, `"mnist"`: an epoch of training by `fit`, or `"predict"`.
+        rows: of an epoch, or to predict.
     """
 
     layers: tuple[int, ...]
@@ -22,6 +44,9 @@ class Case(NamedTuple):
     optimizer: str = "adam"
     dtype: str = "float32"
     rate: float = 1e-3
+    dropout: float = 0.0
+    kind: str = "step"
+    rows: int = 0
 
     @property
     def name(self) -> str:
@@ -29,23 +54,61 @@ class Case(NamedTuple):
 
         >>> NETWORKS[0].name
         '20-64-64-2, 32'
+        >>> JOBS["mnist"].name
+        'one epoch: 784-128-10, 128, dropout 0.2'
         """
-        return f"{'-'.join(map(str, self.layers))}, {self.batch}"
+        network = "-".join(map(str, self.layers))
+        if self.kind == "predict":
+            return f"predict: {network}, {self.rows:,} rows"
+        dropout = f", dropout {self.dropout}" if self.dropout else ""
+        text = f"{network}, {self.batch}{dropout}"
+        return f"one epoch: {text}" if self.kind == "mnist" else text
+
+    @property
+    def size(self) -> int:
+        """The rows that one step, epoch or prediction takes in."""
+        return self.batch if self.kind == "step" else self.rows
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of a step's products: forward, dW, and dx but for the first layer.
+        """Multiplications and additions of the products; training: forward, dW, and dx but for the first layer.
 
-        >>> Case((4, 3, 2), 10).flops
-        840
+        >>> Case((4, 3, 2), 10).flops, Case((4, 3, 2), 10, kind="predict", rows=20).flops
+        (840, 720)
         """
         sizes = [a * b for a, b in zip(self.layers, self.layers[1:])]
-        return 2 * self.batch * (3 * sum(sizes) - sizes[0])
+        return 2 * self.size * (sum(sizes) if self.kind == "predict" else 3 * sum(sizes) - sizes[0])
 
-    def data(self, batches: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Return inputs and labels that can be learned, for some batches."""
+    def weights(self) -> list[np.ndarray]:
+        """Return a kernel (inputs, outputs) and a bias for each layer in turn: what every `predict` is given."""
+        rng = np.random.default_rng(1)
+        arrays: list[np.ndarray] = []
+        for a, b in zip(self.layers, self.layers[1:]):
+            arrays += [rng.standard_normal((a, b)) * (2.0 / a) ** 0.5, rng.standard_normal(b) * 0.1]
+        return [array.astype(self.dtype) for array in arrays]
+
+    def data(self) -> DataSet:
+        """Return the rows: of a job MNIST's, where they are at hand, else such as can be learned."""
+        if self.kind == "step":
+            x, y = self._synthetic(SCAN * self.batch)
+            return DataSet(x, y, x[: self.batch], y[: self.batch], "normal random numbers")
+        if self.layers[0] == 784:
+            try:
+                (x, y), (xt, yt) = datasets.mnist()
+            except (DownloadError, MissingExtraError):
+                pass  # the source says which it is
+            else:
+                x, xt = (a.reshape(-1, 784).astype(self.dtype) / np.asarray(255, self.dtype) for a in (x, xt))
+                return DataSet(x[: self.rows], y[: self.rows], xt[:TESTED], yt[:TESTED], "MNIST")
+        tested = min(TESTED, self.rows)
+        x, y = self._synthetic(self.rows + tested)
+        split = self.rows
+        return DataSet(x[:split], y[:split], x[split:], y[split:], "random numbers in place of MNIST")
+
+    def _synthetic(self, rows: int) -> Any:
+        """Return inputs, and for labels the largest of some linear functions of them."""
         rng = np.random.default_rng(0)
-        x = rng.standard_normal((self.batch * batches, self.layers[0])).astype(self.dtype)
+        x = rng.standard_normal((rows, self.layers[0]), dtype=np.float32).astype(self.dtype, copy=False)
         classes = rng.standard_normal((self.layers[0], self.layers[-1])).astype(self.dtype)
         return x, np.argmax(x @ classes, axis=1).astype(np.int64)
 
@@ -56,3 +119,7 @@ NETWORKS = (
     Case((784, 512, 512, 10), 128),
     Case((1024, 2048, 2048, 10), 512),
 )
+JOBS = {
+    "mnist": Case((784, 128, 10), 128, dropout=0.2, kind="mnist", rows=60_000),
+    "predict": Case((784, 512, 512, 10), 1024, kind="predict", rows=60_000),
+}

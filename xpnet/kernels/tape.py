@@ -112,6 +112,7 @@ _REDUCTIONS = {
     np.all: np.logical_and.reduce,
     np.any: np.logical_or.reduce,
 }
+_FILLED = {np.zeros_like: 0, np.ones_like: 1}
 _INTO = {np.argmax, np.argmin, np.concatenate, np.dot, np.mean, np.stack, np.take}
 _KEYWORD_OUT = {np.maximum, np.minimum}  # where NumPy deprecates a positional `out`
 
@@ -168,6 +169,10 @@ class Traced(np.ndarray):
             result = np.asarray(result)
             if func in _INTO:
                 self.tape.note(func, *args, **kwargs, out=result)
+            elif func in _FILLED or func is np.full_like:
+                self.tape.note(result.fill, _FILLED.get(func, args[-1]))
+            elif func is np.astype:
+                self.tape.note(np.copyto, result, args[0], casting="unsafe")
             else:
                 self.tape.note(_fill, result, func, args, kwargs)
         return None if result is None else self.tape.trace(result)

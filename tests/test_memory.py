@@ -1,0 +1,84 @@
+"""What `fit` needs beyond the data: measured on a data set of a gigabyte that lies in a file."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import xpnet as xn
+
+LAYERS, BATCH, ROWS = (784, 512, 512, 10), 128, 320_000
+
+PROGRAM = """
+import json, sys, threading, time
+import numpy as np
+import xpnet as xn
+
+layers, batch, rows, folder = json.loads(sys.argv[1])
+
+
+def make(sizes):
+    model = xn.Sequential(
+        [*(xn.layers.Dense(n, activation="relu") for n in sizes[1:-1]), xn.layers.Dense(sizes[-1], activation="softmax")],
+        seed=0,
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    return model
+
+
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+
+x = np.memmap(folder + "/x", np.float32, "w+", shape=(rows, layers[0]))  # a sparse file
+x[::1000] = 1.0
+y = np.memmap(folder + "/y", np.int64, "w+", shape=(rows,))
+y[::3] = 1
+# whatever is loaded or compiled at first use, is; the sizes are such that work is shared out as it will be
+small = make((784, 256, 10))
+small.fit(x[:2048], y[:2048], batch_size=512, epochs=2, verbose=0)
+small.evaluate(x[:2048], y[:2048], batch_size=batch)
+del small
+
+peak, done = 0, False
+
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+
+
+before = anonymous()
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = make(layers)
+model.fit(x, y, batch_size=batch, verbose=0)
+model.evaluate(x[:100_000], y[:100_000], batch_size=batch)
+done = True
+watcher.join()
+print(json.dumps({"growth": peak - before, "loss": float(model.evaluate(x[:1000], y[:1000])[0])}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(xn.get_backend().name != "numpy", reason="other libraries have allocators of their own")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="anonymous memory is counted in /proc")
+@pytest.mark.skipif(os.environ.get("XPNET_KERNELS") in ("0", "bodies"), reason="the bodies make new arrays")
+def test_what_fit_needs_beyond_a_gigabyte_of_data(tmp_path):
+    arguments = json.dumps([LAYERS, BATCH, ROWS, str(tmp_path)])
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert ROWS * LAYERS[0] * 4 > 1e9
+    weights = sum(a * b + b for a, b in zip(LAYERS, LAYERS[1:]))
+    activations = BATCH * sum(LAYERS)
+    needed = 4 * (4 * weights + activations)  # weights, gradient and Adam's two slots
+    assert found["loss"] < 1.0
+    assert found["growth"] < 1.3 * needed, (found["growth"] / needed, needed)

@@ -1,0 +1,161 @@
+"""Interleaved rounds, their medians, and the check that what was timed is training."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import XpnetError
+from .cases import Case
+from .jobs import Runner
+from .peers import BASE, CONTESTANTS, FAST, PRODUCTS, choose
+
+__all__ = ["Measured", "Result", "measure"]
+
+
+class Result(NamedTuple):
+    """One contestant on one case; the times are microseconds a step, an epoch, or a prediction of all rows.
+
+    Attributes:
+        kind, network, source: what was measured, on which data. threads, contestant: how, and who.
+        median, low, high: of the rounds. ratio, fast_ratio: the time of "xpnet numpy", or "xpnet fast", to this
+            one's. gflops: 1e9 multiplications and additions a second. products_share: the time of "products
+            only" to this one's. rows_per_second: of the data. memory: MB at the peak, see `memory`.
+        losses: before and after.
+    """
+
+    kind: str
+    network: str
+    source: str
+    threads: int
+    contestant: str
+    median: float
+    low: float
+    high: float
+    ratio: float | None
+    fast_ratio: float | None
+    gflops: float
+    products_share: float | None
+    rows_per_second: float
+    memory: float | None
+    losses: tuple[float, float] | None
+
+
+class Measured(NamedTuple):
+    """The results of a case, and by contestant why there is none: it broke, or is not installed here."""
+
+    results: list[Result]
+    failures: dict[str, str]
+    left_out: dict[str, str]
+
+
+def measure(
+    case: Case,
+    contestants: Sequence[str] | None = None,
+    rounds: int = 7,
+    seconds: float = 0.2,
+    threads: int = 0,
+) -> Measured:
+    """Time the contestants in turn, so that drift of the machine hits all alike.
+
+    Args:
+        case: what to do. contestants: names; None takes the usual ones.
+        rounds: turns of each. seconds: how long a turn is to last. threads: what to write down.
+
+    Returns:
+        The results, without those that broke or whose loss did not fall: these are under `failures`.
+    """
+    data = case.data()
+    runners: dict[str, Runner] = {}
+    failures: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    times: dict[str, list[float]] = {}
+    losses: dict[str, list[float]] = {}
+
+    def attempt(name: str, action: Callable[[str], Any]) -> None:
+        """Do something with a contestant; if it breaks, it is out, and the others go on."""
+        try:
+            action(name)
+        except Exception as error:  # noqa: BLE001 - whatever a peer raises; it is reported
+            runners.pop(name, None)
+            failures[name] = f"{type(error).__name__}: {error}"
+
+    def make(name: str) -> None:
+        try:
+            runners[name] = CONTESTANTS[case.kind][name].make(case, data)
+        except ImportError as error:
+            left_out[name] = str(error)
+
+    def begin(name: str) -> None:
+        """Take the loss, warm up, and find out how many units a turn has."""
+        run, loss, unit = runners[name]
+        losses[name] = [loss()] if loss else []
+        least = max(unit, 10) if case.kind == "step" else 1
+        run(least)
+        each = _timed(run, least)
+        counts[name] = max(least, round(seconds * 1e6 / each / unit) * unit)
+
+    def turn(name: str) -> None:
+        times.setdefault(name, []).append(_timed(runners[name].run, counts[name]))
+
+    def end(name: str) -> None:
+        loss, pair = runners[name].loss, losses[name]
+        if loss is None:
+            return
+        pair.append(loss())
+        if not pair[1] < pair[0]:
+            raise XpnetError(f"{name} on {case.name}: its loss did not fall; got {pair[0]} -> {pair[1]}")
+
+    for name in choose(case.kind) if contestants is None else contestants:
+        attempt(name, make)
+    for name in list(runners):
+        attempt(name, begin)
+    gc.collect()
+    for number in range(rounds):
+        for name in list(runners) if number % 2 == 0 else list(runners)[::-1]:
+            attempt(name, turn)
+    for name in list(runners):
+        attempt(name, end)
+    sound = {name: times[name] for name in runners}
+    return Measured(_results(case, data.source, threads, sound, losses), failures, left_out)
+
+
+def _timed(run: Callable[[int], None], n: int) -> float:
+    """Return the microseconds of one of n."""
+    start = time.perf_counter()
+    run(n)
+    return (time.perf_counter() - start) / n * 1e6
+
+
+def _results(
+    case: Case, source: str, threads: int, times: dict[str, list[float]], losses: dict[str, list[float]]
+) -> list[Result]:
+    medians = {name: statistics.median(t) for name, t in times.items()}
+
+    def share(of: str, name: str) -> float | None:
+        return medians[of] / medians[name] if of in medians else None
+
+    return [
+        Result(
+            kind=case.kind,
+            network=case.name,
+            source=source,
+            threads=threads,
+            contestant=name,
+            median=median,
+            low=min(times[name]),
+            high=max(times[name]),
+            ratio=share(BASE, name),
+            fast_ratio=share(FAST, name),
+            gflops=case.flops / median / 1e3,
+            products_share=share(PRODUCTS, name),
+            rows_per_second=case.size / median * 1e6,
+            memory=None,
+            losses=(losses[name][0], losses[name][1]) if losses[name] else None,
+        )
+        for name, median in medians.items()
+    ]

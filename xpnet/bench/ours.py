@@ -1,0 +1,169 @@
+"""xpnet's own rows, and the matrix products alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from .. import kernels
+from ..backend import Stack, get_backend, np, tree_map
+from .cases import Case, DataSet
+from .jobs import Make, Runner, epochs, passes
+
+__all__ = ["bare_epoch", "epoch", "prediction", "products_only", "step", "twins"]
+
+
+@contextlib.contextmanager
+def twins(name: str | None) -> Iterator[None]:
+    """Choose the kernels of the programs that are made and first run in a block.
+
+    Args:
+        name: `"numpy"` or `"fast"`; None leaves the choice to xpnet.
+
+    Raises:
+        MissingExtraError: these kernels are not installed here.
+    """
+    with kernels.using(name or kernels.chosen()):
+        kernels.chosen()
+        yield
+
+
+def network(case: Case, backend: str, metrics: Any = None, per_execution: int = 1) -> Any:
+    """Return the case's network, built and compiled."""
+    import xpnet as xn
+
+    layers: list[Any] = [xn.layers.Input((case.layers[0],))]
+    for n in case.layers[1:-1]:
+        layers.append(xn.layers.Dense(n, activation="relu"))
+        if case.dropout:
+            layers.append(xn.layers.Dropout(case.dropout))
+    layers.append(xn.layers.Dense(case.layers[-1], activation="softmax"))
+    model = xn.Sequential(layers, seed=0, backend=get_backend(backend, dtype=case.dtype))
+    optimizer = {"adam": xn.optimizers.Adam, "sgd": xn.optimizers.SGD}[case.optimizer]
+    model.compile(optimizer(case.rate), "sparse_categorical_crossentropy", metrics, per_execution)
+    return model
+
+
+def prepared(case: Case, model: Any, data: DataSet, count: int, stacked: bool = False) -> Any:
+    """Return the program, set to train, and its first batches with their masks, on the device."""
+    from .. import loop
+    from ..data import Data
+    from ..training import zero_sums
+
+    program, columns, size = model.program(), Data(data.x, data.y), case.batch
+
+    def place(a: Any) -> Any:
+        return model.backend.copy(model.backend.bring(a))
+
+    if stacked:
+        stack = loop.make_batches(model, program, columns, slice(0, count * size), count)
+        batches: Any = Stack(tree_map(place, stack.tree), count)
+    else:
+        bounds = [slice(i * size, min((i + 1) * size, len(columns))) for i in range(count)]
+        parts = [loop.make_batches(model, program, columns, rows)[0] for rows in bounds]
+        batches = [tree_map(place, part) for part in parts]
+    lr = model.backend.scalar(case.rate)
+    model.state = model.state._replace(lr=lr, sums=zero_sums(model.backend, program.metrics))
+    return program, batches
+
+
+def step(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
+    """Return the step that `fit` runs, on batches that are there; several at once are stacked as `fit` does."""
+
+    def make(case: Case, data: DataSet) -> Runner:
+        with twins(twin):
+            model = network(case, backend)
+            program, batches = prepared(case, model, data, per_execution, per_execution > 1)
+
+        def run(n: int) -> None:
+            state = model.state
+            with twins(twin):
+                for _ in range(n // per_execution):
+                    state = program.run(state, batches)
+            model.state = state
+            model.backend.host(state.age)
+
+        return Runner(run, lambda: model.evaluate(data.x_test, data.y_test), per_execution)
+
+    return make
+
+
+def epoch(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
+    """Return `fit` as people call it: a progress bar, a metric, a callback."""
+
+    def make(case: Case, data: DataSet) -> Runner:
+        from ..callbacks import EarlyStopping
+
+        with twins(twin):
+            model = network(case, backend, ["accuracy"], per_execution)
+
+        def run(n: int) -> None:
+            stop = EarlyStopping("loss", patience=n)  # looks at the loss, and never stops
+            with contextlib.redirect_stderr(io.StringIO()), twins(twin):
+                model.fit(data.x, data.y, batch_size=case.batch, epochs=n, verbose=1, callbacks=[stop])
+
+        return epochs(run, model.predict, data)
+
+    return make
+
+
+def bare_epoch(twin: str) -> Make:
+    """Return the steps of an epoch on NumPy with masks drawn, no metrics, on batches that lie ready: no `fit`."""
+
+    def make(case: Case, data: DataSet) -> Runner:
+        with twins(twin):
+            model = network(case, "numpy")
+            program, batches = prepared(case, model, data, -(-len(data.x) // case.batch))
+
+        def run(n: int) -> None:
+            with twins(twin):
+                for _ in range(n):
+                    for batch in batches:
+                        masks = model.network.masks(model.stream, model.step, len(batch.y))
+                        model.state = program.run(model.state, [batch._replace(draws=masks)])
+                        model.step += 1
+
+        return epochs(run, model.predict, data)
+
+    return make
+
+
+def prediction(backend: str, twin: str | None = None) -> Make:
+    """Return `predict` in its usual batches."""
+
+    def make(case: Case, data: DataSet) -> Runner:
+        with twins(twin):
+            model = network(case, backend)
+        model.set_weights(case.weights())
+
+        def predict() -> Any:
+            with twins(twin):
+                return model.predict(data.x)
+
+        return passes(predict, case, data)
+
+    return make
+
+
+def products_only(case: Case, data: DataSet) -> Runner:
+    """The matrix products of a step with NumPy into given memory: the floor for a NumPy program."""
+    rng = np.random.default_rng(0)
+    sizes = list(zip(case.layers, case.layers[1:]))
+    weights = [rng.standard_normal(s).astype(case.dtype) for s in sizes]
+    acts = [data.x[: case.batch]]
+    acts += [rng.standard_normal((case.batch, n)).astype(case.dtype) for n in case.layers[1:]]
+    grads = [np.empty_like(w) for w in weights]
+    room = [np.empty_like(a) for a in acts]
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            for i, w in enumerate(weights):
+                np.matmul(acts[i], w, out=room[i + 1])
+            for i in range(len(weights) - 1, -1, -1):
+                np.matmul(acts[i].T, acts[i + 1], out=grads[i])
+                if i:
+                    np.matmul(acts[i + 1], weights[i].T, out=room[i])
+
+    return Runner(run)
