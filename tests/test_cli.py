@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import xpnet as xn
-from xpnet import cli, parity
+from xpnet import cli, kernels, parity
 from xpnet.backend import BACKENDS
 
 
@@ -26,6 +26,7 @@ def test_info_as_json_and_what_import_costs(capsys):
     report = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in report["backends"]] == list(BACKENDS)
     assert report["import_ms_beyond_numpy"] > 0
+    assert report["kernels"] == kernels.chosen()
     for row in report["backends"]:
         assert row["available"] is (row["reason"] is None)
         assert row["devices"] if row["available"] else row["install"]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -20,10 +21,8 @@ layers, batch, rows, folder = json.loads(sys.argv[1])
 
 
 def make(sizes):
-    model = xn.Sequential(
-        [*(xn.layers.Dense(n, activation="relu") for n in sizes[1:-1]), xn.layers.Dense(sizes[-1], activation="softmax")],
-        seed=0,
-    )
+    hidden = [xn.layers.Dense(n, activation="relu") for n in sizes[1:-1]]
+    model = xn.Sequential([*hidden, xn.layers.Dense(sizes[-1], activation="softmax")], seed=0)
     model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
     return model
 
@@ -77,7 +76,7 @@ def test_what_fit_needs_beyond_a_gigabyte_of_data(tmp_path):
     )
     found = json.loads(done.stdout.splitlines()[-1])
     assert ROWS * LAYERS[0] * 4 > 1e9
-    weights = sum(a * b + b for a, b in zip(LAYERS, LAYERS[1:]))
+    weights = sum(a * b + b for a, b in pairwise(LAYERS))
     activations = BATCH * sum(LAYERS)
     needed = 4 * (4 * weights + activations)  # weights, gradient and Adam's two slots
     assert found["loss"] < 1.0

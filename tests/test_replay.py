@@ -240,6 +240,8 @@ def test_the_switches(monkeypatch):
             m.setenv(name, value)
             model.compile("sgd", "mse")
             assert isinstance(model.program().run, Replay) == expected
+            model.compile("sgd", "mse", graph=False)
+            assert not isinstance(model.program().run, Replay)
 
 
 def test_a_step_that_cannot_be_recorded_is_tried_a_few_times(monkeypatch):

@@ -110,12 +110,16 @@ def test_blas_keeps_to_one_thread_meanwhile():
     def now():
         return [blas.get_num_threads() for blas in threads._blas()]
 
+    def inside():
+        with threads.Alone():
+            assert now() == [1] * len(before)
+            assert np.geterr()["over"] == "ignore"
+            raise KeyError
+
     before = now()
     assert before
-    with pytest.raises(KeyError), threads.Alone():
-        assert now() == [1] * len(before)
-        assert np.geterr()["over"] == "ignore"
-        raise KeyError
+    with pytest.raises(KeyError):
+        inside()
     assert now() == before
     assert np.geterr()["over"] != "ignore"
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from . import __version__
+from . import __version__, kernels
 from .backend import BACKENDS, get_backend, np, probe
 from .bench import run as bench
 from .errors import XpnetError
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parity.add_argument("--backends", nargs="+", choices=list(BACKENDS), help="default: those that can run")
     parity.add_argument("--steps", type=int, default=100)
     parity.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    timing = commands.add_parser("bench", help="time a training step beside the peers that are installed")
+    timing = commands.add_parser("bench", help="time steps and whole jobs beside the peers that are installed")
     bench.add_arguments(timing)
     options = parser.parse_args(arguments)
     run = {"info": _info, "parity": _parity, "bench": bench.main}[options.command]
@@ -55,6 +55,7 @@ def _info(options: argparse.Namespace) -> int:
         "numpy": np.__version__,
         "import_ms_beyond_numpy": round(float(timing.stdout), 1),
         "default": _default(),
+        "kernels": kernels.chosen(),
         "backends": probe(),
     }
     if options.json:
@@ -62,7 +63,8 @@ def _info(options: argparse.Namespace) -> int:
         return 0
     print(f"xpnet {report['xpnet']}, Python {report['python']}, NumPy {report['numpy']}")
     print(f"import xpnet: {report['import_ms_beyond_numpy']} ms beyond import numpy")
-    print(f"default backend: {report['default']}\n")
+    print(f"default backend: {report['default']}")
+    print(f"kernels for NumPy: {report['kernels']} (of {', '.join(kernels.CHOICES)})\n")
     for row in report["backends"]:
         if row["available"]:
             print(f"  {row['name']:<17} {row['version']:<14} {', '.join(row['devices'])}")

@@ -63,12 +63,14 @@ class Column:
             if self._room is None or len(self._room) < len(rows):
                 self._room = np.empty((len(rows), *self.shape), self.values.dtype)
             # "clip" is the mode in which NumPy writes straight to `out`; row numbers are in range
-            return np.take(self.values, rows, axis=0, out=self._room[: len(rows)], mode="clip")
+            return self.values.take(rows, 0, self._room[: len(rows)], "clip")
         return self.home.xp.take(self.values, self.home.array(rows), axis=0)
 
     def move(self, taken: Array, backend: Backend, dtype: str) -> Array:
         """Return what `take` gave on the model's device, in the named dtype."""
         if self.home.name == backend.name:
+            if self.kind == dtype:
+                return backend.bring(taken)
             return backend.xp.astype(backend.bring(taken), getattr(backend.xp, dtype), copy=False)
         return backend.feed(np.ascontiguousarray(host_of(taken), dtype=dtype))
 

@@ -330,17 +330,19 @@ class Sequential:
         loss: Any = None,
         metrics: Any = None,
         steps_per_execution: int = 1,
+        graph: bool = True,
     ) -> None:
         """Choose how to train. A call that fails leaves the former choice as it was.
 
         Args:
             optimizer, loss: names or objects. metrics: a list of names or objects.
             steps_per_execution: batches that are run at once (one `lax.scan` under JAX).
+            graph: whether a step may be recorded once and replayed (NumPy; see `xpnet.replay`).
 
         Raises:
             UnknownNameError: a name is not known. InvalidValueError: softmax or sigmoid and then `from_logits`.
         """
-        compiled = check_compile(optimizer, loss, metrics, steps_per_execution)
+        compiled = check_compile(optimizer, loss, metrics, steps_per_execution, graph)
         if self._network is not None:
             check_head(self._network, compiled.loss)
         self.compiled, self._program = compiled, None

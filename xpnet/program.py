@@ -21,6 +21,7 @@ class Compiled(NamedTuple):
     loss: losses.Loss
     metrics: list[metrics.Metric]
     steps_per_execution: int
+    graph: bool
 
     @property
     def names(self) -> list[str]:
@@ -46,7 +47,7 @@ class Program(NamedTuple):
     evaluation: Any
 
 
-def check_compile(optimizer: Any, loss: Any, chosen: Any, steps_per_execution: Any) -> Compiled:
+def check_compile(optimizer: Any, loss: Any, chosen: Any, steps_per_execution: Any, graph: Any = True) -> Compiled:
     """Return the objects for the arguments of `Sequential.compile`.
 
     Raises:
@@ -61,6 +62,7 @@ def check_compile(optimizer: Any, loss: Any, chosen: Any, steps_per_execution: A
         losses.get(loss),
         [metrics.get(m) for m in given],
         number("steps_per_execution", steps_per_execution, 1, integer=True),
+        bool(graph),
     )
     if compiled.loss.reduction == "none":
         raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
@@ -86,7 +88,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend) -> Prog
     targets = loss.target_shape(outputs)
     chosen = [m.for_shapes(targets, outputs) for m in compiled.metrics]
     step = make_step(backend, network, loss, optimizer, chosen)
-    recorder = kernels.recorder_for(backend.name)
+    recorder = kernels.recorder_for(backend.name) if compiled.graph else None
     known = recorder and all(_ours(part) for part in (*network.parts(), loss, optimizer, *chosen))
     return Program(
         optimizer,
