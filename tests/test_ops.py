@@ -331,6 +331,18 @@ def sound_case(op, ctx, rng, n, m):
     return [ctx.xp.asarray(op(ctx, *which)) for which in cases]
 
 
+def tally_case(op, ctx, rng, n, m):
+    backend, out = ctx.backend, []
+    for ok in (True, False):
+        step = backend.scalar(7, ctx.xp.int32)
+        age, *rest = (backend.scalar(v) for v in rng.standard_normal(7))
+        sums, parts = ((rest[0], rest[1]), (rest[2], rest[3])), ((rest[4], 3.0), (backend.scalar(2.0), rest[5]))
+        step, age, sums = op(ctx, backend.scalar(ok, ctx.xp.bool), step, age, sums, parts)
+        assert "int32" in str(step.dtype)
+        out += [ctx.xp.asarray(a) for a in (step, age, *sums[0], *sums[1])]
+    return out
+
+
 def optimizer_case(slots, *args, age=False):
     def case(op, ctx, rng, n, m):
         out, dtype = [], ctx.backend.dtype_name
@@ -359,6 +371,7 @@ CASES = {
     "penalize": penalize_case,
     "pack": pack_case,
     "sound": sound_case,
+    "tally": tally_case,
     "sgd": optimizer_case(lambda more: int(more[0] > 0), (0.0, False), (0.9, False), (0.9, True)),
     "momentum": optimizer_case(lambda more: 1, (0.9,), (0.0,)),
     "rmsprop": optimizer_case(lambda more: 1, (0.9, 1e-3, True), (0.9, 1e-3, False)),

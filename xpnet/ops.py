@@ -30,6 +30,7 @@ __all__ = [
     "sigmoid_cross_entropy",
     "softmax_cross_entropy",
     "sound",
+    "tally",
 ]
 
 Backward = Callable[..., tuple[Array, dict[str, Array]]]
@@ -182,6 +183,22 @@ def sound(ctx: Any, limit: float, flat: Array, *others: Array) -> Array:
     for a in others:
         result = result & xp.all(xp.isfinite(a))
     return result
+
+
+def tally(
+    ctx: Any, ok: Array, step: Array, age: Array, sums: Sequence[tuple[Array, Array]], parts: Sequence[Any]
+) -> tuple[Array, Array, Any]:
+    """Return step + 1, age + 1 and the (sum, weight) pairs with this batch's added; all as they were unless `ok`.
+
+    Args:
+        ok: 0-d boolean. step: int32. parts: a batch's (sum, weight) for each pair; weights may be numbers.
+    """
+
+    def taken(old: Array, more: Any) -> Array:
+        return ctx.xp.where(ok, old + more, old)
+
+    pairs = tuple((taken(total, a), taken(weight, w)) for (total, weight), (a, w) in zip(sums, parts))
+    return taken(step, 1), taken(age, 1.0), pairs
 
 
 def sgd(

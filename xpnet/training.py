@@ -92,20 +92,20 @@ def make_step(
             penalty, g = ctx.ops.penalize(ctx, s.weights, g, segments)
             value = value + penalty
 
-        def update(kept: tuple[Any, ...]) -> tuple[Any, ...]:
-            _, step, weights, slots, _, age, sums = kept
-            age = age + 1.0
-            sums = _add(sums, ctx, value, b, prediction, metrics)  # a metric may raise: before the update
-            weights, slots = optimizer.apply(ctx, weights, g, slots, s.lr, age)
-            ok = ctx.ops.sound(ctx, limit, weights)  # for the next step
-            new = (ok, step + 1, weights, slots, new_stats, age, sums)
-            return new if optimizer.never_overflows else backend.when(ok, lambda _: new, (ok, *kept[1:]))
-
         new_stats = network.new_stats(ctx, s.stats)
+        parts = _parts(ctx, value, b, prediction, metrics)  # a metric may raise: before the update
         ok = s.ok & (s.lr <= LARGEST_RATE) & ctx.ops.sound(ctx, limit, g, value, new_stats)
-        kept = (ok, s.step, s.weights, s.slots, s.stats, s.age, s.sums)
-        ok, number, weights, slots, stats, age, sums = backend.when(ok, update, kept)
-        return TrainState(number, s.lr, ok, weights, slots, stats, age, sums)
+
+        def update(kept: tuple[Any, ...]) -> tuple[Any, ...]:
+            weights, slots = optimizer.apply(ctx, kept[1], g, kept[2], s.lr, s.age + 1.0)
+            well = ctx.ops.sound(ctx, limit, weights)  # for the next step
+            new = (well, weights, slots, new_stats)
+            return new if optimizer.never_overflows else backend.when(well, lambda _: new, (well, *kept[1:]))
+
+        well, weights, slots, stats = backend.when(ok, update, (ok, s.weights, s.slots, s.stats))
+        taken = ok if optimizer.never_overflows else well
+        number, age, sums = ctx.ops.tally(ctx, taken, s.step, s.age, s.sums, parts)
+        return TrainState(number, s.lr, well, weights, slots, stats, age, sums)
 
     return step
 
@@ -123,16 +123,16 @@ def make_evaluation(
         value, _, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
         if segments:
             value = value + ctx.ops.penalize(ctx, weights, ctx.xp.zeros_like(weights), segments)[0]
-        return _add(sums, ctx, value, b, prediction, metrics)
+        parts = _parts(ctx, value, b, prediction, metrics)
+        return tuple((total + a, weight + w) for (total, weight), (a, w) in zip(sums, parts))
 
     return backend.jit(evaluation)
 
 
-def _add(sums: Any, ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> Any:
-    """Add a batch to the sums; its loss counts once a row."""
+def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> list[Any]:
+    """Return what a batch adds to the sums; its loss counts once a row."""
     rows = float(b.x.shape[0])
-    parts = [(value * rows, rows), *(m.measure(ctx, b.y, prediction, b.weight) for m in metrics)]
-    return tuple((total + a, weight + w) for (total, weight), (a, w) in zip(sums, parts))
+    return [(value * rows, rows), *(m.measure(ctx, b.y, prediction, b.weight) for m in metrics)]
 
 
 def read_sums(backend: Backend, sums: Any, names: Sequence[str]) -> dict[str, float]:

@@ -58,7 +58,7 @@ def prepared(case: Case, model: Any, data: DataSet, count: int, stacked: bool = 
         return model.backend.copy(model.backend.bring(a))
 
     if stacked:
-        stack = loop.make_batches(model, program, columns, slice(0, count * size), count)
+        stack: Any = loop.make_batches(model, program, columns, slice(0, count * size), count)
         batches: Any = Stack(tree_map(place, stack.tree), count)
     else:
         bounds = [slice(i * size, min((i + 1) * size, len(columns))) for i in range(count)]

@@ -30,6 +30,7 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
             "pack",
             "penalize",
             "sound",
+            "tally",
             "sgd",
             "momentum",
             "rmsprop",

@@ -208,6 +208,21 @@ def _sound(ok: Array, square: float, flat: Array, *others: Array) -> None:
     )
 
 
+def tally(ctx: Any, ok: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
+    """Twin of `ops.tally`, in place, for a recording, where all these are arrays."""
+    if ctx.tape is None:
+        return ops.tally(ctx, ok, step, age, sums, parts)
+
+    def add(kept: Any) -> Any:
+        step, age, sums = kept
+        for pair, more in zip(sums, parts):
+            for total, part in zip(pair, more):
+                np.add(total, part, out=total)
+        return np.add(step, 1, out=step), np.add(age, 1.0, out=age), sums
+
+    return ctx.tape.when(ok, add, (step, age, sums))
+
+
 # Optimizers: in place where no update can overflow, since the guard has seen gradient and weights. Otherwise
 # the body does it, which leaves weights and slots as they were: the guard may yet hold the update back.
 
