@@ -1,16 +1,22 @@
 // The kernels of the CuPy backend, compiled by NVRTC with
-//   -DT=  how arrays are stored: float, double, __half, __nv_bfloat16 (with -DHEADER=<cuda_fp16.h>, <cuda_bf16.h>)
-//   -DA=  in what is computed and added up, and what weights are kept in: float, or double for double
-//   -DS=  only `gather` is compiled then, which reads S and writes T
+//   -DXP_T=  T, how arrays are stored: float, double, __half, __nv_bfloat16 (those with -DXP_HEADER=<cuda_fp16.h>,
+//            <cuda_bf16.h>)
+//   -DXP_A=  A, in what is computed and added up, and what weights are kept in: float, or double for double
+//   -DXP_S=  S: only `gather` is compiled then, which reads S and writes T
+// (not -DT=: NVRTC reads its own header, where T is a template's, after it has heard of the options).
+//
 // Kernels over n elements take any grid and block of one dimension. Where a comment says "block (32, 8)", threads
 // work as warps or add up in shared memory, and the block must be that one. Nothing may be launched over nothing.
 // Nothing adds floats atomically: the same input gives the same bits. "B" counts the bytes of memory that are
 // moved per element, for T = A = float. Scalars that change from step to step come as pointers, for a CUDA graph
 // freezes the rest. A pointer that may be null says so.
 
-#ifdef HEADER
-#include HEADER
+#ifdef XP_HEADER
+#include XP_HEADER
 #endif
+
+#define T XP_T
+#define A XP_A
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -18,7 +24,8 @@ typedef unsigned long long u64;
 // i runs over this thread's share of 0 .. n - 1.
 #define EACH(i, n) i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x
 
-#ifdef S
+#ifdef XP_S
+#define S XP_S
 
 // out[r, :] = data[order[first + r], :], converted: 8 B, and the read of `order`.
 extern "C" __global__ void gather(const S* __restrict__ data, const i64* __restrict__ order,
@@ -119,8 +126,8 @@ extern "C" __global__ void bias_act(T* z, const T* __restrict__ bias, int rows, 
 }
 
 // dz = f'(z) dy, from y = f(z), and sums[chunk, :] = the sums of the columns of dz over that chunk of rows: 12 B
-// (linear: 4 B for the sums, 8 B with dz). dz and sums may be null, and y where f is linear. Grid (units / 32, chunks),
-// block (32, 8). With several chunks, `column_sums` adds up what they left.
+// (linear: 4 B for the sums, 8 B with dz). dz and sums may be null, and y where f is linear. With several chunks,
+// `column_sums` adds up what they left. Grid (units / 32, chunks), rounded up; block (32, 8).
 extern "C" __global__ void act_backward(const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dz,
                                         A* __restrict__ sums, int rows, int units, int kind) {
     __shared__ A part[ROWS][LANES];
@@ -138,7 +145,7 @@ extern "C" __global__ void act_backward(const T* __restrict__ dy, const T* __res
     if (sums) column_totals(total, part, sums + (i64)blockIdx.y * units, column, units);
 }
 
-// out = the sums of the columns of partial: 4 B. Grid (units / 32), block (32, 8).
+// out = the sums of the columns of partial: 4 B. Grid (units / 32), rounded up; block (32, 8).
 extern "C" __global__ void column_sums(const A* __restrict__ partial, A* __restrict__ out, int rows, int units) {
     __shared__ A part[ROWS][LANES];
     const int column = blockIdx.x * LANES + threadIdx.x;
@@ -263,13 +270,29 @@ extern "C" __global__ void all_finite(const T* __restrict__ a, i64 n, bool* ok) 
     if (!sound) *ok = false;  // whoever writes writes the same
 }
 
-// Regularizers and optimizers, over flat arrays in place ------------------------------------------------------
-//
-// The optimizers write nothing where *ok is false (ok may be null), and set *wild to true where a new weight or
-// slot is not tame (see is_tame; wild may be null).
+// partial[block] = the block's share of sum(a^2): 4 B. Block: whole warps.
+extern "C" __global__ void sum_squares(const A* __restrict__ a, A* __restrict__ partial, i64 n) {
+    __shared__ A room[LANES];
+    A total = 0;
+    for (EACH(i, n)) total += a[i] * a[i];
+    total = block_sum(total, room);
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+// ok = (sum(partial) <= limit), which a NaN is not: 4 B. One block, of up to 32 whole warps.
+extern "C" __global__ void within(const A* __restrict__ partial, A limit, bool* ok, int n) {
+    __shared__ A room[LANES];
+    A total = 0;
+    for (EACH(i, n)) total += partial[i];
+    total = block_sum(total, room);
+    if (threadIdx.x == 0) *ok = total <= limit;
+}
+
+// Regularizers and optimizers, over flat arrays in place ---------------------------------------------------
 
 // g += l1 sign(w) + 2 l2 w, and partial[block] = the block's share of sum(l1 |w| + l2 w^2): 12 B. Block: whole warps.
-extern "C" __global__ void penalize(const A* __restrict__ w, A* g, A* partial, A l1, A l2, i64 n) {
+extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, A* __restrict__ partial, A l1, A l2,
+                                    i64 n) {
     __shared__ A room[LANES];
     A total = 0;
     for (EACH(i, n)) {
@@ -281,87 +304,77 @@ extern "C" __global__ void penalize(const A* __restrict__ w, A* g, A* partial, A
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-// w' = w - lr g: 12 B.
-extern "C" __global__ void sgd(A* w, const A* __restrict__ g, const A* lr, const bool* ok, bool* wild, i64 n) {
+// What the optimizers share: nothing is written where *ok is false (ok may be null), and *wild becomes true where
+// update(i), which says whether all that it wrote is tame, says no (wild may be null).
+template <class Update>
+__device__ inline void optimize(const bool* ok, bool* wild, i64 n, Update update) {
     if (ok && !*ok) return;
-    const A rate = *lr;
     bool tame = true;
-    for (EACH(i, n)) {
-        const A new_w = w[i] - rate * g[i];
-        w[i] = new_w;
-        tame &= is_tame(new_w);
-    }
+    for (EACH(i, n)) tame &= update(i);
     if (wild && !tame) *wild = true;
+}
+
+// w' = w - lr g: 12 B.
+extern "C" __global__ void sgd(A* __restrict__ w, const A* __restrict__ g, const A* lr, const bool* ok, bool* wild,
+                               i64 n) {
+    const A rate = *lr;
+    optimize(ok, wild, n, [=](i64 i) {
+        w[i] -= rate * g[i];
+        return is_tame(w[i]);
+    });
 }
 
 // v' = momentum v - lr g,  w' = w + v', or with nesterov  w' = w + momentum v' - lr g: 20 B.
-extern "C" __global__ void sgd_momentum(A* w, const A* __restrict__ g, A* v, const A* lr, A momentum, int nesterov,
-                                        const bool* ok, bool* wild, i64 n) {
-    if (ok && !*ok) return;
+extern "C" __global__ void sgd_momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
+                                        A momentum, int nesterov, const bool* ok, bool* wild, i64 n) {
     const A rate = *lr;
-    bool tame = true;
-    for (EACH(i, n)) {
+    optimize(ok, wild, n, [=](i64 i) {
         const A step = rate * g[i], new_v = momentum * v[i] - step;
-        const A new_w = nesterov ? w[i] + momentum * new_v - step : w[i] + new_v;
+        w[i] = nesterov ? w[i] + momentum * new_v - step : w[i] + new_v;
         v[i] = new_v;
-        w[i] = new_w;
-        tame &= is_tame(new_v) && is_tame(new_w);
-    }
-    if (wild && !tame) *wild = true;
+        return is_tame(w[i]) && is_tame(new_v);
+    });
 }
 
 // v' = beta v + rest g,  w' = w - lr v', where rest = 1 - beta: 20 B.
-extern "C" __global__ void momentum(A* w, const A* __restrict__ g, A* v, const A* lr, A beta, A rest,
-                                    const bool* ok, bool* wild, i64 n) {
-    if (ok && !*ok) return;
+extern "C" __global__ void momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
+                                    A beta, A rest, const bool* ok, bool* wild, i64 n) {
     const A rate = *lr;
-    bool tame = true;
-    for (EACH(i, n)) {
-        const A new_v = beta * v[i] + rest * g[i], new_w = w[i] - rate * new_v;
-        v[i] = new_v;
-        w[i] = new_w;
-        tame &= is_tame(new_v) && is_tame(new_w);
-    }
-    if (wild && !tame) *wild = true;
+    optimize(ok, wild, n, [=](i64 i) {
+        v[i] = beta * v[i] + rest * g[i];
+        w[i] -= rate * v[i];
+        return is_tame(w[i]) && is_tame(v[i]);
+    });
 }
 
 // s' = rho s + rest g^2,  w' = w - lr g / root, where rest = 1 - rho and root is sqrt(s' + epsilon) with `inside`,
 // else sqrt(s') + epsilon: 20 B.
-extern "C" __global__ void rmsprop(A* w, const A* __restrict__ g, A* s, const A* lr, A rho, A rest, A epsilon,
-                                   int inside, const bool* ok, bool* wild, i64 n) {
-    if (ok && !*ok) return;
+extern "C" __global__ void rmsprop(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ s, const A* lr,
+                                   A rho, A rest, A epsilon, int inside, const bool* ok, bool* wild, i64 n) {
     const A rate = *lr;
-    bool tame = true;
-    for (EACH(i, n)) {
+    optimize(ok, wild, n, [=](i64 i) {
         const A slope = g[i], new_s = rho * s[i] + rest * (slope * slope);
-        const A root = inside ? sqrt(new_s + epsilon) : sqrt(new_s) + epsilon;
-        const A new_w = w[i] - rate * slope / root;
         s[i] = new_s;
-        w[i] = new_w;
-        tame &= is_tame(new_s) && is_tame(new_w);
-    }
-    if (wild && !tame) *wild = true;
+        w[i] -= rate * slope / (inside ? sqrt(new_s + epsilon) : sqrt(new_s) + epsilon);
+        return is_tame(w[i]) && is_tame(new_s);
+    });
 }
 
 // m' = b1 m + rest1 g,  v' = b2 v + rest2 g^2,  c = 1 - b^age = -expm1(age log(b)),  q = w - lr decay w,
 // w' = q - lr sqrt(c2)/c1 m' / (sqrt(v') + epsilon), epsilon times sqrt(c2) with `corrected`: 28 B.
 // rest = 1 - b and ln = log(b) come from the host (b = 0: ln = -infinity, c = 1).
-extern "C" __global__ void adam(A* w, const A* __restrict__ g, A* m, A* v, const A* lr, const A* age, A b1, A rest1,
-                                A ln1, A b2, A rest2, A ln2, A epsilon, int corrected, A decay, const bool* ok,
-                                bool* wild, i64 n) {
-    if (ok && !*ok) return;
+extern "C" __global__ void adam(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ m, A* __restrict__ v,
+                                const A* lr, const A* age, A b1, A rest1, A ln1, A b2, A rest2, A ln2, A epsilon,
+                                int corrected, A decay, const bool* ok, bool* wild, i64 n) {
     const A root2 = sqrt(-expm1(*age * ln2)), rate = *lr * root2 / -expm1(*age * ln1);
     const A small = corrected ? epsilon * root2 : epsilon, shrink = *lr * decay;
-    bool tame = true;
-    for (EACH(i, n)) {
+    optimize(ok, wild, n, [=](i64 i) {
         const A slope = g[i], new_m = b1 * m[i] + rest1 * slope, new_v = b2 * v[i] + rest2 * (slope * slope);
-        const A new_w = w[i] - shrink * w[i] - rate * new_m / (sqrt(new_v) + small);
         m[i] = new_m;
         v[i] = new_v;
-        w[i] = new_w;
-        tame &= is_tame(new_m) && is_tame(new_v) && is_tame(new_w);
-    }
-    if (wild && !tame) *wild = true;
+        w[i] = w[i] - shrink * w[i] - rate * new_m / (sqrt(new_v) + small);
+        return is_tame(w[i]) && is_tame(new_m) && is_tame(new_v);
+    });
 }
 
 #endif

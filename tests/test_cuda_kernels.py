@@ -1,0 +1,1074 @@
+"""The CUDA kernels, run on the host (see cuda_on_host.py): against the bodies of `ops.py`, and through the twins.
+
+NVRTC, which compiles them where there is a GPU, has to accept them too; it needs no GPU (pip install
+nvidia-cuda-nvrtc nvidia-cuda-runtime).
+"""
+
+import ctypes
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from pathlib import Path
+
+import cuda_on_host
+import numpy as np
+import pytest
+from cuda_on_host import COMPILER, RawKernel, RawModule
+from cupy_like import Array, CupyLike, inside_a_step
+
+import xpnet as xn
+from xpnet import activations, initializers, kernels, ops
+from xpnet.backend import BACKENDS, _make, get_backend
+from xpnet.context import Arena, Context
+from xpnet.kernels import cupy as twins
+from xpnet.params import Layout, ParamSpec
+from xpnet.random import DRAW, Stream, keep_mask
+
+if get_backend().name != "numpy":
+    pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
+
+from test_cupy_like import LABELS, WEIGHTS, X, everything
+from test_ops import CASES, compare, hosts
+
+SOURCE = Path(twins.__file__).with_name("cuda_kernels.cu")
+NAMES = set(re.findall(r"__global__ void (\w+)\(", SOURCE.read_text()))
+NULL = np.uintp(0)
+TOLERANCES = {"float32": {"rtol": 1e-5, "atol": 1e-6}, "float64": {"rtol": 1e-12, "atol": 1e-13}}
+GRIDS = [((1,), (32,)), ((3,), (64,)), ((40,), (256,))]  # less than the work, and more
+LIMITS = {"float32": np.float32(1e30), "float64": 1e300}  # what is called wild is beyond them
+WARPS = (32, 8)
+ODD = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30]
+GUARD = 64
+
+
+class Device:
+    """Kernels for one dtype, and memory whose surroundings nobody may write to."""
+
+    def __init__(self, dtype):
+        self.dtype = np.dtype(dtype)
+        self.real = self.dtype.type
+        self.tolerance = TOLERANCES.get(dtype)
+        self._module = twins._module(dtype)
+        self._guarded = []
+
+    def room(self, shape, dtype=None):
+        """Return memory in which all bits are set (NaN, -1), as are those around it."""
+        dtype = np.dtype(dtype or self.dtype)
+        size = math.prod(shape) * dtype.itemsize
+        memory = np.full(size + 2 * GUARD, 255, np.uint8)
+        self._guarded.append(memory)
+        return Array(memory[GUARD : GUARD + size].view(dtype).reshape(shape))
+
+    def put(self, values, dtype=None):
+        """Return an array of the values, in memory as `room` returns it."""
+        array = self.room(np.shape(values), dtype)
+        array.values[...] = values
+        return array
+
+    def run(self, name, grid, block, *args):
+        """Launch a kernel and look at the surroundings."""
+        self._module.get_function(name)(grid, block, args)
+        for memory in self._guarded:
+            assert (memory[:GUARD] == 255).all(), f"{name} wrote before an array"
+            assert (memory[-GUARD:] == 255).all(), f"{name} wrote behind an array"
+
+    def close(self, found, wanted, **tolerance):
+        np.testing.assert_allclose(found.values, wanted, **(tolerance or self.tolerance))
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """CuPy's place is taken by the stand-in; its arrays get what kernels/ may use beyond the floors."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler (g++) was found")
+
+    def write(self, key, value):
+        self.values[key] = value.values
+
+    monkeypatch.setattr(Array, "__setitem__", write)
+    monkeypatch.setattr(Array, "flags", property(lambda self: self.values.flags), raising=False)
+    monkeypatch.setitem(sys.modules, "cupy", cuda_on_host.cupy)
+    caches = (twins._module, twins._kernel, _make, kernels._table)
+    for cache in caches:
+        cache.cache_clear()
+    RawKernel.launched.clear()
+    with np.errstate(all="ignore"):
+        yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture(params=["float32", "float64"])
+def device(compiler, request):
+    return Device(request.param)
+
+
+def body_context(device):
+    return Context(get_backend("numpy", dtype=device.dtype.name))
+
+
+def draw(rng, shape, dtype, odd=False):
+    """Return random numbers; with `odd` a few of ODD among them."""
+    a = (3 * rng.standard_normal(shape)).astype(dtype)
+    if odd and a.size:
+        flat = a.reshape(-1)
+        flat[rng.integers(0, a.size, len(ODD))] = ODD
+    return a
+
+
+def test_every_kernel_is_run_here():
+    text = Path(__file__).read_text()
+    assert len(NAMES) == 19
+    assert {name for name in NAMES if f'"{name}"' not in text} == set()
+
+
+# Layers -------------------------------------------------------------------------------------------------
+
+KINDS = ["linear", "relu", "tanh", "sigmoid"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (33, 10), (2, 300), (64, 32), (0, 3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bias_act(device, kind, shape):
+    rng, f = np.random.default_rng(1), activations.get(kind)
+    for odd in (False, True):
+        for grid, block in GRIDS:
+            for bias in (draw(rng, shape[1], device.dtype), None):
+                z = draw(rng, shape, device.dtype, odd)
+                out, b = device.put(z), NULL if bias is None else device.put(bias)
+                device.run("bias_act", grid, block, out, b, np.int32(shape[0]), np.int32(shape[1]),
+                           np.int32(KINDS.index(kind)))  # fmt: skip
+                device.close(out, f.forward(np, z if bias is None else z + bias))
+
+
+def test_kinds_are_those_of_the_twin():
+    assert {name: i for i, name in enumerate(KINDS)} == twins._KINDS
+    assert re.search(r"enum \{ (.*) \}", SOURCE.read_text())[1].lower().split(", ") == KINDS
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize(("rows", "units"), [(1, 1), (7, 5), (33, 32), (300, 33), (3, 70), (0, 2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_act_backward(device, kind, rows, units, odd):
+    rng, f = np.random.default_rng(2), activations.get(kind)
+    z, dy = draw(rng, (rows, units), device.dtype, odd), draw(rng, (rows, units), device.dtype, odd)
+    y = f.forward(np, z)
+    wanted = f.backward(np, dy, z, y)
+    given = device.put(dy), device.put(y) if kind != "linear" else NULL
+    sizes = np.int32(rows), np.int32(units), np.int32(KINDS.index(kind))
+    across = -(-units // 32)
+    for chunks in (1, 3, 40):
+        dz, partial, sums = device.room(dy.shape), device.room((chunks, units)), device.room((units,))
+        device.run("act_backward", (across, chunks), WARPS, *given, dz, partial, *sizes)
+        device.run("column_sums", (across,), WARPS, partial, sums, np.int32(chunks), np.int32(units))
+        device.close(dz, wanted)
+        # what differs by the order of additions is as large as the rounding of the terms
+        size = np.abs(np.where(np.isfinite(wanted), wanted, 0)).sum(0).max(initial=1)
+        total = dict(rtol=device.tolerance["rtol"], atol=device.tolerance["rtol"] * size)
+        device.close(sums, wanted.sum(0), **total)
+        if chunks == 1:
+            np.testing.assert_array_equal(partial.values[0], sums.values)
+        only_sums, only_dz = device.room((chunks, units)), device.room(dy.shape)
+        device.run("act_backward", (across, chunks), WARPS, *given, NULL, only_sums, *sizes)
+        device.run("act_backward", (across, chunks), WARPS, *given, only_dz, NULL, *sizes)
+        np.testing.assert_array_equal(only_sums.values, partial.values)
+        np.testing.assert_array_equal(only_dz.values, dz.values)
+
+
+@pytest.mark.parametrize(("rows", "units"), [(1, 1), (8, 31), (9, 65), (100, 3)])
+def test_column_sums(device, rows, units):
+    a = draw(np.random.default_rng(3), (rows, units), device.dtype)
+    a[rows // 2, units // 2] = np.nan
+    out = device.room((units,))
+    device.run("column_sums", (-(-units // 32),), WARPS, device.put(a), out, np.int32(rows), np.int32(units))
+    device.close(out, a.sum(0), rtol=device.tolerance["rtol"], atol=100 * device.tolerance["rtol"])
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 700])
+def test_dropout(device, size):
+    rng = np.random.default_rng(4)
+    for rate in (0.0, 0.3, 0.9):
+        for grid, block in GRIDS:
+            x, keep = draw(rng, size, device.dtype, True), rng.random(size) >= rate
+            y = device.room((size,))
+            device.run("dropout", grid, block, device.put(x), device.put(keep, bool),
+                       device.real(1.0 / (1.0 - rate)), y, np.int64(size))  # fmt: skip
+            wanted, _ = ops.dropout(body_context(device), x, keep, rate)
+            np.testing.assert_array_equal(y.values, wanted)
+
+
+# Losses -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["labels", "soft"])
+@pytest.mark.parametrize(
+    ("rows", "classes"), [(1, 1), (5, 2), (9, 10), (17, 31), (4, 32), (6, 33), (21, 100), (2, 3001), (0, 4)]
+)
+def test_softmax_ce(device, rows, classes, kind, weighted):
+    rng = np.random.default_rng(5)
+    z = draw(rng, (rows, classes), device.dtype)
+    z[2:3] *= 1000  # exp would overflow
+    z[3:4, classes // 2] = np.nan
+    z[4:5, classes - 1] = np.inf
+    z[5:6, 0] = -np.inf
+    if kind == "labels":
+        target = rng.integers(0, classes, rows).astype(np.int32)
+        target[:1], target[1:2] = -1, classes  # no class: no row of the target is 1
+        targets = device.put(target, np.int32), NULL
+    else:
+        target = rng.random((rows, classes)).astype(device.dtype)  # not normalized
+        targets = NULL, device.put(target)
+    weight = rng.random(rows).astype(device.dtype) if weighted else 0.25
+    weights = (device.put(weight), device.real(1.0)) if weighted else (NULL, device.real(0.25))
+    wanted = ops.softmax_cross_entropy(body_context(device), z, target, weight)
+    for grid in ((1,), (2,), (50,)):
+        dz, a, values = device.room(z.shape), device.room(z.shape), device.room((rows,))
+        device.run("softmax_ce", grid, WARPS, device.put(z), *targets, *weights, dz, a, values, np.int32(rows),
+                   np.int32(classes))  # fmt: skip
+        for found, expected in zip((values, dz, a), wanted):
+            device.close(found, expected)
+
+
+def test_softmax_ce_takes_weight_and_scale(device):
+    z, target = device.put([[1.0, 2.0], [3.0, -1.0]]), device.put([0, 0], np.int32)
+    dz, a, values = device.room((2, 2)), device.room((2, 2)), device.room((2,))
+    device.run("softmax_ce", (1,), WARPS, z, target, NULL, device.put([1.0, 3.0]), device.real(0.5), dz, a, values,
+               np.int32(2), np.int32(2))  # fmt: skip
+    device.close(dz, (a.values - [[1, 0], [1, 0]]) * [[0.5], [1.5]])
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (50, 2), (40, 10), (33, 32), (20, 33), (30, 100), (0, 4)])
+def test_hits(device, rows, classes):
+    rng = np.random.default_rng(6)
+    ties = rng.integers(0, 3, (rows, classes)).astype(device.dtype)
+    odd = ties.copy()
+    odd[rng.random(odd.shape) < 0.05] = np.nan
+    odd[rng.random(odd.shape) < 0.1] = np.inf
+    low = np.full((rows, classes), -np.inf, device.dtype)
+    for p in (draw(rng, (rows, classes), device.dtype), ties, odd, low):
+        best = p.argmax(-1) if rows else np.empty(0)
+        for target in (best, np.where(rng.random(rows) < 0.5, best, rng.integers(0, classes, rows))):
+            for grid in ((1,), (9,)):
+                out = device.room((rows,))
+                device.run("hits", grid, WARPS, device.put(p), device.put(target, np.int32), out, np.int32(rows),
+                           np.int32(classes))  # fmt: skip
+                np.testing.assert_array_equal(out.values, best == target)
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 1000, 2049])
+@pytest.mark.parametrize("block", [32, 96, 1024])
+def test_sum_scaled(device, n, block):
+    rng = np.random.default_rng(7)
+    values, weight = draw(rng, n, device.dtype), rng.random(n).astype(device.dtype)
+    spoilt = values.copy()
+    spoilt[n - 1] = np.inf
+    for v in (values, spoilt):
+        for w in (None, weight):
+            out = device.room(())
+            device.run("sum_scaled", (1,), (block,), device.put(v), NULL if w is None else device.put(w),
+                       device.real(0.3), out, np.int32(n))  # fmt: skip
+            terms = 0.3 * (v if w is None else v * w).astype(np.float64)
+            error = device.tolerance["rtol"] * np.abs(np.where(np.isfinite(terms), terms, 0)).sum()
+            device.close(out, terms.sum(), rtol=0, atol=error)
+
+
+# The guard ----------------------------------------------------------------------------------------------
+
+
+def test_set_flag(device):
+    for source, wanted in ((NULL, True), (device.put(True, bool), True), (device.put(False, bool), False)):
+        flag = device.put(not wanted, bool)
+        device.run("set_flag", (1,), (1,), flag, source)
+        assert flag.values == wanted
+
+
+@pytest.mark.parametrize("size", [1, 33, 70])
+def test_all_finite_wherever_it_stands(device, size):
+    largest = np.finfo(device.dtype).max
+    sound = draw(np.random.default_rng(8), size, device.dtype)
+    sound[:: size // 2 + 1] = largest  # its square overflows
+    sound[1::20] = np.finfo(device.dtype).smallest_subnormal
+    a, flag = device.put(sound), device.put(True, bool)
+    grids = [*GRIDS, ((2,), (1,))]
+    for grid, block in grids:
+        device.run("all_finite", grid, block, a, np.int64(size), flag)
+        assert flag.values
+    quiet, n = np.nan, 0
+    for place in range(size):
+        for bad in (quiet, -quiet, np.inf, -np.inf):
+            a.values[place], flag.values[...] = bad, True
+            grid, block = grids[n % len(grids)]
+            n += 1
+            device.run("all_finite", grid, block, a, np.int64(size), flag)
+            assert not flag.values
+        a.values[place] = sound[place]
+    device.run("all_finite", (1,), (32,), a, np.int64(size), flag)
+    assert not flag.values  # it is never set to true
+    flag.values[...] = True
+    device.run("all_finite", (1,), (32,), device.put([np.nan]), np.int64(0), flag)
+    assert flag.values
+
+
+@pytest.mark.parametrize("size", [1, 33, 1000])
+def test_sum_squares_and_within(device, size):
+    a = draw(np.random.default_rng(20), size, device.dtype)
+    exact = (a.astype(np.float64) ** 2).sum()
+    for grid, block, last in ((1, 32, 32), (3, 96, 32), (70, 256, 96), (70, 32, 1024)):
+        for value, factor in ((None, 1.001), (None, 0.999), (np.nan, np.inf), (-np.inf, 1e10)):
+            odd, partial, ok = a.copy(), device.room((grid,)), device.room((), bool)
+            if value is not None:
+                odd[size - 1] = value
+            device.run("sum_squares", (grid,), (block,), device.put(odd), partial, np.int64(size))
+            device.run("within", (1,), (last,), partial, device.real(exact * factor), ok, np.int32(grid))
+            assert ok.values.view(np.uint8) == (factor == 1.001)
+
+
+# Regularizers and optimizers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 33, 1000])
+@pytest.mark.parametrize(("l1", "l2"), [(0.5, 0.25), (0.0, 0.1), (0.3, 0.0)])
+def test_penalize(device, size, l1, l2):
+    rng = np.random.default_rng(9)
+    for odd in (False, True):
+        for grid in (1, 3, 40):
+            w, g = draw(rng, size, device.dtype), draw(rng, size, device.dtype)
+            w[rng.integers(0, size, 2)] = (np.nan, -np.inf) if odd else (0.0, -0.0)
+            on_g, partial, value = device.put(g), device.room((grid,)), device.room(())
+            device.run("penalize", (grid,), (96,), device.put(w), on_g, partial, device.real(l1), device.real(l2),
+                       np.int64(size))  # fmt: skip
+            device.run("sum_scaled", (1,), (32,), partial, NULL, device.real(1), value, np.int32(grid))
+            penalty, slope = ops.penalize(body_context(device), w, g, ((0, size, l1, l2),))
+            device.close(on_g, slope)
+            device.close(value, penalty)
+
+
+def betas(real, *values):
+    return [x for b in values for x in (real(b), real(1.0 - b))]
+
+
+def moments(real, *values):
+    return [x for b in values for x in (*betas(real, b), real(math.log(b) if b else -math.inf))]
+
+
+# name, slots, arguments of the body, those of the kernel
+OPTIMIZERS = [
+    ("sgd", 0, (0.0, False), lambda real: []),
+    *[
+        ("sgd_momentum", 1, (0.9, nesterov), lambda real, nesterov=nesterov: [real(0.9), np.int32(nesterov)])
+        for nesterov in (False, True)
+    ],
+    *[("momentum", 1, (beta,), lambda real, beta=beta: betas(real, beta)) for beta in (0.9, 0.0)],
+    *[
+        (
+            "rmsprop", 1, (0.9, epsilon, inside),
+            lambda real, e=epsilon, inside=inside: [*betas(real, 0.9), real(e), np.int32(inside)],
+        )
+        for inside in (False, True)
+        for epsilon in (1e-3, 0.0)
+    ],
+    *[
+        (
+            "adam", 2, (b1, b2, epsilon, corrected),
+            lambda real, b1=b1, b2=b2, e=epsilon, c=corrected: [
+                *moments(real, b1, b2), real(e), np.int32(c), real(0.0)
+            ],
+        )
+        for corrected in (False, True)
+        for b1, b2, epsilon in ((0.9, 0.999, 1e-3), (0.0, 0.0, 1e-2), (0.5, 0.9, 0.0))
+    ],
+]  # fmt: skip
+
+
+def body_of(device, name, w, g, slots, lr, age, args):
+    """Return what the body makes of them, as a list: weights, slots."""
+    clock = (device.real(age),) if name == "adam" else ()
+    body = getattr(ops, name.partition("_")[0])
+    new, fresh = body(body_context(device), w, g, tuple(slots), device.real(lr), *clock, *args)
+    return [new, *fresh]
+
+
+def update(device, name, w, g, slots, lr, age, args, ok=None, wild=None, grid=(3,), block=(64,)):
+    """Run an optimizer's kernel on the device arrays."""
+    clock = (device.put(age),) if name == "adam" else ()
+    flags = (NULL if flag is None else flag for flag in (ok, wild))
+    device.run(name, grid, block, w, device.put(g), *slots, device.put(lr), *clock, *args(device.real), *flags,
+               np.int64(w.size))  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [0, 1, 77, 1000])
+@pytest.mark.parametrize(("name", "count", "body_args", "args"), OPTIMIZERS)
+def test_optimizers(device, name, count, body_args, args, size):
+    rng = np.random.default_rng(10)
+    for grid, block in GRIDS:
+        w, *slots = (np.abs(draw(rng, size, device.dtype)) for _ in range(1 + count))
+        on_w, *on_slots = (device.put(a) for a in (w, *slots))
+        for age, odd in ((1.0, False), (2.0, False), (1000.0, False), (1001.0, True)):
+            g, lr = draw(rng, size, device.dtype, odd), 0.1 / age
+            wild, ok = device.put(False, bool), device.put(True, bool)
+            w, *slots = body_of(device, name, w, g, slots, lr, age, body_args)
+            update(device, name, on_w, g, on_slots, lr, age, args, ok, wild, grid, block)
+            for found, wanted in zip((on_w, *on_slots), (w, *slots), strict=True):
+                device.close(found, wanted, rtol=5 * device.tolerance["rtol"], atol=device.tolerance["atol"])
+            assert wild.values == (not all((np.abs(a) <= LIMITS[device.dtype.name]).all() for a in (w, *slots)))
+
+
+@pytest.mark.parametrize("decay", [0.01, 0.5])
+def test_adam_with_decay(device, decay):
+    rng, args = np.random.default_rng(11), (0.9, 0.999, 1e-3, True)
+    w, g, m, v = (np.abs(draw(rng, 50, device.dtype)) for _ in range(4))
+    on = [device.put(a) for a in (w, m, v)]
+    kernel_args = [*moments(device.real, 0.9, 0.999), device.real(1e-3), np.int32(1), device.real(decay)]
+    update(device, "adam", on[0], g, on[1:], 0.1, 3.0, lambda real: kernel_args)
+    wanted = body_of(device, "adam", w - device.real(0.1 * decay) * w, g, [m, v], 0.1, 3.0, args)
+    for found, expected in zip(on, wanted, strict=True):
+        device.close(found, expected)
+
+
+@pytest.mark.parametrize(("name", "count", "body_args", "args"), OPTIMIZERS)
+def test_a_closed_gate_holds_everything_back(device, name, count, body_args, args):
+    rng = np.random.default_rng(12)
+    before = [draw(rng, 77, device.dtype) for _ in range(1 + count)]
+    on, wild = [device.put(a) for a in before], device.put(False, bool)
+    g = np.full(77, np.nan, device.dtype)
+    update(device, name, on[0], g, on[1:], 0.1, 2.0, args, device.put(False, bool), wild)
+    for found, wanted in zip(on, before):
+        np.testing.assert_array_equal(found.values, wanted)
+    assert not wild.values
+    update(device, name, on[0], g, on[1:], 0.1, 2.0, args, wild=wild)  # no gate
+    assert np.isnan(on[0].values).all()
+    assert wild.values
+
+
+@pytest.mark.parametrize(("name", "count", "body_args", "args"), OPTIMIZERS)
+def test_wild(device, name, count, body_args, args):
+    """Raised for one weight or slot beyond the limit, whichever it is; by no gradient or rate as such."""
+    limit = LIMITS[device.dtype.name]
+
+    def run(which, value, g=0.0, lr=0.0):
+        arrays = [np.ones(77, device.dtype) for _ in range(1 + count)]
+        arrays[0][41] = -limit / 2  # so that a wild velocity added to it makes no wild weight
+        arrays[which][41] = value
+        wild, on = device.put(False, bool), [device.put(a) for a in arrays]
+        update(device, name, on[0], np.full(77, g, device.dtype), on[1:], lr, 1e9, args, wild=wild)
+        assert wild.values == (not all((np.abs(a.values) <= limit).all() for a in on))
+        return bool(wild.values)
+
+    assert not run(0, 0.99 * limit)
+    assert not run(0, -0.99 * limit)
+    for value in (1.01 * limit, -1.01 * limit, np.inf, -np.inf, np.nan):
+        assert run(0, value)
+    for slot in range(1, 1 + count):
+        factor = [a for a in args(device.real) if isinstance(a, np.floating)][0 if slot == 1 else 3]
+        if factor:  # lr is 0 : the weights stay
+            assert not run(slot, 0.99 * limit / factor)
+            assert run(slot, min(1.01 * limit / factor, np.finfo(device.dtype).max))
+    assert run(0, 1.0, lr=np.inf)  # NaN: infinity * 0, or infinity - infinity
+    assert run(0, 1.0, g=np.nan)
+
+
+# Random masks -------------------------------------------------------------------------------------------
+
+
+def philox_key(seed):
+    return np.random.SeedSequence(seed).generate_state(2, np.uint64)
+
+
+def test_keep_masks_are_bit_equal(compiler):
+    rng, launch = np.random.default_rng(13), twins._kernel("keep_mask", "float32")
+    rates = [0.0, 0.5, 0.2, 1 - 2**-24, 2**-24, 1e-9, *rng.random(50)]
+    for i in range(10_000):
+        seed, slot, step = int(rng.integers(0, 2**32)), int(rng.integers(0, 2**40)), int(rng.integers(0, 2**31))
+        if i % 4 == 0:
+            slot, step = i % 7, i // 100
+        shape, rate = (int(rng.integers(1, 6)), int(rng.integers(1, 8))), rates[i % len(rates)]
+        keep = Array(np.empty(shape, bool))
+        if i % 10:
+            threshold = np.float32(math.ceil(rate * 2**24) * 2.0**-24)
+            args = (np.int64(keep.size), *philox_key(seed), np.uint64(slot), Array(np.int32(step)), threshold)
+            launch((1,), (1 + i % 5,), (keep, *args))
+        else:
+            twins.keep_mask(keep, philox_key(seed), slot, Array(np.int32(step)), rate)
+        wanted = keep_mask(Stream(seed), slot, step, shape, rate)
+        assert keep.values.tobytes() == wanted.tobytes(), (seed, slot, step, shape, rate)
+
+
+def test_a_number_at_the_threshold_is_kept(compiler):
+    drawn = Stream(5).at(DRAW, 1, 3).random(16, dtype=np.float32)
+    for i, rate in enumerate(drawn):  # a multiple of 2^-24
+        keep = twins.keep_mask(Array(np.empty(16, bool)), philox_key(5), 1, Array(np.int32(3)), float(rate))
+        assert keep.values[i]
+        np.testing.assert_array_equal(keep.values, keep_mask(Stream(5), 1, 3, (16,), float(rate)))
+
+
+@pytest.mark.parametrize("shape", [(128, 784), (1000, 3), (7,), (8,), (9,), (3, 5, 7), (0, 4)])
+@pytest.mark.parametrize("offset", [0, 1, 8])
+def test_keep_masks_in_any_memory(compiler, shape, offset):
+    size = math.prod(shape)
+    memory = np.full(size + 64, True)
+    memory.view(np.uint8)[:] = 255
+    keep = Array(memory[offset : offset + size].reshape(shape))
+    found = twins.keep_mask(keep, philox_key(3), 2, Array(np.int32(11)), 0.4)
+    assert found is keep
+    np.testing.assert_array_equal(keep.values, keep_mask(Stream(3), 2, 11, shape, 0.4))
+    around = memory.view(np.uint8)
+    assert (around[:offset] == 255).all()
+    assert (around[offset + size :] == 255).all()
+
+
+# Batches ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (33,), (4, 3)])
+@pytest.mark.parametrize(
+    ("source", "dtype"),
+    [("uint8", "float32"), ("float64", "float32"), ("float32", "float64"), ("int64", "int32"), ("int32", "int32")],
+)
+def test_gather(compiler, source, dtype, shape):
+    rng = np.random.default_rng(14)
+    data = (200 * rng.random((50, *shape))).astype(source)
+    order = rng.permutation(50)
+    for first, rows in ((0, 1), (3, 7), (40, 10), (0, 50), (5, 0)):
+        out = Array(np.full((rows, *shape), 77, dtype))
+        found = twins.gather(Array(data), Array(order), Array(np.int64(first)), out)
+        assert found is out
+        np.testing.assert_array_equal(out.values, data[order[first : first + rows]].astype(dtype))
+
+
+def test_gather_goes_over_its_grid_several_times(compiler):
+    data, order = np.arange(700.0).reshape(100, 7), np.arange(100)[::-1].copy()
+    for grid, block in (((1,), (5,)), ((2,), (32,)), ((3,), (7,)), ((1,), (1000,))):
+        out = Array(np.zeros((90, 7), np.float32))
+        args = (Array(data), Array(order), Array(np.int64(10)), out, np.int32(90), np.int64(7))
+        twins._kernel("gather", "float32", "float64")(grid, block, args)
+        np.testing.assert_array_equal(out.values, data[order[10:]])
+
+
+# Half precision -----------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_stored_and_float32_computed(compiler):
+    """T differs from A: each result is rounded once, from what float32 makes of the inputs."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    device, rng = Device("bfloat16"), np.random.default_rng(15)
+    z, dy, soft = (draw(rng, (9, 40), bfloat16) for _ in range(3))
+    exact = {"rtol": 2**-8, "atol": 1e-30}
+
+    def close(found, wanted, **tolerance):
+        np.testing.assert_allclose(found.values.astype(np.float64), wanted, **(tolerance or exact))
+
+    wide, slope = z.astype(np.float32), dy.astype(np.float32)
+    sizes = np.int32(9), np.int32(40)
+    for kind, name in enumerate(KINDS):
+        f, y = activations.get(name), device.put(z)
+        device.run("bias_act", (2,), (32,), y, device.put(dy[0]), *sizes, np.int32(kind))
+        close(y, f.forward(np, wide + slope[0]))
+        dz, sums, a = device.room(z.shape), device.room((1, 40), np.float32), y.values.astype(np.float32)
+        device.run("act_backward", (2, 1), WARPS, device.put(dy), y, dz, sums, *sizes, np.int32(kind))
+        wanted = f.backward(np, slope, a, a)
+        close(dz, wanted)
+        close(sums, wanted.sum(0)[None], rtol=1e-5, atol=1e-5)
+    keep, y = rng.random((9, 40)) > 0.5, device.room(z.shape)
+    device.run("dropout", (2,), (32,), device.put(z), device.put(keep, bool), np.float32(1.3), y, np.int64(360))
+    close(y, wide * keep * np.float32(1.3))
+    target = rng.integers(0, 40, 9).astype(np.int32)
+    ctx = Context(get_backend("numpy", dtype="float32"))
+    for targets, t in (
+        ((device.put(target, np.int32), NULL), target),
+        ((NULL, device.put(soft)), soft.astype(np.float32)),
+    ):
+        dz, a, values = device.room(z.shape), device.room(z.shape), device.room((9,), np.float32)
+        args = (device.put(z), *targets, NULL, np.float32(0.5), dz, a, values, *sizes)
+        device.run("softmax_ce", (1,), WARPS, *args)
+        wanted = ops.softmax_cross_entropy(ctx, wide, t, 0.5)
+        close(values, wanted[0], rtol=1e-5, atol=1e-5)
+        close(dz, wanted[1], rtol=2**-8, atol=1e-6)
+        close(a, wanted[2])
+    data, out = rng.integers(0, 256, (20, 5)).astype(np.uint8), Array(np.zeros((4, 5), bfloat16))
+    twins.gather(Array(data), Array(np.arange(20)), Array(np.int64(6)), out)
+    np.testing.assert_array_equal(out.values, data[6:10].astype(bfloat16))
+
+
+# Twins --------------------------------------------------------------------------------------------------
+
+LAUNCHED = {
+    "affine": {"bias_act", "act_backward"},
+    "dropout": {"dropout"},
+    "softmax_cross_entropy": {"softmax_ce"},
+    "pack": set(),
+    "penalize": {"penalize", "sum_scaled"},
+    "sound": {"sum_squares", "within", "all_finite"},
+    "sgd": {"sgd", "sgd_momentum"},
+    "momentum": {"momentum"},
+    "rmsprop": {"rmsprop"},
+    "adam": {"adam"},
+}
+
+
+class GatedContext(Context):
+    """A context with room for the guard's flags."""
+
+    gate = wild = None
+
+
+@pytest.fixture
+def pretended(compiler, monkeypatch):
+    """A maker of contexts on the pretended device, with memory for twins."""
+    monkeypatch.setitem(BACKENDS, "cupy_like", CupyLike)
+
+    def make(dtype="float32", arena=True):
+        backend = get_backend("cupy_like", dtype=dtype)
+        return GatedContext(backend, True, None, Arena(backend.xp) if arena else None)
+
+    return make
+
+
+def in_step(op):
+    """Return the operation (and the backward it returns) as run inside a step, where nothing may wait."""
+
+    def run(*args, **kwargs):
+        with inside_a_step():
+            result = op(*args, **kwargs)
+        return tuple(map(in_step, result)) if isinstance(result, tuple) else in_step(result)
+
+    return run if inspect.isfunction(op) else op
+
+
+def sound_case(op, ctx, rng, n, m):
+    xp, dtype, out = ctx.xp, ctx.backend.dtype_name, []
+    flat, other = rng.standard_normal(n * m), rng.standard_normal((n, m))
+    norm = np.linalg.norm(flat)
+    for limit in (1.001 * norm, 0.999 * norm):
+        for bad in (0.0, np.nan, np.inf):
+            for where in (0, 1):
+                arrays = [flat.copy(), other.copy()]
+                arrays[where].flat[m - 1] += bad
+                first, second = (ctx.backend.array(a, dtype) for a in arrays)
+                out += [op(ctx, limit, first), op(ctx, limit, first, second[0, 0], second)]
+    return [xp.asarray(a) for a in out]
+
+
+TWIN_CASES = {**CASES, "sound": sound_case}
+SHAPES = [(8, 4), (1, 1), (1, 5), (7, 1), (13, 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "units", "dtype"),
+    [
+        *[(name, *shape, dtype) for name in LAUNCHED for shape in SHAPES for dtype in ("float32", "float64")],
+        *[(name, 37, 70, "float64") for name in LAUNCHED], ("affine", 600, 3, "float64"),
+    ],
+)  # fmt: skip
+def test_twin_equals_body(pretended, name, rows, units, dtype):
+    plain, ctx = pretended(dtype, arena=False), pretended(dtype)
+    body, twin, case = getattr(ops, name), in_step(getattr(twins, name)), TWIN_CASES[name]
+    wanted = hosts(plain, case(body, plain, np.random.default_rng(5), rows, units))
+    for _ in range(2):  # the second time in used memory
+        ctx.restart({})
+        compare(wanted, hosts(ctx, case(twin, ctx, np.random.default_rng(5), rows, units)), name, dtype)
+    chunks = {"column_sums"} if rows >= 512 else set()
+    assert set(RawKernel.launched) == LAUNCHED[name] | chunks
+    RawKernel.launched.clear()
+    if name != "pack":  # which says by its room whether there is memory
+        compare(wanted, hosts(plain, case(twin, plain, np.random.default_rng(5), rows, units)), name, dtype)
+        assert RawKernel.launched == []
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_twins_have_their_bodies_signature(name):
+    body, twin = (inspect.signature(getattr(module, name)).parameters for module in (ops, twins))
+    assert list(twin) == list(body)
+
+
+def test_gradients_are_written_where_they_belong(pretended):
+    ctx, rng = pretended(), np.random.default_rng(16)
+    x, w, b, dy = (ctx.backend.array(rng.standard_normal(s), "float32") for s in ((6, 3), (3, 4), (4,), (6, 4)))
+    into = {name: ctx.xp.zeros(shape, dtype=ctx.dtype) for name, shape in (("kernel", (3, 4)), ("bias", (4,)))}
+    for offered in (("kernel", "bias"), ("kernel",), ("bias",), ()):
+        _, backward = twins.affine(ctx, x, w, b, activations.get("relu"))
+        _, grads = backward(dy, {name: into[name] for name in offered})
+        assert {name for name in grads if grads[name] is into[name]} == set(offered)
+
+
+def test_pack_copies_what_is_not_in_its_place(pretended):
+    ctx = pretended()
+    layout = Layout([(k, 0, ParamSpec(k, (2, 3), initializers.get("zeros"))) for k in ("a", "b", "c")])
+    flat = Array(np.full(18, np.nan, np.float32))
+    views = layout.views(ctx.xp, flat)
+    views["b"].values[...] = 2
+    parts = {
+        "a": Array(np.full((2, 3), 1, np.float32)),
+        "b": views["b"],
+        "c": Array(np.full((2, 3), 3, np.float32)),
+    }
+    assert twins.pack(ctx, layout, parts, (flat, views)) is flat
+    assert flat.values.tolist() == [1] * 6 + [2] * 6 + [3] * 6
+
+
+def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
+    ctx, rng = pretended(), np.random.default_rng(17)
+
+    def on(a, dtype="float32"):
+        return ctx.backend.array(a, dtype)
+
+    def agree(name, *args):
+        ctx.restart({})
+        found, wanted = (getattr(module, name)(ctx, *args) for module in (twins, ops))
+        for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (found, wanted)), strict=True):
+            if isinstance(a, Array):
+                np.testing.assert_array_equal(a.values, b.values)
+        assert RawKernel.launched == []
+
+    x, w, b = on(rng.standard_normal((6, 5))), on(rng.random((5, 4))), on(rng.random(4))
+    relu = activations.get("relu")
+    keep = on(rng.random((6, 5)) > 0.5, bool)
+    labels = on([0, 4, 2, 1, 0, 3], "int32")
+    agree("affine", x[:, ::-1], w, b, relu)
+    agree("affine", x, w, b[::-1], relu)
+    agree("affine", x[None], w, b, relu)
+    agree("affine", x[:0], w, b, relu)
+    agree("affine", on(x.values, "float64"), w, b, relu)
+    agree("dropout", x[:, ::-1], keep, 0.5)
+    agree("dropout", x, keep[:, ::-1], 0.5)
+    agree("dropout", x, keep[:1], 0.5)
+    agree("dropout", x[:0], keep[:0], 0.5)
+    agree("softmax_cross_entropy", x[:0], labels[:0], 0.5)
+    agree("softmax_cross_entropy", x, on(labels.values, "int64"), 0.5)
+    agree("softmax_cross_entropy", x, labels, on(rng.random(6), "float64"))
+    agree("softmax_cross_entropy", x, labels, on(rng.random(1)))
+    agree("softmax_cross_entropy", x, on(rng.random((6, 5)), "float64"), 0.5)
+    agree("softmax_cross_entropy", x, on(rng.random((1, 5))), 0.5)
+    agree("softmax_cross_entropy", x[None], labels[None], 0.5)
+    agree("sound", 1e3, x)
+    agree("sound", 1e3, w[0, ::-1])
+    agree("sound", 1e3, w[0, :], x[:, ::-1])
+    flat, g = x.values.reshape(-1), on(rng.random(30))
+    lr = on(0.1)
+    agree("penalize", x, x, ((0, 2, 0.1, 0.1),))
+    agree("penalize", on(flat), g, ((0, 0, 0.1, 0.1), (0, 3, 0.0, 0.1)))
+    agree("sgd", x, x, (), lr, 0.0, False)
+    agree("sgd", on(flat), g, (), on(0.1, "float64"), 0.0, False)
+    agree("momentum", on(flat)[::-1], g, (g,), lr, 0.9)
+    agree("rmsprop", x, x, (x,), lr, 0.9, 0.1, True)
+    agree("adam", on(flat), g, (g, g[::-1]), lr, on(1.0), 0.9, 0.9, 0.1, True)
+    # an update might overflow
+    agree("sgd", on(flat), g, (g,), lr, 1.0, False)
+    agree("momentum", on(flat), g, (g,), lr, 0.99999)
+    agree("rmsprop", on(flat), g, (g,), lr, 0.9, 1e-12, True)
+    agree("rmsprop", on(flat), g, (g,), lr, 0.99999, 0.1, True)
+    for more in ((0.99999, 0.9, 0.1), (0.9, 0.99999, 0.1), (0.9, 0.9, 0.0)):
+        agree("adam", on(flat), g, (g, g), lr, on(1.0), *more, True)
+
+
+def test_nothing_is_launched_over_nothing(pretended):
+    ctx = pretended()
+    none, one, lr = ctx.backend.zeros(0), ctx.backend.zeros(1), ctx.backend.scalar(0.1)
+    for result in (
+        twins.sgd(ctx, none, none, (), lr, 0.0, False),
+        twins.adam(ctx, none, none, (none, none), lr, lr, 0.9, 0.9, 0.1, False),
+    ):
+        assert result[0] is none
+    assert RawKernel.launched == []
+    assert twins.sound(ctx, 0.0, none, none, one).values
+    assert RawKernel.launched == ["set_flag", "all_finite"]
+
+
+@pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu"])
+def test_a_derivative_of_any_strides(pretended, name):
+    """dy may come from `broadcast_to` or a transposition, or in another precision."""
+    ctx, plain, rng = pretended(), pretended(arena=False), np.random.default_rng(18)
+    x, w, b = (ctx.backend.array(rng.standard_normal(s), "float32") for s in ((6, 3), (3, 6), (6,)))
+    square = rng.standard_normal((6, 6))
+    for dy in (
+        Array(np.broadcast_to(np.arange(6, dtype=np.float32), (6, 6))),
+        Array(np.broadcast_to(np.float32(2), (6, 6))),
+        Array(square.astype(np.float32).T),
+        Array(square),
+    ):
+        before = dy.values.copy()
+        (_, back), (_, wanted) = (
+            module.affine(c, x, w, b, activations.get(name)) for module, c in ((twins, ctx), (ops, plain))
+        )
+        (dx, grads), (body_dx, body_grads) = back(dy, {}), wanted(dy, {})
+        for a, e in [(dx, body_dx), *((grads[k], body_grads[k]) for k in ("kernel", "bias"))]:
+            np.testing.assert_allclose(a.values, e.values, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(dy.values, before)
+        keep = ctx.backend.array(rng.random((6, 6)) > 0.5)
+        y = ctx.backend.array(square, "float32")
+        found = twins.dropout(ctx, y, keep, 0.5)[1](dy)
+        np.testing.assert_array_equal(found.values, (dy.values * (2.0 * keep.values)).astype(np.float32))
+
+
+def test_the_flags_of_the_context(pretended):
+    ctx = pretended()
+    ctx.gate, ctx.wild = ctx.backend.scalar(False, bool), ctx.backend.scalar(False, bool)
+    lr, age = ctx.backend.scalar(0.1), ctx.backend.scalar(3.0)
+    for name, count, args in (
+        ("sgd", 0, (lr, 0.0, False)),
+        ("sgd", 1, (lr, 0.9, True)),
+        ("momentum", 1, (lr, 0.9)),
+        ("rmsprop", 1, (lr, 0.9, 1e-3, True)),
+        ("adam", 2, (lr, age, 0.9, 0.99, 1e-3, True)),
+    ):
+        w, g, *slots = (ctx.backend.array(np.ones(5), "float32") for _ in range(2 + count))
+        ctx.gate.values[...] = ctx.wild.values[...] = False
+        twins_op = in_step(getattr(twins, name))
+        for gate, weight in ((False, 1.0), (True, 1.0), (True, 3e38)):
+            ctx.gate.values[...], w.values[0] = gate, weight
+            new, fresh = twins_op(ctx, w, g, tuple(slots), *args)
+            assert new is w
+            assert all(a is b for a, b in zip(fresh, slots, strict=True))
+            assert (w.values[1] != 1.0) == gate
+            assert ctx.wild.values == (weight > 1)
+
+
+def test_hits_and_total(pretended):
+    ctx, rng = pretended(), np.random.default_rng(19)
+    p, labels = rng.random((21, 7)), rng.integers(0, 7, 21)
+    found = twins.hits(ctx, ctx.backend.array(p, "float32"), ctx.backend.array(labels, "int32"))
+    np.testing.assert_array_equal(found.values, p.argmax(-1) == labels)
+    values, weight = (ctx.backend.array(a, "float32") for a in rng.random((2, 3000)))
+    wanted = float(values.values @ weight.values)
+    np.testing.assert_allclose(twins.total(ctx, values, weight, 0.5).values, 0.5 * wanted, rtol=1e-5)
+    np.testing.assert_allclose(twins.total(ctx, values).values, values.values.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+def test_a_whole_training(pretended, monkeypatch, optimizer):
+    """Every layer, with the twins on the pretended device, inside the step: as on NumPy."""
+    monkeypatch.setattr(CupyLike, "inplace", True)
+    monkeypatch.setitem(kernels.TWINS, "cupy_like", {"cupy": tuple(LAUNCHED)})
+    monkeypatch.setenv("XPNET_KERNELS", "1")
+    results = []
+    for name in ("numpy", "cupy_like"):
+        model = xn.Sequential(everything(), seed=5, dtype="float64", backend=name)
+        model.compile(optimizer, "sparse_categorical_crossentropy", ["accuracy"])
+        history = model.fit(X, LABELS, batch_size=5, epochs=2, verbose=0, sample_weight=WEIGHTS).history
+        results.append([*history.values(), *model.get_weights()])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    used = ("affine", "dropout", "softmax_cross_entropy", "penalize", "sound")
+    assert set(RawKernel.launched) == set().union(*(LAUNCHED[op] for op in used)) | {optimizer}
+
+
+# The stand-in itself ------------------------------------------------------------------------------------
+
+EXAMPLES = """
+extern "C" __global__ void kinds(const float* __restrict__ x, double* y, int i, i64 j, float f) {
+    *y = *x + i + j + f;
+}
+extern "C" __global__ void reversal(int* a) {
+    __shared__ int room[100];
+    room[threadIdx.x] = a[threadIdx.x];
+    __syncthreads();
+    a[threadIdx.x] = room[blockDim.x - 1 - threadIdx.x];
+}
+extern "C" __global__ void no_barrier(int* a) {
+    __shared__ int room[100];
+    room[threadIdx.x] = a[threadIdx.x];
+    a[threadIdx.x] = room[blockDim.x - 1 - threadIdx.x];
+}
+extern "C" __global__ void some_leave(int* a) {
+    if (threadIdx.x == 3) return;
+    __syncthreads();
+    a[threadIdx.x] = 1;
+}
+extern "C" __global__ void two_places(int* a) {
+    if (threadIdx.x % 2)
+        __syncthreads();
+    else
+        __syncthreads();
+    a[threadIdx.x] = 1;
+}
+extern "C" __global__ void fresh_memory(float* a) {
+    __shared__ float room;
+    a[blockIdx.x] = room;
+    room = 1;
+}
+extern "C" __global__ void down(int* a) { a[threadIdx.x] = __shfl_down_sync(0xffffffffu, a[threadIdx.x], 5); }
+extern "C" __global__ void across(int* a) {
+    for (int i = 1; i < 32; i *= 2) a[threadIdx.x] += __shfl_xor_sync(0xffffffffu, a[threadIdx.x], i);
+}
+extern "C" __global__ void half_a_warp(int* a) {
+    if (threadIdx.x < 16) a[threadIdx.x] = __shfl_xor_sync(0xffffffffu, a[threadIdx.x], 1);
+}
+extern "C" __global__ void outside(int* a) {
+    if (threadIdx.x < 16) a[threadIdx.x] = __shfl_xor_sync(0xffffu, a[threadIdx.x], 16);
+}
+extern "C" __global__ void words(bool* a) { *(i64*)(a + 4) = 0; }
+extern "C" __global__ void indices(int* a) {
+    const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    a[block * blockDim.x * blockDim.y * blockDim.z + thread] = 100 * blockIdx.y + threadIdx.y;
+}
+"""
+
+
+@pytest.fixture
+def example(compiler):
+    module = RawModule(code="typedef long long i64;\n" + EXAMPLES)
+    return lambda name, grid, block, *args: module.get_function(name)(grid, block, args)
+
+
+def test_the_stand_in_runs_blocks_and_warps(example):
+    a = Array(np.arange(100, dtype=np.int32))
+    example("reversal", (1,), (100,), a)
+    assert a.values.tolist() == list(range(99, -1, -1))
+    a = Array(np.arange(64, dtype=np.int32))
+    example("down", (1,), (64,), a)
+    assert a.values[:32].tolist() == [*range(5, 32), *range(27, 32)]
+    assert a.values[32:].tolist() == [*range(37, 64), *range(59, 64)]
+    example("across", (1,), (64,), a)
+    total = sum([*range(5, 32), *range(27, 32)])
+    assert a.values.tolist() == [total] * 32 + [total + 32 * 32] * 32
+    a = Array(np.zeros((2, 3, 2, 2, 5, 3), np.int32))
+    example("indices", (2, 3, 2), (3, 5, 2), a)
+    _, y, _, _, inner, _ = np.indices(a.shape)
+    np.testing.assert_array_equal(a.values, 100 * y + inner)
+    a = Array(np.zeros(3, np.float32))
+    example("fresh_memory", (3,), (1,), a)
+    assert np.isnan(a.values).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("some_leave", r"line \d+: a barrier that not all"),
+        ("two_places", r"line \d+: a barrier that not all"),
+        ("no_barrier", "the order of threads shows"),
+        ("half_a_warp", r"line \d+: a shuffle that not all"),
+        ("outside", r"line \d+: a shuffle reads a lane that takes no part"),
+    ],
+)
+def test_the_stand_in_finds_broken_kernels(example, name, error):
+    a = Array(np.arange(96, dtype=np.int32))
+    with pytest.raises(RuntimeError, match=error):
+        example(name, (1,), (96,), a)
+    with pytest.raises(RuntimeError, match="not aligned"):
+        example("words", (1,), (1,), Array(np.ones(16, bool)))
+    a = Array(np.arange(100, dtype=np.int32))
+    example("reversal", (1,), (100,), a)  # and is of use afterwards
+    assert a.values[0] == 99
+
+
+def test_the_stand_in_is_strict_with_arguments(example):
+    x, y = Array(np.ones(1, np.float32)), Array(np.zeros(1))
+    sound = [x, y, np.int32(2), np.int64(3), np.float32(0.5)]
+    example("kinds", (1,), (1,), *sound)
+    assert y.values == 6.5
+    column = Array(np.ones((4, 4), np.float32)[:, 1])
+    wrong = {
+        0: [np.ones(1, np.float32), Array(np.ones(1)), column, None, 0, np.uintp(8)],
+        2: [2, 2.0, np.int64(2), np.uint32(2), True, x],
+        3: [3, np.int32(3), np.uint64(3), np.float64(3)],
+        4: [0.5, np.float64(0.5), np.int32(1), x],
+    }
+    for place, values in wrong.items():
+        for value in values:
+            with pytest.raises(TypeError, match="takes a"):
+                example("kinds", (1,), (1,), *sound[:place], value, *sound[place + 1 :])
+    with pytest.raises(TypeError, match="5 arguments; got 4"):
+        example("kinds", (1,), (1,), *sound[:4])
+    for grid, block in ([1], (1,)), ((np.int32(1),), (1,)), ((1,), 1), ((), (1,)):
+        with pytest.raises(TypeError, match="a tuple of 1 to 3 integers"):
+            example("kinds", grid, block, *sound)
+    for grid, block in ((0,), (1,)), ((1,), (0,)), ((1, 65536), (1,)), ((1,), (1025,)), ((1,), (32, 33)):
+        with pytest.raises(ValueError, match="no more than 1024"):
+            example("kinds", grid, block, *sound)
+    with pytest.raises(KeyError, match="kinds"):
+        example("nothing", (1,), (1,))
+    with pytest.raises(RuntimeError, match="error"):
+        RawModule(code='extern "C" __global__ void broken(int* a) { nothing(a); }')
+
+
+# NVRTC --------------------------------------------------------------------------------------------------
+
+
+def nvidia_file(pattern):
+    """Return a file of NVIDIA's pip packages, or None."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = spec.submodule_search_locations if spec else []
+    return next((path for folder in folders for path in sorted(Path(folder).rglob(pattern))), None)
+
+
+class Nvrtc:
+    """The compiler that CuPy uses."""
+
+    def __init__(self, path):
+        self._library = ctypes.CDLL(str(path))
+        self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    def _read(self, program, what):
+        size = ctypes.c_size_t()
+        self._check(getattr(self._library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        text = ctypes.create_string_buffer(size.value)
+        self._check(getattr(self._library, f"nvrtcGet{what}")(program, text))
+        return text.value.decode()
+
+    def _check(self, status):
+        assert status == 0, self._library.nvrtcGetErrorString(status)
+
+    def compile(self, code, options):
+        """Return (log, PTX or "" after an error)."""
+        program, name = ctypes.c_void_p(), SOURCE.name.encode()
+        self._check(self._library.nvrtcCreateProgram(ctypes.byref(program), code.encode(), name, 0, None, None))
+        given = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+        status = self._library.nvrtcCompileProgram(program, len(options), given)
+        log, ptx = self._read(program, "ProgramLog"), "" if status else self._read(program, "PTX")
+        self._check(self._library.nvrtcDestroyProgram(ctypes.byref(program)))
+        return log, ptx
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    path = nvidia_file("libnvrtc.so.*")
+    if path is None:
+        pytest.skip("nvidia-cuda-nvrtc is not installed")
+    return Nvrtc(path)
+
+
+def nvrtc_options(monkeypatch, dtype, source=None):
+    """Return the options that the twins give to CuPy."""
+    given = []
+    stand_in = type("cupy", (), {"RawModule": lambda code, options: given.extend(options)})
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    twins._module.__wrapped__(dtype, source)
+    if any("XP_HEADER" in option for option in given):
+        header = nvidia_file("cuda_fp16.h")
+        if header is None:
+            pytest.skip("nvidia-cuda-runtime, which has the header of half precision, is not installed")
+        given.append(f"-I{header.parent}")
+    return given
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    ("dtype", "source"),
+    [
+        *[(dtype, None) for dtype in ("float32", "float64", "float16", "bfloat16")],
+        ("float32", "uint8"), ("float32", "float64"), ("float64", "float32"), ("float16", "float32"),
+        ("bfloat16", "uint8"), ("int32", "int64"),
+    ],
+)  # fmt: skip
+def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, source):
+    options = [f"--gpu-architecture={architecture}", "-ftz=true", *nvrtc_options(monkeypatch, dtype, source)]
+    log, ptx = nvrtc.compile(SOURCE.read_text(), options)
+    assert log.strip("\0\n ") == ""  # no warning either
+    entries = set(re.findall(r"\.entry (\w+)", ptx))
+    assert entries == ({"gather"} if source else NAMES - {"gather"})
+    assert ".local" not in ptx  # all that a thread keeps is in registers
+    if "float64" not in (dtype, source):
+        assert re.findall(r"\.f64\b", ptx) == []  # nothing is computed in double by accident
+    assert not re.search(r"\b(atom|red)\.", ptx)
+
+
+def test_nvrtc_reports_warnings(nvrtc):
+    log, ptx = nvrtc.compile('extern "C" __global__ void f(int* a) { int unused; *a = 1; }', [])
+    assert "warning" in log
+    assert ".entry f" in ptx
+    log, ptx = nvrtc.compile('extern "C" __global__ void f(int* a) { *a = nothing; }', [])
+    assert "error" in log
+    assert ptx == ""
