@@ -406,6 +406,7 @@ class JaxBackend(Backend):
 class CupyBackend(Backend):  # needs a GPU
     """CuPy: CUDA, through array_api_compat."""
 
+    inplace = True
     name = "cupy"
     package = "array_api_compat.cupy"
     install = "pip install 'xpnet[cuda13]' (CUDA 13) or 'xpnet[cuda12]' (CUDA 12)"
@@ -450,6 +451,10 @@ class CupyBackend(Backend):  # needs a GPU
     def copy(self, x: Array) -> Array:
         """Return a copy."""
         return x.copy()
+
+    def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
+        """Choose on the device; what was written in place, the kernels have held back themselves (`ctx.gate`)."""
+        return tree_map(lambda new, old: new if new is old else self.xp.where(ok, new, old), update(kept), kept)
 
     def compile(self, step: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Sequence[Tree]], Tree]:
         """Return `run(state, batches)` that works on this device."""

@@ -46,6 +46,8 @@ class Context:
         draws: this step's random masks. carry: new running statistics on their way out.
         place: (position in the model, path) of the layer that is being computed.
         inplace: whether there is memory for twins to write to.
+        gate: 0-d boolean: whether the update that is being computed will be taken over. Where nobody may wait for
+            it, twins that write over weights look at it on the device.
         tape: what records this step, or None (see `xpnet.replay`).
     """
 
@@ -55,6 +57,7 @@ class Context:
         "carry",
         "draws",
         "dtype",
+        "gate",
         "inplace",
         "ops",
         "place",
@@ -72,10 +75,11 @@ class Context:
     ) -> None:
         self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
         self.inplace = arena is not None  # whether twins may write to `empty` and `into`
-        self.ops = kernels.ops_for(backend.name) if self.inplace else kernels.BODIES
+        self.ops = kernels.ops_for(backend.name) if training else kernels.BODIES
         self.training = training
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}
+        self.gate: Array | None = None
         self.tape: Any = None
         self.place: tuple[int, str] = (0, "")
         self._arena = arena

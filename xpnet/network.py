@@ -123,7 +123,11 @@ class Network:
         backs = []
         for unit in units:
             ctx.place = unit[:2]
-            x, back = unit.layer.forward(ctx, params[unit.key], x)
+            try:
+                x, back = unit.layer.forward(ctx, params[unit.key], x)
+            except Exception as error:
+                error.add_note(f"in layer {unit.key!r}")
+                raise
             if watch is not None:
                 watch("output", unit.key, x)
             backs.append((unit, back))

@@ -88,8 +88,10 @@ def make_program(compiled: Compiled, network: Network, backend: Backend) -> Prog
     targets = loss.target_shape(outputs)
     chosen = [m.for_shapes(targets, outputs) for m in compiled.metrics]
     step = make_step(backend, network, loss, optimizer, chosen)
-    recorder = kernels.recorder_for(backend.name) if compiled.graph else None
-    known = recorder and all(_ours(part) for part in (*network.parts(), loss, optimizer, *chosen))
+    recorder = kernels.recorder_for(backend) if compiled.graph else None
+    known = recorder and (
+        recorder.foreign or all(_ours(part) for part in (*network.parts(), loss, optimizer, *chosen))
+    )
     return Program(
         optimizer,
         loss,
@@ -103,5 +105,5 @@ def make_program(compiled: Compiled, network: Network, backend: Backend) -> Prog
 
 
 def _ours(part: Any) -> bool:
-    """Return whether a part is xpnet's own: pure, as a recording needs it. Code of users runs at every step."""
+    """Return whether a part is xpnet's own, and so pure as a recording needs it."""
     return type(part).__module__.partition(".")[0] == __name__.partition(".")[0]

@@ -1,7 +1,7 @@
 """A step that is recorded once for each shape of batch, over memory that stays, and then replayed.
 
-How a step is recorded is the library's affair (`kernels.recorder_for`): a list of calls on NumPy. What a
-recording needs is the same everywhere and stands here: the state lives in arrays that are never exchanged,
+How a step is recorded is the library's affair (`kernels.recorder_for`): a list of calls on NumPy, a CUDA graph on
+CuPy. What a recording needs is the same everywhere and stands here: the state lives in arrays that are never exchanged,
 batches are copied to arrays that are never exchanged, and what cannot be recorded runs as it is.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .backend import Tree, leaves, np, tree_map
+from .backend import Tree, leaves, tree_map
 
 __all__ = ["Replay"]
 
@@ -25,8 +25,9 @@ class Replay:
     come only once. The second is recorded, the others are replays.
 
     Args:
-        step: a pure function (state, batch) -> state. recorder: a module with `record`, `CannotRecord` and
-            `surroundings`, a context in which steps run.
+        step: a pure function (state, batch) -> state.
+        recorder: `record(step, state, batch) -> play` or its `CannotRecord`; `own`, `new` and `copy`, which handle
+            arrays that stay; `surroundings`, a context in which steps run.
     """
 
     def __init__(self, step: Step, recorder: Any) -> None:
@@ -51,14 +52,14 @@ class Replay:
         play, room = recording
         state = self._settle(state)
         for place, a in zip(room, given):
-            np.copyto(place, a)
+            self.recorder.copy(place, a)
         play()
         return state
 
     def _without(self, key: Any, state: Tree, batch: Tree) -> Tree:
         seen = self.seen[key] = self.seen.get(key, 0) + 1
         if 1 < seen < ATTEMPTS:
-            state, room = self._settle(state), tree_map(np.array, batch)
+            state, room = self._settle(state), tree_map(self.recorder.new, batch)
             try:
                 play = self.recorder.record(self.step, state, room)
             except self.recorder.CannotRecord:
@@ -72,17 +73,11 @@ class Replay:
         if state is self.state:
             return state
         if self.state is None:
-            self.state = tree_map(_own, state)
+            self.state = tree_map(self.recorder.own, state)
         else:
-            tree_map(_copy, self.state, state)
+            tree_map(self._keep, self.state, state)
         return self.state
 
-
-def _own(a: Any) -> np.ndarray:
-    owned = isinstance(a, np.ndarray) and a.flags.writeable and a.base is None
-    return a if owned else np.array(a)
-
-
-def _copy(place: np.ndarray, a: Any) -> None:
-    if a is not place:
-        np.copyto(place, a)
+    def _keep(self, place: Any, a: Any) -> None:
+        if a is not place:
+            self.recorder.copy(place, a)

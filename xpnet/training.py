@@ -97,6 +97,7 @@ def make_step(
         ok = s.ok & (s.lr <= LARGEST_RATE) & ctx.ops.sound(ctx, limit, g, value, new_stats)
 
         def update(kept: tuple[Any, ...]) -> tuple[Any, ...]:
+            ctx.gate = kept[0]
             weights, slots = optimizer.apply(ctx, kept[1], g, kept[2], s.lr, s.age + 1.0)
             well = ctx.ops.sound(ctx, limit, weights)  # for the next step
             new = (well, weights, slots, new_stats)

@@ -38,8 +38,23 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
         ),
         "numba": ("affine", "dropout", "softmax_cross_entropy", "sgd", "momentum", "rmsprop", "adam"),
     },
+    "jax": {"jax": ("pack",)},
+    "cupy": {
+        "cupy": (
+            "affine",
+            "dropout",
+            "softmax_cross_entropy",
+            "pack",
+            "penalize",
+            "sound",
+            "sgd",
+            "momentum",
+            "rmsprop",
+            "adam",
+        ),
+    },
 }
-RECORDERS = {"numpy": "tape"}  # modules that record a step, so that it can be replayed
+RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed
 CHOICES = ("bodies", "numpy", "fast")
 _chosen: ContextVar[str | None] = ContextVar("xpnet_kernels", default=None)
 
@@ -81,11 +96,12 @@ def ops_for(backend_name: str) -> SimpleNamespace:
     return _table(backend_name, chosen())
 
 
-def recorder_for(backend_name: str) -> Any:
-    """Return the module that records a step on a backend (see `xpnet.replay`), or None."""
-    if chosen() == "bodies" or os.environ.get("XPNET_GRAPH", "1") == "0" or backend_name not in RECORDERS:
+def recorder_for(backend: Any) -> Any:
+    """Return what records steps on a backend (see `xpnet.replay`), or None."""
+    if chosen() == "bodies" or os.environ.get("XPNET_GRAPH", "1") == "0" or backend.name not in RECORDERS:
         return None
-    return importlib.import_module(f"{__name__}.{RECORDERS[backend_name]}")
+    module = importlib.import_module(f"{__name__}.{RECORDERS[backend.name]}")
+    return module.Recorder(backend.device) if hasattr(module, "Recorder") else module
 
 
 @lru_cache

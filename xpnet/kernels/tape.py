@@ -20,7 +20,7 @@ import numpy as np
 from ..backend import tree_map
 from .threads import Alone
 
-__all__ = ["CannotRecord", "Tape", "Traced", "record", "surroundings"]
+__all__ = ["CannotRecord", "Tape", "Traced", "copy", "foreign", "new", "own", "record", "surroundings"]
 
 Call = Callable[[], Any]
 
@@ -86,6 +86,13 @@ def _play_if(flag: np.ndarray, block: Sequence[Call]) -> None:
 
 
 surroundings = Alone  # in which steps run, recorded or not
+foreign = False  # whether code of users may be recorded: on the host it runs at every step
+new, copy = np.array, np.copyto  # an array in memory that stays; one written over it
+
+
+def own(a: Any) -> np.ndarray:
+    """Return an array whose memory may stay: the given one if nobody else can hold it, else a copy."""
+    return a if isinstance(a, np.ndarray) and a.flags.writeable and a.base is None else np.array(a)
 
 
 def record(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Call:

@@ -1,0 +1,124 @@
+"""A CuPy step captured once as a CUDA graph, and launched again: its kernels without the Python between them.
+
+While a stream captures, nothing runs: what is asked of it is noted, and the graph does it at every launch, on the
+same memory. So nobody else may get that memory, also not what the step freed. It comes from a pool that only the
+graphs of one recorder take from: they run one after the other, and none keeps anything there from launch to launch.
+
+Every graph is compared once with the step it was captured from, number by number, before anybody gets numbers of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+from ..backend import leaves, tree_map
+
+__all__ = ["CannotRecord", "Recorder"]
+
+_idle: dict[int, list[Any]] = defaultdict(list)  # by device: streams of recorders that are gone, for new ones
+
+
+class CannotRecord(Exception):
+    """This step can't be captured; it runs as it is."""
+
+
+class Recorder:
+    """Captures steps on one device, on a stream of its own (the default stream can't capture).
+
+    Args:
+        device: a `cupy.cuda.Device`.
+    """
+
+    CannotRecord = CannotRecord
+    foreign = True  # code of users may be captured: every graph is checked
+
+    def __init__(self, device: Any) -> None:
+        import cupy
+
+        idle = _idle[device.id]  # streams are never destroyed: handles of cuBLAS belong to them
+        with device:
+            self.stream = idle.pop() if idle else cupy.cuda.Stream(non_blocking=True)
+        self.cupy, self.device, self.pool = cupy, device, cupy.cuda.MemoryPool()
+        self.refused = ""  # why nothing is captured any more
+        weakref.finalize(self, idle.append, self.stream)
+
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Work on the recorder's stream: after all that the caller's has been asked to do, and before what comes."""
+        with self.device:
+            caller = self.cupy.cuda.get_current_stream()
+            self.stream.wait_event(caller.record())
+            try:
+                with self.stream:
+                    yield
+            finally:
+                caller.wait_event(self.stream.record())
+
+    def own(self, a: Any) -> Any:
+        """Return the array: its memory may stay, for state is donated."""
+        return a
+
+    def new(self, a: Any) -> Any:
+        """Return a copy in memory that stays."""
+        return a.copy()
+
+    def copy(self, place: Any, a: Any) -> None:
+        """Write an array over memory that stays."""
+        place[...] = a
+
+    def record(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Callable[[], None]:
+        """Capture a step on persistent memory, take it, and return what takes it again.
+
+        Args:
+            step: a pure function (state, batch) -> state. state: a named tuple, which the new state is written over.
+            batch: arrays that later batches are copied to.
+
+        Raises:
+            CannotRecord: the state is then as it was. A warning tells why, once.
+        """
+        if self.refused:
+            raise CannotRecord(self.refused)
+        before, trial = tree_map(self.new, state), tree_map(self.new, state)
+        with self.cupy.cuda.using_allocator(self.pool.malloc):
+            # Uncaptured first: kernels are compiled, the pool has its memory, and this is what must come out.
+            expected = step(trial, batch)
+            graph = self._capture(step, state, batch)
+        graph.launch(self.stream)
+        differing = [name for name, a, b in zip(state._fields, state, expected) if not _same(a, b)]
+        if differing:
+            tree_map(self.copy, state, before)
+            self._refuse(f"its graph gives other numbers than the step itself, in {', '.join(differing)}")
+        return lambda: graph.launch(self.stream)
+
+    def _capture(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Any:
+        self.stream.begin_capture()
+        try:
+            try:
+                tree_map(self._store, state, step(state, batch))
+            except BaseException:
+                with suppress(Exception):  # the capture may be invalid already
+                    self.stream.end_capture()
+                raise
+            return self.stream.end_capture()
+        except Exception as error:  # noqa: BLE001 - of the libraries' own kinds; told in the warning
+            notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+            self._refuse(f"{type(error).__name__}: {error}{notes}")
+
+    def _store(self, place: Any, value: Any) -> None:
+        if value is not place:
+            place[...] = value
+
+    def _refuse(self, why: str) -> NoReturn:
+        self.refused = why
+        warnings.warn(f"the training step is not captured as a CUDA graph: {why}", RuntimeWarning, stacklevel=3)
+        raise CannotRecord(why)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Return whether two trees hold equal numbers, NaN being equal to NaN."""
+    return all(bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in zip(leaves((a,)), leaves((b,))))

@@ -1,0 +1,26 @@
+"""JAX twins: the same formulas in a form that XLA compiles to something better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from .. import ops
+
+
+def pack(ctx: Any, layout: Any, parts: dict[str, Any], room: Any) -> Any:
+    """Twin of `ops.pack`: the parts written one after the other into one array.
+
+    On a CPU with several threads XLA's concatenation took a step up to ten times as long (jaxlib 0.10.2). The
+    barrier keeps the gradient a thing of its own.
+    """
+    if not parts or jax.default_backend() != "cpu":
+        return ops.pack(ctx, layout, parts, room)
+    first = next(iter(layout.shapes))
+    lead = parts[first].shape[: parts[first].ndim - len(layout.shapes[first])]
+    flat = ctx.xp.zeros((*lead, layout.size), dtype=ctx.dtype)
+    for key, where in layout.slices.items():
+        part = ctx.xp.reshape(parts[key], (*lead, -1))
+        flat = jax.lax.dynamic_update_slice_in_dim(flat, part, where.start, axis=-1)
+    return jax.lax.optimization_barrier(flat)
