@@ -253,6 +253,7 @@ def test_a_step_that_cannot_be_recorded_is_tried_a_few_times(monkeypatch):
 
         surroundings = nullcontext
         own = new = staticmethod(np.array)
+        copy = staticmethod(np.copyto)
 
         @staticmethod
         def record(step, state, batch):

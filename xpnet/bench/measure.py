@@ -16,6 +16,9 @@ from .peers import BASE, CONTESTANTS, FAST, PRODUCTS, choose
 __all__ = ["Measured", "Result", "measure"]
 
 
+PAUSE = 0.3  # seconds before a turn in which the threads of the one before, that wait by spinning, go to sleep
+
+
 class Result(NamedTuple):
     """One contestant on one case; the times are microseconds a step, an epoch, or a prediction of all rows.
 
@@ -100,6 +103,8 @@ def measure(
         counts[name] = max(least, round(seconds * 1e6 / each / unit) * unit)
 
     def turn(name: str) -> None:
+        if threads != 1:
+            time.sleep(PAUSE)
         times.setdefault(name, []).append(_timed(runners[name].run, counts[name]))
 
     def end(name: str) -> None:
