@@ -11,7 +11,7 @@ from xpnet import activations, layers, losses, metrics, optimizers
 from xpnet.backend import leaves
 from xpnet.callbacks import Callback
 from xpnet.layers import BatchNormalization, Dense, Dropout
-from xpnet.replay import ATTEMPTS, Replay
+from xpnet.replay import ATTEMPTS, MOST, Replay
 
 if xn.get_backend().name != "numpy" or os.environ.get("XPNET_KERNELS") in ("0", "bodies"):
     pytest.skip("steps are recorded on NumPy, with its twins", allow_module_level=True)
@@ -266,3 +266,24 @@ def test_a_step_that_cannot_be_recorded_is_tried_a_few_times(monkeypatch):
         state = run(state, [(np.ones(2),), (np.ones(3),)])
     assert state[0] == 50.0
     assert tries == [(2,), (3,)] * (ATTEMPTS - 2)
+
+
+def test_many_shapes_do_not_pile_up(monkeypatch):
+    monkeypatch.delenv("XPNET_GRAPH", raising=False)
+    model = xn.Sequential(dense()(), seed=1)
+    model.compile("adam", "categorical_crossentropy")
+    for _ in range(2):
+        for rows in range(1, MOST + 5):
+            for _ in range(2):
+                model.train_on_batch(X[:rows], ONE_HOT[:rows])
+    run = model.program().run
+    assert len(run.recordings) == MOST
+    assert ((MOST + 4, 6), (MOST + 4, 4)) in run.recordings
+    reference = xn.Sequential(dense()(), seed=1)
+    reference.compile("adam", "categorical_crossentropy", graph=False)
+    for _ in range(2):
+        for rows in range(1, MOST + 5):
+            for _ in range(2):
+                reference.train_on_batch(X[:rows], ONE_HOT[:rows])
+    for a, b in zip(model.get_weights(), reference.get_weights()):
+        assert a.tobytes() == b.tobytes()

@@ -15,6 +15,7 @@ from .backend import Tree, leaves, tree_map
 __all__ = ["Replay"]
 
 ATTEMPTS = 5  # batches of a shape after which nobody tries to record it any more
+MOST = 16  # shapes whose recordings, with the memory they work in, are kept
 Step = Callable[[Tree, Tree], Tree]
 
 
@@ -64,6 +65,8 @@ class Replay:
                 play = self.recorder.record(self.step, state, room)
             except self.recorder.CannotRecord:
                 return self.step(state, batch)
+            while len(self.recordings) >= MOST:  # the oldest go
+                del self.recordings[next(iter(self.recordings))]
             self.recordings[key] = (play, leaves(room))
             return state
         return self.step(state, batch)

@@ -19,6 +19,8 @@ from .optimizers import Optimizer
 
 __all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
 
+MOST = 16  # batch shapes whose memory for twins is kept
+
 
 class Batch(NamedTuple):
     """What a step takes in: rows, targets, weights or None, and the masks by place."""
@@ -58,6 +60,8 @@ def _contexts(backend: Backend) -> Callable[..., Context]:
     def context(draws: dict[str, Array], shape: tuple[int, ...], tape: Any) -> Context:
         found = contexts.get(shape)
         if found is None:
+            while len(contexts) >= MOST:
+                del contexts[next(iter(contexts))]
             found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp))
         return found.restart(draws, tape)
 
