@@ -1,8 +1,8 @@
 """A step that is recorded once for each shape of batch, over memory that stays, and then replayed.
 
 How a step is recorded is the library's affair (`kernels.recorder_for`): a list of calls on NumPy, a CUDA graph on
-CuPy. What a recording needs is the same everywhere and stands here: the state lives in arrays that are never exchanged,
-batches are copied to arrays that are never exchanged, and what cannot be recorded runs as it is.
+CuPy. What a recording needs is the same everywhere and stands here: state and batch live in arrays that are never
+exchanged, and what cannot be recorded runs as it is.
 """
 
 from __future__ import annotations

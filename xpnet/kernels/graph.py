@@ -1,10 +1,12 @@
 """A CuPy step captured once as a CUDA graph, and launched again: its kernels without the Python between them.
 
-While a stream captures, nothing runs: what is asked of it is noted, and the graph does it at every launch, on the
-same memory. So nobody else may get that memory, also not what the step freed. It comes from a pool that only the
-graphs of one recorder take from: they run one after the other, and none keeps anything there from launch to launch.
+While a stream captures, nothing runs: what is asked of it is noted, and the graph does it at every launch, on
+the same memory. So nobody else may get that memory, also not what the step freed. It comes from a pool that only
+the graphs of one recorder take from: they run one after the other, and none keeps anything there from launch to
+launch.
 
-Every graph is compared once with the step it was captured from, number by number, before anybody gets numbers of it.
+Every graph is compared once with the step it was captured from, number by number, before anybody gets numbers
+of it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Recorder:
 
     @contextmanager
     def surroundings(self) -> Iterator[None]:
-        """Work on the recorder's stream: after all that the caller's has been asked to do, and before what comes."""
+        """Work on the recorder's stream: after what the caller's has been asked to do, before what comes."""
         with self.device:
             caller = self.cupy.cuda.get_current_stream()
             self.stream.wait_event(caller.record())
@@ -75,7 +77,8 @@ class Recorder:
         """Capture a step on persistent memory, take it, and return what takes it again.
 
         Args:
-            step: a pure function (state, batch) -> state. state: a named tuple, which the new state is written over.
+            step: a pure function (state, batch) -> state.
+            state: a named tuple, which the new state is written over.
             batch: arrays that later batches are copied to.
 
         Raises:
@@ -85,7 +88,7 @@ class Recorder:
             raise CannotRecord(self.refused)
         before, trial = tree_map(self.new, state), tree_map(self.new, state)
         with self.cupy.cuda.using_allocator(self.pool.malloc):
-            # Uncaptured first: kernels are compiled, the pool has its memory, and this is what must come out.
+            # uncaptured first: kernels are compiled, the pool has its memory, and this is what must come out
             expected = step(trial, batch)
             graph = self._capture(step, state, batch)
         graph.launch(self.stream)
