@@ -1,6 +1,7 @@
 """The backend under test comes from XPNET_BACKEND; nox and CI run the suite once for each."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -43,3 +44,10 @@ def data_folder():
     if not folder or not os.path.isdir(folder):
         pytest.skip("XPNET_DATA does not name a folder of data sets")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """Let Ctrl-C be heard where the suite was started in the background, in which shells ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
