@@ -39,6 +39,8 @@ def cuda_version() -> int | None:
 @nox.parametrize("backend", [nox.param(name, id=name) for name in LIBRARIES])
 def tests(session: nox.Session, backend: str) -> None:
     """Run the suite on one backend, under the current Python."""
+    if backend == "numpy":  # where CUDA kernels are compiled, too: that needs no GPU
+        session.install("nvidia-cuda-nvrtc", "nvidia-cuda-runtime")
     run_suite(session, backend, "fast" if backend == "numpy" else "")
 
 

@@ -2,8 +2,8 @@
 
 It is stricter than CuPy, which hands any argument over as the bytes that it has: arrays must be contiguous and of
 the type that the kernel's parameter has, scalars NumPy's own of that very type, null pointers `np.uintp(0)`, and
-grids not empty. Every launch is run twice on the same memory, the second time with blocks and threads in the
-opposite order: where that gives other bits, threads race.
+grids not empty. A launch is run twice on the same memory, the second time with blocks and threads in the opposite
+order: where that gives other bits, threads race. (A CUDA graph, which repeats what was checked, runs it once.)
 """
 
 import atexit
@@ -13,9 +13,11 @@ import re
 import shutil
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import cupy_like
 import numpy as np
 from cupy_like import Array
 
@@ -66,9 +68,9 @@ class Parameter:
             raise TypeError(f"{self.name} takes an array; got {x!r}, {type(x).__name__}")
         if x.dtype != self.dtype:
             raise TypeError(f"{self.name} takes an array of {self.dtype}; got {x.dtype}")
-        if not x.values.flags.c_contiguous:
-            raise TypeError(f"{self.name} takes a contiguous array; got strides {x.values.strides}")
-        return x.values.ctypes.data
+        if not x.memory.flags.c_contiguous:
+            raise TypeError(f"{self.name} takes a contiguous array; got strides {x.memory.strides}")
+        return x.memory.ctypes.data
 
 
 class RawModule:
@@ -105,7 +107,14 @@ class RawKernel:
         given = [p.take(x) for p, x in zip(self._parameters, args)]
         dims = (ctypes.c_uint * 6)(*_dims("grid", grid, (2**31 - 1, 65535, 65535)), *_dims("block", block))
         RawKernel.launched.append(self.name)
-        arrays = [x.values for x in args if isinstance(x, Array)]
+        arrays = [x for x in args if isinstance(x, Array)]
+        cupy_like.engine.launch(partial(self._launch_over, dims, given), arrays)
+
+    def _launch_over(self, dims, given, arrays, check):
+        """Run it on memory, which holds the addresses `given`."""
+        if not check:
+            self._run(False, dims, given)
+            return
         before = [a.copy() for a in arrays]
         self._run(False, dims, given)
         after = [a.copy() for a in arrays]
@@ -151,6 +160,7 @@ def _compile(code, options):
     stem.with_suffix(".cpp").write_text("".join(parts))
     # bytes are stored as words, which C++ forbids between types that CUDA's compilers take for the same memory
     flags = ["-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+    flags.append("-U_FORTIFY_SOURCE")  # whose check of `longjmp` knows of one stack only
     source, module, library = (str(stem.with_suffix(suffix)) for suffix in (".cpp", ".o", ".so"))
     _call([COMPILER, *flags, "-fsanitize=alignment", *options, "-c", "-o", module, source])
     _call([COMPILER, "-shared", "-o", library, module])  # not with libubsan: the header has what it takes
@@ -164,10 +174,15 @@ def _call(command, text=None):
     return done.stdout
 
 
-def _matmul(a, b, out):
-    np.matmul(a.values, b.values, out=out.values)
+def matmul(a, b, out):
+    """As `cupy.matmul`."""
+    cupy_like.engine.write(_multiply, a, b, out)
     return out
 
 
+def _multiply(a, b, out):
+    np.matmul(a, b, out=out)
+
+
 # What kernels/cupy.py takes from CuPy.
-cupy = SimpleNamespace(RawModule=RawModule, matmul=_matmul)
+cupy = SimpleNamespace(RawModule=RawModule, matmul=matmul)

@@ -3,12 +3,17 @@
 Its arrays do not mix with NumPy's, are not converted implicitly, and stay arrays where NumPy's decay to scalars.
 Inside a step (what `compile` and `jit` wrap) every look at a value from the host is an error, as it would be a
 wait for the GPU and the end of a graph's capture; so is a transfer of host memory. The state that a step was given
-is gone afterwards, as if it had been written over. The namespace has the functions of the array API standard only.
+is gone afterwards, as if it had been written over. The namespace has the functions of the array API standard only;
+what CuPy's arrays have beyond it is for `backend.py` and `kernels/`.
+
+An engine does the work: `Eager` at once; the one of cupy_capture.py on streams, which may capture it.
 """
 
 import operator
+import sys
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -50,6 +55,71 @@ def _no_sync(what):
         raise RuntimeError(f"{what} inside a step: the host would wait for the device")
 
 
+class Eager:
+    """Does at once what is asked of the device."""
+
+    def compute(self, function, args, kwargs):
+        """Return what a function of NumPy's gives, as arrays."""
+        with np.errstate(all="ignore"):
+            return _wrap(function(*_strip(args), **_strip(kwargs)))
+
+    def write(self, function, *args):
+        """Call a function that writes into arrays it is given."""
+        function(*_strip(args))
+
+    def launch(self, run, arrays):
+        """Run a kernel on these arrays, `run(memory, check)`; with `check` it is looked at for races."""
+        run([a.memory for a in arrays], True)
+
+    def upload(self, host):
+        """Return host memory as an array."""
+        return Array(host)
+
+    def wait(self, what):
+        """Wait for the work of the current stream, since the host wants to know a number."""
+
+    def settle(self):
+        """Wait for all there is to do, for a test that wants to see memory."""
+
+
+engine = Eager()
+
+
+class Device:
+    """The pretended device, as `cupy.cuda.Device`."""
+
+    def __init__(self, device=None):
+        self.id = int(device or 0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        pass
+
+    def __eq__(self, other):
+        return isinstance(other, Device) and other.id == self.id
+
+    def __hash__(self):
+        return self.id
+
+    def __repr__(self):
+        return f"<pretended device {self.id}>"
+
+
+DEVICE = Device()
+
+
+KNOW_CUPY = ("xpnet.backend", "xpnet.kernels.")  # modules that may use what CuPy has beyond the standard
+
+
+def _reserved(what):
+    """Raise if the caller's caller is in no module that knows CuPy."""
+    caller = sys._getframe(2).f_globals["__name__"]
+    if not caller.startswith(KNOW_CUPY):
+        raise TypeError(f"{what} is not in the floors that all backends share; used in {caller}")
+
+
 class Array:
     """An array on the pretended device."""
 
@@ -59,10 +129,17 @@ class Array:
         self._values = np.asarray(values)
 
     @property
-    def values(self):
+    def memory(self):
+        """The memory itself, whose content may still be on its way."""
         if self._values is None:
             raise RuntimeError("this array was donated to a step and is gone")
         return self._values
+
+    @property
+    def values(self):
+        """The memory after all that was asked for (for tests)."""
+        engine.settle()
+        return self.memory
 
     def donate(self):
         self._values = None
@@ -70,7 +147,8 @@ class Array:
     def get(self):
         """Copy to the host."""
         _no_sync("get()")
-        return self.values.copy()
+        engine.wait("get()")
+        return self.memory.copy()
 
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -78,29 +156,53 @@ class Array:
     def __repr__(self):
         return f"cupy_like.Array(shape={self.shape}, dtype={self.dtype})"
 
-    dtype = property(lambda self: self.values.dtype)
-    shape = property(lambda self: self.values.shape)
-    ndim = property(lambda self: self.values.ndim)
-    size = property(lambda self: self.values.size)
-    T = property(lambda self: Array(self.values.T))
-    mT = property(lambda self: Array(self.values.mT))
-    device = "pretended"
+    dtype = property(lambda self: self.memory.dtype)
+    shape = property(lambda self: self.memory.shape)
+    ndim = property(lambda self: self.memory.ndim)
+    size = property(lambda self: self.memory.size)
+    T = property(lambda self: Array(self.memory.T))
+    mT = property(lambda self: Array(self.memory.mT))
+    device = DEVICE
 
     def __len__(self):
-        return len(self.values)
+        return len(self.memory)
 
     def __getitem__(self, key):
         keys = key if isinstance(key, tuple) else (key,)
         if any(isinstance(k, Array) and k.dtype == bool for k in keys):
             _no_sync("a boolean mask as an index")
-        return Array(self.values[tuple(_strip(k) for k in keys)])
-
-    def __setitem__(self, key, value):
-        raise TypeError("not in the floors that all backends share")
+            engine.wait("a boolean mask as an index")
+        if not any(k is ... for k in keys):
+            keys = (*keys, ...)  # so that a single element is a view too
+        return engine.compute(operator.getitem, (self, keys), {})
 
     def __iter__(self):
         _no_sync("iteration")
         return (self[i] for i in range(len(self)))
+
+    # What CuPy has beyond the standard
+
+    def __setitem__(self, key, value):
+        _reserved("an assignment to elements")
+        engine.write(operator.setitem, self, key, value)
+
+    def all(self):
+        _reserved("all()")
+        return engine.compute(np.all, (self,), {})
+
+    def copy(self):
+        _reserved("copy()")
+        return engine.compute(np.ndarray.copy, (self,), {})
+
+    @property
+    def flags(self):
+        _reserved("flags")
+        return self.memory.flags
+
+    @property
+    def data(self):
+        _reserved("data")
+        return SimpleNamespace(ptr=self.memory.ctypes.data)
 
     __hash__ = None
 
@@ -108,7 +210,8 @@ class Array:
 def _look(name, read):
     def look(self, *args):
         _no_sync(name)
-        return read(self.values, *args)
+        engine.wait(name)
+        return read(self.memory, *args)
 
     setattr(Array, name, look)
 
@@ -122,13 +225,7 @@ for _name, _read in {
 
 def _operator(name):
     compute = getattr(np.ndarray, name)
-
-    def operate(self, *others):
-        with np.errstate(all="ignore"):
-            result = compute(self.values, *map(_strip, others))
-        return result if result is NotImplemented else Array(result)
-
-    setattr(Array, name, operate)
+    setattr(Array, name, lambda self, *others: engine.compute(compute, (self, *others), {}))
 
 
 BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
@@ -143,12 +240,12 @@ for _stem in COMPARED.split():
 def _strip(x):
     """Return NumPy's view of an argument, or raise the error that CuPy raises."""
     if isinstance(x, Array):
-        return x.values
+        return x.memory
     if isinstance(x, np.ndarray):
         raise TypeError(f"Unsupported type {type(x)}")
     if isinstance(x, (list, tuple)):
         return type(x)(map(_strip, x))
-    return x
+    return {name: _strip(v) for name, v in x.items()} if isinstance(x, dict) else x
 
 
 def _wrap(x):
@@ -170,24 +267,25 @@ class Namespace:
             return found
 
         def function(*args, device=None, **kwargs):
-            assert device in (None, "pretended"), device
+            assert device in (None, DEVICE), device
             if name in SYNCHRONISING:
                 _no_sync(name)
+                engine.wait(name)
             if name not in CREATION and not any(isinstance(a, (Array, list, tuple)) for a in args):
                 raise TypeError(f"Unsupported type {type(args[0])}")
-            with np.errstate(all="ignore"):
-                return _wrap(found(*map(_strip, args), **{k: _strip(v) for k, v in kwargs.items()}))
+            return engine.compute(found, args, kwargs)
 
         return function
 
     def asarray(self, x, dtype=None, device=None, copy=None):
-        assert device in (None, "pretended"), device
-        if not isinstance(x, Array):
-            _no_sync("a transfer of host memory")
-        return Array(np.array(x.values if isinstance(x, Array) else x, dtype=dtype, copy=copy))
+        assert device in (None, DEVICE), device
+        if isinstance(x, Array):
+            return engine.compute(np.array, (x,), {"dtype": dtype, "copy": copy})
+        _no_sync("a transfer of host memory")
+        return engine.upload(np.array(x, dtype=dtype, copy=copy))
 
     def astype(self, x, dtype, copy=True, device=None):
-        return Array(_strip(x).astype(dtype, copy=copy))
+        return engine.compute(np.ndarray.astype, (x, dtype), {"copy": copy})
 
     def result_type(self, *args):
         return np.result_type(*map(_strip, args))
@@ -211,7 +309,7 @@ class CupyLike(Backend):
         return Namespace()
 
     def _device(self, device):
-        return "pretended"
+        return DEVICE
 
     @classmethod
     def owns(cls, x):
@@ -226,7 +324,7 @@ class CupyLike(Backend):
         return x.get()
 
     def copy(self, x):
-        return Array(x.values.copy())
+        return engine.compute(np.ndarray.copy, (x,), {})
 
     def when(self, ok, update, kept):
         assert isinstance(ok, Array), ok

@@ -1,5 +1,7 @@
 """All of training on a backend as strict as CuPy (see cupy_like.py), compared with NumPy."""
 
+import operator
+
 import numpy as np
 import pytest
 from cupy_like import Array, CupyLike, inside_a_step
@@ -243,6 +245,10 @@ def test_what_it_refuses():
             call()
     with pytest.raises(AttributeError):
         xp.random  # noqa: B018
+    for call in (lambda: operator.setitem(a, 0, a[1]), lambda: a.copy(), lambda: a.flags, lambda: a.data,
+                 lambda: a.all()):  # fmt: skip
+        with pytest.raises(TypeError, match="not in the floors that all backends share"):
+            call()
     assert isinstance(xp.sum(a), Array)
     assert isinstance(xp.sum(a) * 2.0 + np.float32(1.0), Array)
     assert float(xp.sum(a)) == 3.0
@@ -259,3 +265,15 @@ def test_what_it_refuses():
     assert run(first, [xp.asarray(1.0, dtype=xp.float64)])[0].get().tolist() == [2.0, 3.0]
     with pytest.raises(RuntimeError, match="donated"):
         a.get()
+
+
+def test_layers_do_not_write_to_elements():
+    class Writes(xn.layers.Layer):
+        def forward(self, ctx, params, x):
+            x[0, ...] = x[1, ...]
+            return x, lambda dy, into, want_dx=True: (dy, {})
+
+    model = xn.Sequential([Writes(), Dense(1)], backend="cupy_like")
+    model.compile("sgd", "mse")
+    with pytest.raises(TypeError, match="an assignment to elements is not in the floors"):
+        model.fit(X, X[:, :1], verbose=0)

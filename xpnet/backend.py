@@ -96,6 +96,7 @@ class Backend:
     package: ClassVar[str]
     install: ClassVar[str]
     inplace: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False  # freed memory is handed out again by the library, not by the system
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
         if dtype not in DTYPES:
@@ -406,7 +407,7 @@ class JaxBackend(Backend):
 class CupyBackend(Backend):  # needs a GPU
     """CuPy: CUDA, through array_api_compat."""
 
-    inplace = True
+    inplace = pooled = True
     name = "cupy"
     package = "array_api_compat.cupy"
     install = "pip install 'xpnet[cuda13]' (CUDA 13) or 'xpnet[cuda12]' (CUDA 12)"

@@ -189,7 +189,10 @@ class MeanAbsoluteError(Loss):
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return mean(|p - y|) and sign(p - y) / units."""
         xp, difference = ctx.xp, p - y
-        slope = xp.sign(difference) * (columns(ctx.xp, weight) * (1.0 / p.shape[-1]))
+        sign = xp.astype(difference > 0, p.dtype) - xp.astype(
+            difference < 0, p.dtype
+        )  # CuPy's `sign` synchronises
+        slope = sign * (columns(ctx.xp, weight) * (1.0 / p.shape[-1]))
         return xp.mean(xp.abs(difference), axis=-1), slope
 
 

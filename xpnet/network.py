@@ -175,7 +175,7 @@ class Network:
         """Return the flat statistics after a step, the carried ones in their places."""
         if not ctx.carry:
             return stats
-        return self.stats_layout.pack(ctx.xp, {**self.stats_layout.views(ctx.xp, stats), **ctx.carry})
+        return ctx.ops.pack(ctx, self.stats_layout, {**self.stats_layout.views(ctx.xp, stats), **ctx.carry}, None)
 
     def host_values(self, backend: Backend, weights: Array, stats: Array) -> dict[str, np.ndarray]:
         """Return host copies of all parameters and statistics by path, layer by layer."""

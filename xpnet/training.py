@@ -55,6 +55,8 @@ def _contexts(backend: Backend) -> Callable[..., Context]:
     """Return a maker of training contexts, which keeps one for each batch shape where twins need memory."""
     if not backend.inplace or kernels.chosen() == "bodies":
         return lambda draws, shape, tape: Context(backend, True, draws)
+    if backend.pooled:  # what a CUDA graph writes to must come from its own pool, so nothing is kept here
+        return lambda draws, shape, tape: Context(backend, True, draws, Arena(backend.xp))
     contexts: dict[tuple[int, ...], Context] = {}
 
     def context(draws: dict[str, Array], shape: tuple[int, ...], tape: Any) -> Context:

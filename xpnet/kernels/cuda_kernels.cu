@@ -59,12 +59,6 @@ __device__ inline bool is_finite(double x) {
     return ((u64)__double_as_longlong(x) & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
 }
 
-// Whether |x| <= 1e30 (float), 1e300 (double): neither NaN nor near to where the next update could overflow.
-__device__ inline bool is_tame(float x) { return (__float_as_uint(x) & 0x7fffffffu) <= 0x7149f2cau; }
-__device__ inline bool is_tame(double x) {
-    return ((u64)__double_as_longlong(x) & 0x7fffffffffffffffull) <= 0x7e37e43c8800759cull;
-}
-
 // The larger number; a NaN is larger than any.
 __device__ inline A larger(A x, A y) { return y > x || y != y ? y : x; }
 
@@ -304,59 +298,49 @@ extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, 
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-// What the optimizers share: nothing is written where *ok is false (ok may be null), and *wild becomes true where
-// update(i), which says whether all that it wrote is tame, says no (wild may be null).
+// What the optimizers share: nothing is written where *ok is false (ok may be null).
 template <class Update>
-__device__ inline void optimize(const bool* ok, bool* wild, i64 n, Update update) {
+__device__ inline void optimize(const bool* ok, i64 n, Update update) {
     if (ok && !*ok) return;
-    bool tame = true;
-    for (EACH(i, n)) tame &= update(i);
-    if (wild && !tame) *wild = true;
+    for (EACH(i, n)) update(i);
 }
 
 // w' = w - lr g: 12 B.
-extern "C" __global__ void sgd(A* __restrict__ w, const A* __restrict__ g, const A* lr, const bool* ok, bool* wild,
-                               i64 n) {
+extern "C" __global__ void sgd(A* __restrict__ w, const A* __restrict__ g, const A* lr, const bool* ok, i64 n) {
     const A rate = *lr;
-    optimize(ok, wild, n, [=](i64 i) {
-        w[i] -= rate * g[i];
-        return is_tame(w[i]);
-    });
+    optimize(ok, n, [=](i64 i) { w[i] -= rate * g[i]; });
 }
 
 // v' = momentum v - lr g,  w' = w + v', or with nesterov  w' = w + momentum v' - lr g: 20 B.
 extern "C" __global__ void sgd_momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
-                                        A momentum, int nesterov, const bool* ok, bool* wild, i64 n) {
+                                        A momentum, int nesterov, const bool* ok, i64 n) {
     const A rate = *lr;
-    optimize(ok, wild, n, [=](i64 i) {
+    optimize(ok, n, [=](i64 i) {
         const A step = rate * g[i], new_v = momentum * v[i] - step;
         w[i] = nesterov ? w[i] + momentum * new_v - step : w[i] + new_v;
         v[i] = new_v;
-        return is_tame(w[i]) && is_tame(new_v);
     });
 }
 
 // v' = beta v + rest g,  w' = w - lr v', where rest = 1 - beta: 20 B.
 extern "C" __global__ void momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
-                                    A beta, A rest, const bool* ok, bool* wild, i64 n) {
+                                    A beta, A rest, const bool* ok, i64 n) {
     const A rate = *lr;
-    optimize(ok, wild, n, [=](i64 i) {
+    optimize(ok, n, [=](i64 i) {
         v[i] = beta * v[i] + rest * g[i];
         w[i] -= rate * v[i];
-        return is_tame(w[i]) && is_tame(v[i]);
     });
 }
 
 // s' = rho s + rest g^2,  w' = w - lr g / root, where rest = 1 - rho and root is sqrt(s' + epsilon) with `inside`,
 // else sqrt(s') + epsilon: 20 B.
 extern "C" __global__ void rmsprop(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ s, const A* lr,
-                                   A rho, A rest, A epsilon, int inside, const bool* ok, bool* wild, i64 n) {
+                                   A rho, A rest, A epsilon, int inside, const bool* ok, i64 n) {
     const A rate = *lr;
-    optimize(ok, wild, n, [=](i64 i) {
+    optimize(ok, n, [=](i64 i) {
         const A slope = g[i], new_s = rho * s[i] + rest * (slope * slope);
         s[i] = new_s;
         w[i] -= rate * slope / (inside ? sqrt(new_s + epsilon) : sqrt(new_s) + epsilon);
-        return is_tame(w[i]) && is_tame(new_s);
     });
 }
 
@@ -365,15 +349,14 @@ extern "C" __global__ void rmsprop(A* __restrict__ w, const A* __restrict__ g, A
 // rest = 1 - b and ln = log(b) come from the host (b = 0: ln = -infinity, c = 1).
 extern "C" __global__ void adam(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ m, A* __restrict__ v,
                                 const A* lr, const A* age, A b1, A rest1, A ln1, A b2, A rest2, A ln2, A epsilon,
-                                int corrected, A decay, const bool* ok, bool* wild, i64 n) {
+                                int corrected, A decay, const bool* ok, i64 n) {
     const A root2 = sqrt(-expm1(*age * ln2)), rate = *lr * root2 / -expm1(*age * ln1);
     const A small = corrected ? epsilon * root2 : epsilon, shrink = *lr * decay;
-    optimize(ok, wild, n, [=](i64 i) {
+    optimize(ok, n, [=](i64 i) {
         const A slope = g[i], new_m = b1 * m[i] + rest1 * slope, new_v = b2 * v[i] + rest2 * (slope * slope);
         m[i] = new_m;
         v[i] = new_v;
         w[i] = w[i] - shrink * w[i] - rate * new_m / (sqrt(new_v) + small);
-        return is_tame(w[i]) && is_tame(new_m) && is_tame(new_v);
     });
 }
 

@@ -4,9 +4,8 @@ Nothing here waits for the device, copies from it, or depends on a value on it, 
 into a CUDA graph; what changes from step to step (learning rate, age, step) is handed on as an array. Without an
 arena (`ctx.inplace` is False), and for shapes the kernels do not do, the bodies do the work.
 
-The optimizers write weights and slots over where no update can overflow (`ops.never_overflows`). The context may
-carry two flags for them, 0-d boolean arrays: `gate`, without which nothing is written, and `wild`, which becomes
-True when a new weight or slot is beyond 1e30 (float64: 1e300) or not finite.
+The optimizers write weights and slots over where no update can overflow (`ops.never_overflows`), unless the
+context's `gate` holds them back.
 
 At the end stand kernels that belong to no operation: masks, batches and hits, made on the device.
 """
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from .blas import product
 
 Array = Any  # a CuPy array
 
@@ -86,13 +86,6 @@ def _solid(ctx: Any, a: Array) -> Array:
     return room
 
 
-def _product(ctx: Any, a: Array, b: Array, out: Array) -> Array:
-    """Return out = a b, of matrices; a or b may be a transposed view."""
-    import cupy
-
-    return cupy.matmul(a, b, out=out)
-
-
 # Layers ---------------------------------------------------------------------------------------------------
 
 _KINDS = {"linear": 0, "relu": 1, "tanh": 2, "sigmoid": 3}  # activations whose derivative needs only their output
@@ -105,7 +98,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         return ops.affine(ctx, x, kernel, bias, activation)
     rows, units = x.shape[0], kernel.shape[1]
     kind = _KINDS.get(activation.name)
-    z = _product(ctx, x, kernel, ctx.empty((rows, units)))
+    z = product(x, kernel, ctx.empty((rows, units)))
     if bias is not None or kind:
         args = (z, NULL if bias is None else bias, np.int32(rows), np.int32(units), np.int32(kind or 0))
         _kernel("bias_act", z.dtype.name)(*_over(z.size), args)
@@ -122,8 +115,8 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         if kind or grads:
             _act_backward(ctx, dy, y, dz if kind else NULL, grads.get("bias", NULL), kind or 0)
         grads["kernel"] = into["kernel"] if "kernel" in into else ctx.empty(kernel.shape)
-        _product(ctx, x.T, dz, grads["kernel"])
-        return (_product(ctx, dz, kernel.T, ctx.empty(x.shape)) if want_dx else None), grads
+        product(x.T, dz, grads["kernel"])
+        return (product(dz, kernel.T, ctx.empty(x.shape)) if want_dx else None), grads
 
     return y, backward
 
@@ -179,10 +172,14 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
-    """Twin of `ops.pack`: copies only what is not in its place already."""
-    if room is None:
+    """Twin of `ops.pack`: copies only what is not in its place already.
+
+    `cupy.concatenate` would copy the addresses of more than 8 arrays from the host, which no capture allows.
+    """
+    if room is None and not ctx.inplace:
         return ops.pack(ctx, layout, parts, room)
-    flat, views = room
+    flat = ctx.empty((layout.size,)) if room is None else room[0]
+    views = layout.views(ctx.xp, flat) if room is None else room[1]
     for path, part in parts.items():
         if part is not views[path]:
             views[path][...] = part
@@ -235,9 +232,9 @@ def _update(ctx: Any, name: str, arrays: tuple[Array, ...], scalars: tuple[Any, 
     """Launch an optimizer's kernel over flat arrays, behind the gate."""
     n, real = arrays[0].size, arrays[0].dtype.type
     args = (x if not isinstance(x, float) else real(x) for x in scalars)
-    flags = (NULL if flag is None else flag for flag in (getattr(ctx, "gate", None), getattr(ctx, "wild", None)))
+    gate = NULL if ctx.gate is None else ctx.gate
     if n:
-        _kernel(name, arrays[0].dtype.name)(*_over(n), (*arrays, *args, *flags, np.int64(n)))
+        _kernel(name, arrays[0].dtype.name)(*_over(n), (*arrays, *args, gate, np.int64(n)))
 
 
 def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Array, momentum: float, nesterov: bool) -> Any:

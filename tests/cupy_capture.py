@@ -1,0 +1,499 @@
+"""CuPy's streams, memory pools and graphs, and cuBLAS, without a GPU: an engine for cupy_like.py's arrays.
+
+Nothing is done before somebody waits for it, and then in no other order than that of streams and events: what a
+missing `wait_event` spoils on a GPU is spoilt here. While a stream captures, what is asked of it is noted, and
+`Graph.launch` does it, on the same memory. Freed memory is handed out again to the same stream and pool, full of
+set bits (NaN, -1); that of a pool which is gone is an illegal address.
+
+What is refused is what CuPy 14 refuses; where it says so stands beside (files of github.com/cupy/cupy).
+"""
+
+import bisect
+import ctypes
+import operator
+import sys
+import weakref
+from collections import defaultdict, deque
+from contextlib import contextmanager
+from enum import IntEnum
+from functools import partial
+from types import SimpleNamespace
+
+import cuda_on_host
+import cupy_like
+import numpy as np
+from cupy_like import Array, Device, Eager, Namespace, _strip
+
+from xpnet import kernels
+from xpnet.backend import _make
+from xpnet.kernels import blas, graph
+from xpnet.kernels import cupy as twins
+
+UNIT = 512  # bytes: memory comes in multiples of it (cupy/cuda/memory.pyx, ALLOCATION_UNIT_SIZE)
+LARGE = 1 << 20  # bytes: memory of this size is not filled (cuBLAS' workspaces)
+# By way of cuBLAS. CuPy 14 has no `vecdot`: array_api_compat makes it of a product (common/_aliases.py).
+PRODUCTS = {
+    cuda_on_host._multiply, np.matmul, np.ndarray.__matmul__, np.ndarray.__rmatmul__, np.tensordot, np.vecdot,
+}  # fmt: skip
+EMPTY = {np.empty, np.empty_like}
+
+
+class CUDARuntimeError(RuntimeError):
+    """As `cupy.cuda.runtime.CUDARuntimeError`."""
+
+
+# Memory -------------------------------------------------------------------------------------------------
+
+
+class Block:
+    """A piece of the device's memory: in use, in a pool's list of free ones, or given back to the driver."""
+
+    def __init__(self, size, pool=None):
+        whole = np.empty(size + UNIT, np.uint8)
+        start = -whole.ctypes.data % UNIT
+        self.raw = whole[start : start + size]
+        self.address, self.used = self.raw.ctypes.data, False
+        self.pool = weakref.ref(pool) if pool is not None else lambda: None
+        self.spoil()
+
+    def spoil(self):
+        if self.raw.size < LARGE:
+            self.raw[:] = 255
+
+    @property
+    def valid(self):
+        return self.used or self.pool() is not None
+
+
+class Memory:
+    """What arrays hold, as `cupy.cuda.BaseMemory`: when the last one is gone, the block is free."""
+
+    def __init__(self, block, free):
+        self.block, self._free, self.ptr = block, free, block.address
+        block.used = True
+        self.__array_interface__ = {
+            "shape": block.raw.shape, "typestr": "|u1", "data": (block.address, False), "version": 3,
+        }  # fmt: skip
+
+    def __del__(self):
+        self._free(self.block)
+        self.block.used = False
+
+
+class Pool:
+    """As `cupy.cuda.MemoryPool`: what was allocated on a stream is handed out again on that one only."""
+
+    def __init__(self, engine):
+        self._engine, self._free, self._total = engine, defaultdict(list), 0
+
+    def malloc(self, size):
+        size, stream = -(-size // UNIT) * UNIT, self._engine.current
+        free = self._free[stream.ptr, size]
+        if free:
+            block = free.pop()
+            if not stream.is_capturing():
+                stream.note(block.spoil, ())
+        else:
+            block = self._engine.allocate(size, self)
+            self._total += size
+        return SimpleNamespace(mem=Memory(block, free.append), ptr=block.address)
+
+    def total_bytes(self):
+        return self._total
+
+    def __del__(self):
+        self._engine.settle()  # cudaFree waits for the device
+
+
+def _memory_of(a):
+    while isinstance(a, np.ndarray):
+        a = a.base
+    return a if isinstance(a, Memory) else None
+
+
+def _raw(x, blocks):
+    """Return arguments with the bare memory of arrays, which keeps nothing in use; add its blocks to a list."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(_raw(v, blocks) for v in x)
+    if isinstance(x, dict):
+        return {name: _raw(v, blocks) for name, v in x.items()}
+    if not isinstance(x, Array):
+        return x
+    a, memory = x.memory, _memory_of(x.memory)
+    if memory is None:  # a test's own
+        return a
+    blocks.append(memory.block)
+    return np.ndarray(a.shape, a.dtype, memory.block.raw, a.ctypes.data - memory.ptr, a.strides)
+
+
+# Streams and graphs -------------------------------------------------------------------------------------
+
+
+class Stream:
+    """As `cupy.cuda.Stream`: a list of things to do, each with the blocks of memory that it needs."""
+
+    def __init__(self, engine, null=False, non_blocking=False):
+        if not (null or non_blocking):
+            raise NotImplementedError("the stand-in has no streams that wait for the null stream")
+        self._engine = engine
+        self.ptr = len(engine.streams)  # 0 is the null stream
+        engine.streams.append(self)
+        self._queue, self._asked, self._done = deque(), 0, 0
+        self._captured, self._invalid = None, False
+
+    def __enter__(self):
+        self._engine.stack.append(self)
+        return self
+
+    def __exit__(self, *args):
+        self._engine.stack.pop()
+
+    def note(self, work, blocks):
+        """Ask for work on memory: it is done when somebody waits for it, or at every launch of a graph."""
+        if self._invalid:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
+        if self._captured is not None:
+            self._captured.append((work, blocks))
+        else:
+            self._queue.append((work, blocks))
+            self._asked += 1
+
+    def run(self, until=None):
+        """Do what was asked for, up to a number of things."""
+        while self._done < (self._asked if until is None else until):
+            self._done += 1
+            work, blocks = self._queue.popleft()
+            if not all(b.valid for b in blocks):
+                self._queue.clear()  # nothing goes on after that
+                self._done = self._asked
+                raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+            with np.errstate(all="ignore"):
+                work()
+
+    def record(self):
+        """Return an event: this stream, and how much it was asked for."""
+        if self._captured is not None:
+            raise NotImplementedError("the stand-in does not capture events")
+        return self, self._asked
+
+    def wait_event(self, event):
+        if self._captured is not None:
+            raise CUDARuntimeError("cudaErrorStreamCaptureIsolation: dependency created on uncaptured work")
+        stream, count = event
+        self.note(lambda: stream.run(count), ())
+
+    def synchronize(self):
+        # tests/cupy_tests/cuda_tests/test_graph.py, test_stream_capture_failure1: and the capture is lost
+        if self._captured is not None:
+            self._invalid = True
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
+            )
+        self.run()
+
+    def is_capturing(self):
+        return self._captured is not None
+
+    def begin_capture(self, mode=None):
+        # cupy/cuda/stream.pyx, begin_capture; None is the relaxed mode, in which a pool may grow
+        if self.ptr == 0:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        if mode is not None:
+            raise NotImplementedError("the stand-in captures in the relaxed mode only")
+        if self._captured is not None:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is capturing")
+        self._captured = []
+
+    def end_capture(self):
+        if self._captured is None:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is not capturing")
+        (captured, self._captured), (invalid, self._invalid) = (self._captured, None), (self._invalid, False)
+        if invalid:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
+        made = Graph.__new__(Graph)
+        made.engine, made.notes = self._engine, captured
+        return made
+
+
+class Graph:
+    """As `cupy.cuda.Graph`."""
+
+    def __init__(self):
+        # cupy/cuda/graph.pyx
+        raise NotImplementedError("currently this class cannot be initiated by the user")
+
+    def launch(self, stream=None):
+        stream = self.engine.current if stream is None else stream
+        for work, blocks in self.notes:
+            stream.note(work, blocks)
+
+
+# The engine ---------------------------------------------------------------------------------------------
+
+
+class Engine(Eager):
+    """Does the work of arrays on the current stream."""
+
+    def __init__(self):
+        self.streams, self._blocks = [], []
+        self.stack = [Stream(self, null=True)]
+        self.pool = Pool(self)
+        self.alloc = self.pool.malloc
+
+    @property
+    def current(self):
+        return self.stack[-1]
+
+    def allocate(self, size, pool=None):
+        """Return memory of the driver's."""
+        block = Block(size, pool)
+        bisect.insort(self._blocks, block, key=operator.attrgetter("address"))
+        return block
+
+    def block_at(self, address):
+        """Return the block that an address lies in."""
+        block = self._blocks[bisect.bisect(self._blocks, address, key=operator.attrgetter("address")) - 1]
+        if not block.address <= address < block.address + block.raw.size:
+            raise CUDARuntimeError("cudaErrorIllegalAddress: no memory of the device's")
+        return block
+
+    @contextmanager
+    def using_allocator(self, allocator):
+        before, self.alloc = self.alloc, allocator
+        try:
+            yield
+        finally:
+            self.alloc = before
+
+    def room(self, shape, dtype):
+        """Return an array in memory of the current allocator's."""
+        size = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
+        if size == 0:
+            return Array(np.empty(shape, dtype))
+        return Array(np.asarray(self.alloc(size).mem)[:size].view(dtype).reshape(shape))
+
+    def compute(self, function, args, kwargs):
+        """Note a function of NumPy's: a view is there at once, anything else gets memory for what will come."""
+        if self.current.is_capturing():
+            self._check(function, args)
+        given = _strip(args)
+        with np.errstate(all="ignore"):
+            result = function(*given, **_strip(kwargs))  # for the shapes and dtypes
+        results = result if isinstance(result, (list, tuple)) else [result]
+        if not all(isinstance(r, (np.ndarray, np.generic)) for r in results):
+            return result  # such as NotImplemented
+        flat = [a.memory for a in _arrays(args)]
+        found, fresh = [], {}
+        for i, r in enumerate(map(np.asarray, results)):
+            view = r.size == 0 or any(np.may_share_memory(r, a) for a in flat)
+            found.append(Array(r) if view else self.room(r.shape, r.dtype))
+            if not view and function not in EMPTY:
+                fresh[i] = found[-1]
+        if fresh:
+            self.write(partial(_into, function, isinstance(result, (list, tuple))), fresh, args, kwargs)
+        return type(result)(found) if isinstance(result, (list, tuple)) else found[0]
+
+    def _check(self, function, args):
+        """Raise for what CuPy refuses while a stream captures."""
+        if function in PRODUCTS:
+            # cupy_backends/cuda/libs/cublas.pyx, setStream
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        if function is np.sign:
+            # array_api_compat/common/_aliases.py, sign: out[isnan(x)] = nan, by a mask (see `wait`)
+            self.wait("sign")
+        if function in (np.concatenate, np.stack):
+            # cupy/_core/_routines_manipulation.pyx, _concatenate: addresses of more than 8 arrays are copied there
+            parts = [a.memory for a in args[0]]
+            if len(parts) > 8 and len({a.dtype for a in parts}) == 1:
+                self._no_upload()
+
+    def write(self, function, *args):
+        """Note a function that writes into arrays it is given."""
+        if self.current.is_capturing():
+            self._check(function, args)
+        _strip(args)  # may raise
+        blocks = []
+        raw = _raw(args, blocks)
+        self.current.note(lambda: function(*raw), blocks)
+
+    def launch(self, run, arrays):
+        """Note a kernel; the first time that it is run, it is looked at for races."""
+        blocks, check = [], not self.current.is_capturing()
+        raw = _raw(arrays, blocks)
+        self.current.note(lambda: run(raw, check), blocks)
+
+    def upload(self, host):
+        """Note a copy of host memory as it is now."""
+        if self.current.is_capturing() and host.ndim:
+            self._no_upload()  # a 0-d array is a `fill` (cupy/_core/core.pyx, _array_default)
+        place, host = self.room(host.shape, host.dtype), host.copy()
+        self.write(lambda room: np.copyto(room, host), place)
+        return place
+
+    def _no_upload(self):
+        # cupy/cuda/memory.pyx, copy_from_host_async
+        raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
+
+    def wait(self, what):
+        # cupy/cuda/memory.pyx, copy_to_host_async: `get`, and all that comes down to it. A boolean mask as an
+        # index and `nonzero`: cupy/_core/_routines_indexing.pyx, int(mask_scanned[-1]).
+        if self.current.is_capturing():
+            raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
+        self.current.run()
+
+    def settle(self):
+        """Wait for all streams."""
+        for stream in self.streams:
+            stream.run()
+
+
+def _into(function, several, places, args, kwargs):
+    """Write results over arrays, by their number."""
+    result = function(*args, **kwargs)
+    for i, place in places.items():
+        place[...] = result[i] if several else result
+
+
+def _arrays(x):
+    if isinstance(x, (list, tuple)):
+        return [a for v in x for a in _arrays(v)]
+    return [x] if isinstance(x, Array) else []
+
+
+# cuBLAS -------------------------------------------------------------------------------------------------
+
+
+class cuBLASError(Exception):
+    """As `nvmath.bindings.cublas.cuBLASError`."""
+
+
+class Cublas:
+    """As `nvmath.bindings.cublas` of nvmath-python 1.0 (cublas.pyi, cublas.pxd), by NumPy on addresses."""
+
+    # cublas_api.h
+    Operation = IntEnum("Operation", {"N": 0, "T": 1, "C": 2})
+    GemmAlgo = IntEnum("GemmAlgo", {"DEFAULT": -1})
+    ComputeType = IntEnum("ComputeType", {"COMPUTE_32F": 68, "COMPUTE_64F": 70, "COMPUTE_32F_FAST_TF32": 77})
+    cuBLASError = cuBLASError
+
+    def __init__(self, engine):
+        self._engine, self.handles = engine, []
+
+    def create(self):
+        if self._engine.current.is_capturing():
+            raise cuBLASError("NOT_INITIALIZED (1): a handle allocates memory of the driver's")
+        self.handles.append(SimpleNamespace(stream=0, workspace=None, size=0))
+        return len(self.handles)
+
+    def set_stream(self, handle, stream_id):
+        """The workspace is cuBLAS' own again."""
+        self.handles[handle - 1].__dict__.update(stream=stream_id, workspace=None, size=0)
+
+    def set_workspace(self, handle, workspace, workspace_size_in_bytes):
+        _valid(workspace % 256 == 0, "a workspace at a multiple of 256")
+        self.handles[handle - 1].__dict__.update(workspace=workspace, size=workspace_size_in_bytes)
+
+    def gemm_ex(self, handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ldb, beta, c, ctype, ldc,
+                compute_type, algo):  # fmt: skip
+        """C = alpha op(A) op(B) + beta C, columns first, op(A) being m x k, op(B) k x n and C m x n."""
+        handle = self.handles[handle - 1]
+        stream = self._engine.streams[handle.stream]
+        if stream.is_capturing() and handle.workspace is None:
+            raise cuBLASError("ALLOC_FAILED (3): without a workspace it allocates one")
+        dtypes = {0: np.float32, 1: np.float64}  # cudaDataType: CUDA_R_32F, CUDA_R_64F
+        _valid(atype == btype == ctype and atype in dtypes, "arrays of one type")
+        dtype, compute = dtypes[atype], self.ComputeType(compute_type)
+        _valid((compute == self.ComputeType.COMPUTE_64F) == (dtype is np.float64), "a compute type that fits")
+        _valid(min(m, n, k) > 0 and algo == self.GemmAlgo.DEFAULT, "sizes and an algorithm")
+        transa, transb = self.Operation(transa), self.Operation(transb)
+        blocks = []
+        left = self._matrix(a, (m, k) if transa == self.Operation.N else (k, m), lda, dtype, blocks)
+        right = self._matrix(b, (k, n) if transb == self.Operation.N else (n, k), ldb, dtype, blocks)
+        out = self._matrix(c, (m, n), ldc, dtype, blocks)
+        left = left if transa == self.Operation.N else left.T
+        right = right if transb == self.Operation.N else right.T
+        scalar = ctypes.POINTER(np.ctypeslib.as_ctypes_type(dtype))  # on the host, read at the call
+        one, zero = (dtype(ctypes.cast(p, scalar).contents.value) for p in (alpha, beta))
+        scratch = None
+        if handle.workspace is not None:
+            blocks.append(self._engine.block_at(handle.workspace))
+            start = handle.workspace - blocks[-1].address
+            scratch = blocks[-1].raw[start : start + handle.size]
+            _valid(scratch.size == handle.size, "a workspace of that size")
+
+        def work():
+            x, y = (np.ascontiguousarray(f) for f in (left, right))
+            if compute == self.ComputeType.COMPUTE_32F_FAST_TF32:
+                x, y = _tf32(x), _tf32(y)
+            out[...] = one * (x @ y) + (zero * out if zero else dtype(0))
+            if scratch is not None:
+                scratch[:UNIT] = scratch[-UNIT:] = 170
+
+        stream.note(work, blocks)
+
+    def _matrix(self, address, shape, ld, dtype, blocks):
+        """Return a matrix whose columns are `ld` numbers apart."""
+        rows, columns = shape
+        _valid(ld >= max(1, rows), f"a leading dimension of at least {rows}, got {ld}")
+        block, size = self._engine.block_at(address), np.dtype(dtype).itemsize
+        blocks.append(block)
+        offset = address - block.address
+        if offset + ((columns - 1) * ld + rows) * size > block.raw.size:
+            raise CUDARuntimeError("cudaErrorIllegalAddress: a matrix goes beyond its memory")
+        return np.ndarray(shape, dtype, block.raw, offset, (size, ld * size))
+
+
+def _valid(condition, what):
+    if not condition:
+        raise cuBLASError(f"INVALID_VALUE (7): expected {what}")
+
+
+def _tf32(x):
+    """Round to 10 bits behind the point, to even at a tie."""
+    bits = x.view(np.uint32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & ~np.uint32(0x1FFF)).view(np.float32)
+
+
+# All of it ----------------------------------------------------------------------------------------------
+
+CACHES = (twins._module, twins._kernel, _make, kernels._table, blas.available, blas._handle)
+
+
+@contextmanager
+def pretended_cupy(monkeypatch, bindings=True):
+    """Let the backend "cupy" itself run on the pretended device; `bindings`: whether there are those of cuBLAS."""
+    engine = Engine()
+    cublas = engine.cublas = Cublas(engine)
+    cuda = SimpleNamespace(
+        Device=Device,
+        Graph=Graph,
+        Memory=lambda size: Memory(engine.allocate(size), lambda block: engine.settle()),
+        MemoryPool=lambda: Pool(engine),
+        Stream=lambda **kwargs: Stream(engine, **kwargs),
+        alloc=lambda size: engine.alloc(size),
+        get_current_stream=lambda: engine.current,
+        get_device_id=lambda: 0,
+        runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError),
+        using_allocator=engine.using_allocator,
+    )
+    cupy = SimpleNamespace(**vars(cuda_on_host.cupy), cuda=cuda, __version__="14, pretended")
+    monkeypatch.setattr(cupy_like, "engine", engine)
+    monkeypatch.setattr(Array, "__module__", "cupy")  # by which CupyBackend knows it
+    modules = {"cupy": cupy, "array_api_compat.cupy": Namespace(), "nvmath": None, "nvmath.bindings": None}
+    if bindings:
+        modules.update({"nvmath": SimpleNamespace(), "nvmath.bindings": SimpleNamespace(cublas=cublas)})
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    _forget()
+    cuda_on_host.RawKernel.launched.clear()
+    try:
+        yield engine
+    finally:
+        _forget()
+        engine.streams.clear()  # with what nobody has waited for
+
+
+def _forget():
+    for cache in CACHES:
+        cache.cache_clear()
+    graph._idle.clear()
