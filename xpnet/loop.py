@@ -177,7 +177,9 @@ def make_batches(
     """Return some rows as batches of one size on the model's device, with the masks of the next steps."""
     backend, network = model.backend, model.network
     target = program.target_shape, program.target_dtype
-    x, y, weight = data.batch(rows, backend, *target, class_weight, reuse=backend.inplace)
+    # where host memory is the device's, a step is over when `run` returns; a GPU may still be reading
+    reuse = backend.inplace and not backend.pooled
+    x, y, weight = data.batch(rows, backend, *target, class_weight, reuse=reuse)
     size = int(x.shape[0]) // count
     masks = [network.masks(model.stream, model.step + i, size) for i in range(count)]
     if count == 1:

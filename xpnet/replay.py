@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .backend import Tree, leaves, tree_map
+from .training import MOST
 
 __all__ = ["Replay"]
 
 ATTEMPTS = 5  # batches of a shape after which nobody tries to record it any more
-MOST = 16  # shapes whose recordings, with the memory they work in, are kept
 Step = Callable[[Tree, Tree], Tree]
 
 

@@ -19,7 +19,7 @@ from .optimizers import Optimizer
 
 __all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
 
-MOST = 16  # batch shapes whose memory for twins is kept
+MOST = 16  # batch shapes whose memory for twins, and whose recordings, are kept
 
 
 class Batch(NamedTuple):

@@ -21,38 +21,16 @@ from ..errors import MissingExtraError, unknown_name
 
 __all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "ops_for", "recorder_for", "using"]
 
+_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
+_GRADIENT = ("pack", "penalize", "sound")
+_NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "numpy": (
-            "affine",
-            "dropout",
-            "softmax_cross_entropy",
-            "pack",
-            "penalize",
-            "sound",
-            "tally",
-            "sgd",
-            "momentum",
-            "rmsprop",
-            "adam",
-        ),
-        "numba": ("affine", "dropout", "softmax_cross_entropy", "sgd", "momentum", "rmsprop", "adam"),
+        "numpy": (*_NETWORK, *_GRADIENT, "tally", *_OPTIMIZERS),
+        "numba": (*_NETWORK, *_OPTIMIZERS),
     },
     "jax": {"jax": ("pack",)},
-    "cupy": {
-        "cupy": (
-            "affine",
-            "dropout",
-            "softmax_cross_entropy",
-            "pack",
-            "penalize",
-            "sound",
-            "sgd",
-            "momentum",
-            "rmsprop",
-            "adam",
-        ),
-    },
+    "cupy": {"cupy": (*_NETWORK, *_GRADIENT, *_OPTIMIZERS)},
 }
 RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed
 CHOICES = ("bodies", "numpy", "fast")

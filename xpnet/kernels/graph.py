@@ -103,7 +103,9 @@ class Recorder:
         try:
             try:
                 tree_map(self._store, state, step(state, batch))
-            except BaseException:
+            except (
+                BaseException
+            ):  # Ctrl-C too: a stream that goes on capturing is of no use to anybody; raised again
                 with suppress(Exception):  # the capture may be invalid already
                     self.stream.end_capture()
                 raise
