@@ -103,9 +103,7 @@ class Recorder:
         try:
             try:
                 tree_map(self._store, state, step(state, batch))
-            except (
-                BaseException
-            ):  # Ctrl-C too: a stream that goes on capturing is of no use to anybody; raised again
+            except BaseException:  # Ctrl-C too: nobody can use a stream that goes on capturing
                 with suppress(Exception):  # the capture may be invalid already
                     self.stream.end_capture()
                 raise
