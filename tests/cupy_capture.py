@@ -101,6 +101,9 @@ class Pool:
     def total_bytes(self):
         return self._total
 
+    def free_bytes(self):
+        return sum(size * len(blocks) for (_, size), blocks in self._free.items())
+
     def __del__(self):
         self._engine.settle()  # cudaFree waits for the device
 
@@ -237,7 +240,7 @@ class Engine(Eager):
     def __init__(self):
         self.streams, self._blocks = [], []
         self.stack = [Stream(self, null=True)]
-        self.pool = Pool(self)
+        self.pool, self.free = Pool(self), 1 << 30  # bytes
         self.alloc = self.pool.malloc
 
     @property
@@ -473,10 +476,18 @@ def pretended_cupy(monkeypatch, bindings=True):
         alloc=lambda size: engine.alloc(size),
         get_current_stream=lambda: engine.current,
         get_device_id=lambda: 0,
-        runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError),
+        runtime=SimpleNamespace(
+            getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError, memGetInfo=lambda: (engine.free, 1 << 30)
+        ),
         using_allocator=engine.using_allocator,
     )
-    cupy = SimpleNamespace(**vars(cuda_on_host.cupy), cuda=cuda, __version__="14, pretended")
+    cupy = SimpleNamespace(
+        **vars(cuda_on_host.cupy),
+        cuda=cuda,
+        empty=engine.room,
+        get_default_memory_pool=lambda: engine.pool,
+        __version__="14, pretended",
+    )
     monkeypatch.setattr(cupy_like, "engine", engine)
     monkeypatch.setattr(Array, "__module__", "cupy")  # by which CupyBackend knows it
     modules = {"cupy": cupy, "array_api_compat.cupy": Namespace(), "nvmath": None, "nvmath.bindings": None}

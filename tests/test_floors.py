@@ -12,7 +12,7 @@ FLOORS = {
     0: {"errors", "registry", "backend"},
     1: {"ops", "kernels", "params", "random", "context", "initializers", "regularizers", "schedules"},
     2: {"activations", "layers", "losses", "optimizers", "metrics"},
-    3: {"network", "training", "replay", "guard", "data", "callbacks", "loop", "program", "model", "saving"},
+    3: {"network", "training", "replay", "feed", "guard", "data", "callbacks", "loop", "program", "model", "saving"},
     # islands; they may use the package as its users do, by `import xpnet`
     4: {"__init__", "datasets", "testing", "cli", "parity", "__main__", "bench", "sklearn", "distributed", "onnx"},
 }
@@ -26,8 +26,8 @@ ABSTRACT = [
     if name.split("/")[0] in {"layers"}
     or name.removesuffix(".py")
     in {
-        "activations", "callbacks", "context", "guard", "initializers", "loop", "losses", "metrics", "model",
-        "network", "ops", "optimizers", "params", "random", "regularizers", "registry", "training",
+        "activations", "callbacks", "context", "feed", "guard", "initializers", "loop", "losses", "metrics",
+        "model", "network", "ops", "optimizers", "params", "random", "regularizers", "registry", "training",
     }
 ]  # fmt: skip
 

@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .backend import Array, Stack, np
+from .backend import Array, np
 from .callbacks import Callback, History, ProgressBar
 from .context import Context
 from .data import Data
 from .errors import NonFiniteError
+from .feed import Feed, make_batches, make_feed
 from .guard import first_concerned
 from .training import Batch, deferred_interrupt, read_sums, zero_sums
 
-__all__ = ["evaluate", "fit", "make_batches", "make_inference", "predict", "train_on_batch"]
+__all__ = ["evaluate", "fit", "make_inference", "predict", "train_on_batch"]
 
 
 def fit(
@@ -51,11 +52,12 @@ def fit(
     run = None
     try:
         with deferred_interrupt() as check_interrupt:
+            feed = make_feed(model, program, data, class_weight)
             for epoch in range(initial_epoch, epochs):
                 progress.begin(epoch)
                 for callback in callbacks:
                     callback.on_epoch_begin(epoch)
-                run = _Epoch(model, program, data, batch_size, shuffle, class_weight, epoch)
+                run = _Epoch(model, program, feed, batch_size, shuffle, epoch)
                 groups = _groups(len(data), batch_size, steps_per_execution)
                 for number, (start, stop, count) in enumerate(groups):
                     for callback in callbacks:
@@ -94,36 +96,22 @@ def fit(
 class _Epoch:
     """One pass over the data."""
 
-    def __init__(
-        self,
-        model: Any,
-        program: Any,
-        data: Data,
-        batch_size: int,
-        shuffle: bool,
-        class_weight: Any,
-        epoch: int,
-    ) -> None:
-        self.model, self.program, self.data, self.batch_size = model, program, data, batch_size
-        self.class_weight, self.epoch = class_weight, epoch
-        self.order = model.stream.permutation(len(data), model.epoch) if shuffle else None
+    def __init__(self, model: Any, program: Any, feed: Feed, batch_size: int, shuffle: bool, epoch: int) -> None:
+        self.model, self.program, self.feed = model, program, feed
+        self.batch_size, self.rows, self.epoch = batch_size, len(feed.data), epoch
         self.first_step = model.step
         backend = model.backend
         model.state = model.state._replace(
             lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
         )
+        feed.begin(model.stream.permutation(self.rows, model.epoch) if shuffle else None)
         self.whole = True  # whether no step is half done
-
-    def batches(self, start: int, stop: int, count: int = 1) -> Sequence[Batch]:
-        """Return the rows from `start` to `stop` as that many batches of one size."""
-        rows = slice(start, stop) if self.order is None else self.order[start:stop]
-        return make_batches(self.model, self.program, self.data, rows, count, self.class_weight)
 
     def execute(self, start: int, stop: int, count: int) -> None:
         """Take a step for each of some batches of one size."""
-        batches = self.batches(start, stop, count)
+        batches = self.feed.batches(start, stop, count)
         self.whole = False
-        self.model.state = self.program.run(self.model.state, batches)
+        self.model.state = self.feed.run(self.model.state, batches)
         self.model.step, self.whole = self.model.step + count, True
 
     def settle(self) -> None:
@@ -147,7 +135,7 @@ class _Epoch:
         model.rewind()
         done = model.step - self.first_step
         start = done * self.batch_size
-        batch = self.batches(start, min(start + self.batch_size, len(self.data)))[0]
+        batch = self.feed.on_host(start, min(start + self.batch_size, self.rows))[0]
         raise non_finite(model, program, batch, f"epoch {self.epoch + 1}, step {done + 1} of the epoch")
 
 
@@ -169,27 +157,6 @@ def _groups(rows: int, batch_size: int, per_execution: int) -> Iterator[tuple[in
         yield start, stop, (stop - start) // batch_size
     if whole < rows:
         yield whole, rows, 1
-
-
-def make_batches(
-    model: Any, program: Any, data: Data, rows: Any, count: int = 1, class_weight: Any = None
-) -> Sequence[Batch]:
-    """Return some rows as batches of one size on the model's device, with the masks of the next steps."""
-    backend, network = model.backend, model.network
-    target = program.target_shape, program.target_dtype
-    # where host memory is the device's, a step is over when `run` returns; a GPU may still be reading
-    reuse = backend.inplace and not backend.pooled
-    x, y, weight = data.batch(rows, backend, *target, class_weight, reuse=reuse)
-    size = int(x.shape[0]) // count
-    masks = [network.masks(model.stream, model.step + i, size) for i in range(count)]
-    if count == 1:
-        return [Batch(x, y, weight, {key: backend.feed(mask) for key, mask in masks[0].items()})]
-
-    def split(a: Array) -> Array:
-        return backend.xp.reshape(a, (count, size, *a.shape[1:]))
-
-    draws = {key: backend.feed(np.stack([m[key] for m in masks])) for key in masks[0]}
-    return Stack(Batch(split(x), split(y), None if weight is None else split(weight), draws), count)
 
 
 def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, float]:
@@ -229,7 +196,8 @@ def make_inference(model: Any) -> Any:
 def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> dict[str, float]:
     """Take one step on all the rows; return loss and metrics by name."""
     backend = model.backend
-    batches = make_batches(model, program, data, slice(0, len(data)), 1, class_weight)
+    rows = slice(0, len(data))
+    batches = make_batches(model, program, data, rows, 1, class_weight, program.host_masks)
     model.state = model.state._replace(
         lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
     )
@@ -239,6 +207,6 @@ def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> d
         check_interrupt()
     if not bool(backend.host(model.state.ok)):
         model.rewind()
-        batch = make_batches(model, program, data, slice(0, len(data)), 1, class_weight)[0]
+        batch = make_batches(model, program, data, rows, 1, class_weight)[0]
         raise non_finite(model, program, batch, f"step {model.step + 1}")
     return read_sums(backend, model.state.sums, program.names)

@@ -352,7 +352,9 @@ class Sequential:
     def program(self) -> Program:
         """Return what `compile` was given, made ready for the backend (once)."""
         if self._program is None:
-            self._program = make_program(self._need_compiled(), self.network, self.backend)
+            self._program = make_program(
+                self._need_compiled(), self.network, self.backend, self.stream
+            )
         state = self.state
         if len(state.slots) != len(self._program.optimizer.slots):
             zeros = tuple(self.backend.zeros(state.weights.shape) for _ in self._program.optimizer.slots)

@@ -8,6 +8,7 @@ from . import kernels, losses, metrics, optimizers
 from .backend import Backend
 from .errors import InvalidValueError, number
 from .network import Network
+from .random import Stream
 from .replay import Replay
 from .training import make_evaluation, make_step
 
@@ -34,7 +35,9 @@ class Program(NamedTuple):
 
     Attributes:
         metrics: those that the shapes chose. names: in the logs. target_shape, target_dtype: of a row of y.
-        run: `run(state, batches) -> state`. evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
+        step: `step(state, batch) -> state`. run: `run(state, batches) -> state`, compiled or recorded.
+        evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
+        recorder: what records its steps, or None. maker: what makes masks and batches on the device, or None.
     """
 
     optimizer: optimizers.Optimizer
@@ -43,8 +46,16 @@ class Program(NamedTuple):
     names: list[str]
     target_shape: tuple[int, ...]
     target_dtype: str | None
+    step: Any
     run: Any
     evaluation: Any
+    recorder: Any = None
+    maker: Any = None
+
+    @property
+    def host_masks(self) -> bool:
+        """Whether batches must bring their masks."""
+        return self.maker is None
 
 
 def check_compile(optimizer: Any, loss: Any, chosen: Any, steps_per_execution: Any, graph: Any = True) -> Compiled:
@@ -80,8 +91,8 @@ def check_head(network: Network, loss: losses.Loss) -> None:
         )
 
 
-def make_program(compiled: Compiled, network: Network, backend: Backend) -> Program:
-    """Return the compiled step and evaluation for a network on a backend."""
+def make_program(compiled: Compiled, network: Network, backend: Backend, stream: Stream) -> Program:
+    """Return the compiled step and evaluation for a network on a backend; `stream` is that of its masks."""
     optimizer, loss = compiled.optimizer, compiled.loss
     check_head(network, loss)
     outputs = (1, *network.output_shape)
@@ -89,9 +100,12 @@ def make_program(compiled: Compiled, network: Network, backend: Backend) -> Prog
     chosen = [m.for_shapes(targets, outputs) for m in compiled.metrics]
     step = make_step(backend, network, loss, optimizer, chosen)
     recorder = kernels.recorder_for(backend) if compiled.graph else None
-    known = recorder and (
-        recorder.foreign or all(_ours(part) for part in (*network.parts(), loss, optimizer, *chosen))
-    )
+    parts = (*network.parts(), loss, optimizer, *chosen)
+    if recorder and not (recorder.foreign or all(map(_ours, parts))):
+        recorder = None
+    maker = kernels.maker_for(backend) if recorder else None
+    if maker:
+        step = maker.with_masks(step, network.draws, stream.key)
     return Program(
         optimizer,
         loss,
@@ -99,8 +113,11 @@ def make_program(compiled: Compiled, network: Network, backend: Backend) -> Prog
         compiled.names,
         targets[1:],
         "int32" if loss.sparse else None,
-        Replay(step, recorder) if known else backend.compile(step),
+        step,
+        Replay(step, recorder) if recorder else backend.compile(step),
         make_evaluation(backend, network, loss, chosen),
+        recorder,
+        maker,
     )
 
 

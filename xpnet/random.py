@@ -29,6 +29,9 @@ class Stream:
     Args:
         seed: a non-negative integer.
 
+    Attributes:
+        key: Philox' key, two words of 64 bits.
+
     >>> a, b = Stream(7), Stream(7)
     >>> _ = a.at(SHUFFLE, 0, 3).random(5)
     >>> bool((a.at(INIT, 1, 0).random(4) == b.at(INIT, 1, 0).random(4)).all())
@@ -37,8 +40,8 @@ class Stream:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
-        self._bits = np.random.Philox(key=key)
+        self.key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+        self._bits = np.random.Philox(key=self.key)
         self._state = self._bits.state
         self._generator = np.random.Generator(self._bits)
 

@@ -8,9 +8,10 @@ exchanged, and what cannot be recorded runs as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from .backend import Tree, leaves, tree_map
+from .backend import Stack, Tree, leaves, tree_map
 from .training import MOST
 
 __all__ = ["Replay"]
@@ -23,12 +24,14 @@ class Replay:
     """`run(state, batches) -> state`, by recordings.
 
     The first batch of a shape runs as it is: many shapes (a short last batch, `train_on_batch` called once)
-    come only once. The second is recorded, the others are replays.
+    come only once. The second is recorded, the others are replays. Where the recorder takes steps `together`, a
+    `Stack` of batches is one recording.
 
     Args:
         step: a pure function (state, batch) -> state.
         recorder: `record(step, state, batch) -> play` or its `CannotRecord`; `own`, `new` and `copy`, which handle
-            arrays that stay; `surroundings`, a context in which steps run.
+            arrays that stay; `surroundings`, a context in which steps run; `release`, which is called when nobody
+            will read a batch any more.
     """
 
     def __init__(self, step: Step, recorder: Any) -> None:
@@ -40,36 +43,43 @@ class Replay:
     def __call__(self, state: Tree, batches: Sequence[Tree]) -> Tree:
         """Take one step per batch. The state is donated."""
         with self.recorder.surroundings():
+            if self.recorder.together and isinstance(batches, Stack):
+                return self._take(state, batches.tree, len(batches))
             for batch in batches:
-                state = self._one(state, batch)
+                state = self._take(state, batch)
         return state
 
-    def _one(self, state: Tree, batch: Tree) -> Tree:
+    def _take(self, state: Tree, batch: Tree, count: int = 0) -> Tree:
+        """Take one step, or with a `count` that many, on a stack of batches."""
         given = leaves(batch)
-        key = tuple([a.shape for a in given])
+        key = (count, *[a.shape for a in given])
         recording = self.recordings.get(key)
         if recording is None:
-            return self._without(key, state, batch)
+            state = self._without(key, state, batch)
+            self.recorder.release()
+            return state
         play, room = recording
         state = self._settle(state)
         for place, a in zip(room, given):
             self.recorder.copy(place, a)
+        self.recorder.release()
         play()
         return state
 
     def _without(self, key: Any, state: Tree, batch: Tree) -> Tree:
+        step = self.step if key[0] == 0 else partial(_steps, self.step, key[0])
         seen = self.seen[key] = self.seen.get(key, 0) + 1
         if 1 < seen < ATTEMPTS:
             state, room = self._settle(state), tree_map(self.recorder.new, batch)
             try:
-                play = self.recorder.record(self.step, state, room)
+                play = self.recorder.record(step, state, room)
             except self.recorder.CannotRecord:
-                return self.step(state, batch)
+                return step(state, batch)
             while len(self.recordings) >= MOST:  # the oldest go
                 del self.recordings[next(iter(self.recordings))]
             self.recordings[key] = (play, leaves(room))
             return state
-        return self.step(state, batch)
+        return step(state, batch)
 
     def _settle(self, state: Tree) -> Tree:
         """Return the state in the arrays that stay; at first, those that it comes in (it is donated)."""
@@ -84,3 +94,9 @@ class Replay:
     def _keep(self, place: Any, a: Any) -> None:
         if a is not place:
             self.recorder.copy(place, a)
+
+
+def _steps(step: Step, count: int, state: Tree, stacked: Tree) -> Tree:
+    for batch in Stack(stacked, count):
+        state = step(state, batch)
+    return state

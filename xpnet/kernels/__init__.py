@@ -19,7 +19,7 @@ from typing import Any
 from .. import ops
 from ..errors import MissingExtraError, unknown_name
 
-__all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "ops_for", "recorder_for", "using"]
+__all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "using"]
 
 _OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 _GRADIENT = ("pack", "penalize", "sound")
@@ -33,6 +33,7 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
     "cupy": {"cupy": (*_NETWORK, *_GRADIENT, *_OPTIMIZERS)},
 }
 RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed
+MAKERS = {"cupy": "device"}  # modules that make masks and batches in a recorded step
 CHOICES = ("bodies", "numpy", "fast")
 _chosen: ContextVar[str | None] = ContextVar("xpnet_kernels", default=None)
 
@@ -80,6 +81,12 @@ def recorder_for(backend: Any) -> Any:
         return None
     module = importlib.import_module(f"{__name__}.{RECORDERS[backend.name]}")
     return module.Recorder(backend.device) if hasattr(module, "Recorder") else module
+
+
+def maker_for(backend: Any) -> Any:
+    """Return what makes masks and batches in the recorded steps of a backend, or None: the host does."""
+    name = MAKERS.get(backend.name)
+    return importlib.import_module(f"{__name__}.{name}") if name else None
 
 
 @lru_cache

@@ -27,17 +27,16 @@ typedef unsigned long long u64;
 #ifdef XP_S
 #define S XP_S
 
-// out[r, :] = data[order[first + r], :], converted: 8 B, and the read of `order`.
-extern "C" __global__ void gather(const S* __restrict__ data, const i64* __restrict__ order,
-                                  const i64* __restrict__ first, T* __restrict__ out, int rows, i64 features) {
+// out[r, :] = data[order[r], :], converted: 8 B, and the read of `order`.
+extern "C" __global__ void gather(const S* __restrict__ data, const int* __restrict__ order, T* __restrict__ out,
+                                  int rows, i64 features) {
     const i64 n = rows * features, stride = (i64)gridDim.x * blockDim.x;
     i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
     // row and column go along with i: two divisions a thread, none an element
     i64 row = i / features, column = i % features;
     const i64 down = stride / features, right = stride % features;
-    order += *first;
     for (; i < n; i += stride) {
-        out[i] = T(A(data[order[row] * features + column]));
+        out[i] = T(A(data[(i64)order[row] * features + column]));
         row += down;
         column += right;
         if (column >= features) {

@@ -36,7 +36,7 @@ _STORED = {
     "bfloat16": ("__nv_bfloat16", "float", "<cuda_bf16.h>"),
     "int32": ("int", "int"),  # for `gather`
 }
-_SOURCES = {
+SOURCES = {
     "float32": "float",
     "float64": "double",
     "uint8": "unsigned char",
@@ -52,7 +52,7 @@ def _module(dtype: str, source: str | None = None) -> Any:
 
     macros = dict(zip(("XP_T", "XP_A", "XP_HEADER"), _STORED[dtype]))
     if source is not None:
-        macros["XP_S"] = _SOURCES[source]
+        macros["XP_S"] = SOURCES[source]
     code = Path(__file__).with_name("cuda_kernels.cu").read_text(encoding="utf-8")
     return cupy.RawModule(code=code, options=tuple(f"-D{name}={value}" for name, value in macros.items()))
 
@@ -318,14 +318,14 @@ def keep_mask(keep: Array, key: Any, slot: int, step: Array, rate: float) -> Arr
     return keep
 
 
-def gather(data: Array, order: Array, first: Array, out: Array) -> Array:
-    """Fill `out` with the rows order[first], order[first + 1], ... of `data`, in out's dtype.
+def gather(data: Array, order: Array, out: Array) -> Array:
+    """Fill `out` with the rows order[0], order[1], ... of `data`, in out's dtype.
 
     Args:
-        data: any of the dtypes of `_SOURCES`. order: int64. first: int64, 0-d, on the device.
+        data: one of the dtypes of `SOURCES`. order: int32. All are contiguous.
     """
     if out.size:
         sizes = (np.int32(out.shape[0]), np.int64(out.size // out.shape[0]))
         kernel = _kernel("gather", out.dtype.name, data.dtype.name)
-        kernel(*_over(out.size), (data, order, first, out, *sizes))
+        kernel(*_over(out.size), (data, order, out, *sizes))
     return out

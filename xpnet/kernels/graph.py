@@ -22,7 +22,7 @@ from ..backend import leaves, tree_map
 
 __all__ = ["CannotRecord", "Recorder"]
 
-_idle: dict[int, list[Any]] = defaultdict(list)  # by device: streams of recorders that are gone, for new ones
+_idle: dict[int, list[Any]] = defaultdict(list)  # by device: pairs of streams of former recorders
 
 
 class CannotRecord(Exception):
@@ -38,16 +38,18 @@ class Recorder:
 
     CannotRecord = CannotRecord
     foreign = True  # code of users may be captured: every graph is checked
+    together = True  # several steps may be one graph
 
     def __init__(self, device: Any) -> None:
         import cupy
 
         idle = _idle[device.id]  # streams are never destroyed: handles of cuBLAS belong to them
         with device:
-            self.stream = idle.pop() if idle else cupy.cuda.Stream(non_blocking=True)
+            self.stream, self.feeder = idle.pop() if idle else _streams(cupy)
         self.cupy, self.device, self.pool = cupy, device, cupy.cuda.MemoryPool()
         self.refused = ""  # why nothing is captured any more
-        weakref.finalize(self, idle.append, self.stream)
+        self._read: Any = None  # the event after which the memory of the last batch may be used again
+        weakref.finalize(self, idle.append, (self.stream, self.feeder))
 
     @contextmanager
     def surroundings(self) -> Iterator[None]:
@@ -55,11 +57,31 @@ class Recorder:
         with self.device:
             caller = self.cupy.cuda.get_current_stream()
             self.stream.wait_event(caller.record())
+            self.stream.wait_event(self.feeder.record())
             try:
                 with self.stream:
                     yield
             finally:
                 caller.wait_event(self.stream.record())
+
+    def begin_feeding(self) -> None:
+        """Let batches be made only behind what the caller's stream has been asked for."""
+        with self.device:
+            self._read = self.cupy.cuda.get_current_stream().record()
+
+    @contextmanager
+    def feeding(self) -> Iterator[None]:
+        """Bring a batch to the device on a stream of its own, while the step before it is still at work.
+
+        CuPy copies by way of pinned memory, and does not wait for it.
+        """
+        with self.device, self.feeder:
+            self.feeder.wait_event(self._read)
+            yield
+
+    def release(self) -> None:
+        """Note that what has been asked for so far is the last to read the batch."""
+        self._read = self.stream.record()
 
     def own(self, a: Any) -> Any:
         """Return the array: its memory may stay, for state is donated."""
@@ -120,6 +142,11 @@ class Recorder:
         self.refused = why
         warnings.warn(f"the training step is not captured as a CUDA graph: {why}", RuntimeWarning, stacklevel=3)
         raise CannotRecord(why)
+
+
+def _streams(cupy: Any) -> tuple[Any, Any]:
+    """Return a stream for steps, and one for their batches."""
+    return cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,21 @@ import numpy as np
 from ..backend import tree_map
 from .threads import Alone
 
-__all__ = ["CannotRecord", "Tape", "Traced", "copy", "foreign", "new", "own", "record", "surroundings"]
+__all__ = [
+    "CannotRecord",
+    "Tape",
+    "Traced",
+    "begin_feeding",
+    "copy",
+    "feeding",
+    "foreign",
+    "new",
+    "own",
+    "record",
+    "release",
+    "surroundings",
+    "together",
+]
 
 Call = Callable[[], Any]
 
@@ -87,7 +102,17 @@ def _play_if(flag: np.ndarray, block: Sequence[Call]) -> None:
 
 surroundings = Alone  # in which steps run, recorded or not
 foreign = False  # whether code of users may be recorded: on the host it runs at every step
+together = False  # whether several steps may be one recording: on the host it would only be a longer list
+feeding = nullcontext  # in which batches are made
 new, copy = np.array, np.copyto  # an array in memory that stays; one written over it
+
+
+def begin_feeding() -> None:
+    """Begin an epoch."""
+
+
+def release() -> None:
+    """Hear that a batch has been read: its memory is the caller's."""
 
 
 def own(a: Any) -> np.ndarray:

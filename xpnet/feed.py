@@ -1,0 +1,167 @@
+"""Where the batches of a training step come from: made on the host, or on the device by the step itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .backend import Array, Stack, np
+from .data import Column, Data, blocks, class_weights
+from .replay import Replay
+from .training import Batch, TrainState
+
+__all__ = ["Feed", "make_batches", "make_feed"]
+
+
+class Feed:
+    """Batches made on the host, with the masks of the coming steps.
+
+    Args:
+        model, program: whose steps are fed. data: checked rows. class_weight: {class: factor} or None.
+
+    Attributes:
+        run: `run(state, batches) -> state`, which takes a step for each batch.
+    """
+
+    def __init__(self, model: Any, program: Any, data: Data, class_weight: Mapping[int, float] | None) -> None:
+        self.model, self.program, self.data, self.class_weight = model, program, data, class_weight
+        self.order: np.ndarray | None = None
+        self.run = program.run
+
+    def begin(self, order: np.ndarray | None) -> None:
+        """Begin an epoch, with the order of its rows (None: as they are)."""
+        self.order = order
+        if self.program.recorder is not None:
+            self.program.recorder.begin_feeding()
+
+    def batches(self, start: int, stop: int, count: int = 1) -> Sequence[Any]:
+        """Return the rows from `start` to `stop` of the order as that many batches of one size."""
+        if self.program.recorder is None or self._at_home():
+            return self.on_host(start, stop, count, self.program.host_masks)
+        with self.program.recorder.feeding():
+            return self.on_host(start, stop, count, self.program.host_masks)
+
+    def on_host(self, start: int, stop: int, count: int = 1, masks: bool = True) -> Sequence[Batch]:
+        """Return the same, made on the host, with or without masks."""
+        rows = slice(start, stop) if self.order is None else self.order[start:stop]
+        return make_batches(self.model, self.program, self.data, rows, count, self.class_weight, masks)
+
+    def _at_home(self) -> bool:
+        """Return whether some of the data are arrays of the model's own library."""
+        columns = (self.data.x, self.data.y, self.data.weight)
+        return any(c is not None and c.home.name == self.model.backend.name for c in columns)
+
+
+class DeviceFeed(Feed):
+    """Batches that the step takes from a data set on the device: they come as row numbers.
+
+    Args:
+        x, y, weight: the data set, see `Feed` for the others. weight may be None.
+    """
+
+    def __init__(
+        self, model: Any, program: Any, data: Data, class_weight: Any, x: Array, y: Array, weight: Array | None
+    ) -> None:
+        super().__init__(model, program, data, class_weight)
+        backend, pick = model.backend, program.maker.pick
+        target = getattr(backend.xp, program.target_dtype or backend.dtype_name)
+
+        def step(state: TrainState, batch: tuple[Array]) -> TrainState:
+            (rows,) = batch
+            weights = None if weight is None else pick(weight, rows, backend.dtype)
+            made = Batch(pick(x, rows, backend.dtype), pick(y, rows, target), weights, {})
+            return program.step(state, made)
+
+        # recordings of its own: the addresses of the data are in them, and both go with the feed
+        self.run = Replay(step, program.recorder)
+        self._order: Array = None
+
+    def begin(self, order: np.ndarray | None) -> None:
+        """Begin an epoch: its order goes to the device once."""
+        self.order = order
+        rows = np.arange(len(self.data), dtype=np.int32) if order is None else order
+        self._order = self.model.backend.feed(rows)
+
+    def batches(self, start: int, stop: int, count: int = 1) -> Sequence[Any]:
+        """Return row numbers, int32, shape (count, rows)."""
+        rows = self._order[start:stop]
+        if count == 1:
+            return [(rows,)]
+        return Stack((self.model.backend.xp.reshape(rows, (count, -1)),), count)
+
+
+def make_feed(model: Any, program: Any, data: Data, class_weight: Mapping[int, float] | None) -> Feed:
+    """Return what feeds a training run: from the device where a step can, and the data set fits there."""
+    held = None if program.maker is None else _hold(model, program, data, class_weight)
+    if held is None:
+        return Feed(model, program, data, class_weight)
+    return DeviceFeed(model, program, data, class_weight, *held)
+
+
+def _hold(model: Any, program: Any, data: Data, class_weight: Any) -> tuple[Array, Array, Array | None] | None:
+    """Return inputs, targets and weights on the device, or None if there is no room for them."""
+    backend, maker = model.backend, program.maker
+    floating = backend.dtype_name
+    columns = (data.x, data.y, data.weight)
+    kinds = [
+        _kept(c, d, model, maker) for c, d in zip(columns, (floating, program.target_dtype or floating, floating))
+    ]
+    sizes = [np.dtype(k).itemsize * math.prod(c.values.shape) for c, k in zip(columns, kinds) if c and k]
+    if len(data) >= 2**31 or not maker.fits(backend.device, sum(sizes)):
+        return None
+    x, y, own = (
+        c and (maker.hold(c.values.shape, k, _parts(c, backend, k)) if k else c.values)
+        for c, k in zip(columns, kinds)
+    )
+    y = backend.xp.reshape(y, (len(data), *program.target_shape))
+    weight = class_weights(backend, y, class_weight) if class_weight else None
+    if own is not None:
+        own = backend.xp.astype(backend.xp.reshape(own, (len(data),)), backend.dtype)
+        weight = own if weight is None else weight * own
+    return x, y, weight
+
+
+def _kept(column: Column | None, dtype: str, model: Any, maker: Any) -> str | None:
+    """Return in which dtype a column is copied to the device; None where there is nothing to copy."""
+    if column is None or (
+        column.home.name == model.backend.name and maker.own(column.values, model.backend.device)
+    ):
+        return None
+    return "uint8" if column.kind == "uint8" else dtype  # bytes stay bytes: a quarter of the memory
+
+
+def _parts(column: Column, backend: Any, dtype: str) -> Iterator[tuple[slice, Array]]:
+    for rows in blocks(column.values.shape):
+        yield rows, column.move(column.take(rows), backend, dtype)
+
+
+def make_batches(
+    model: Any,
+    program: Any,
+    data: Data,
+    rows: Any,
+    count: int = 1,
+    class_weight: Any = None,
+    masks: bool = True,
+) -> Sequence[Batch]:
+    """Return some rows as batches of one size on the model's device, with the masks of the next steps.
+
+    Args:
+        rows: a slice, or row numbers on the host. masks: whether the masks are wanted.
+    """
+    backend, network = model.backend, model.network
+    target = program.target_shape, program.target_dtype
+    # where host memory is the device's, a step is over when `run` returns; a GPU may still be reading
+    reuse = backend.inplace and not backend.pooled
+    x, y, weight = data.batch(rows, backend, *target, class_weight, reuse=reuse)
+    size = int(x.shape[0]) // count
+    drawn = [network.masks(model.stream, model.step + i, size) if masks else {} for i in range(count)]
+    if count == 1:
+        return [Batch(x, y, weight, {key: backend.feed(mask) for key, mask in drawn[0].items()})]
+
+    def split(a: Array) -> Array:
+        return backend.xp.reshape(a, (count, size, *a.shape[1:]))
+
+    draws = {key: backend.feed(np.stack([m[key] for m in drawn])) for key in drawn[0]}
+    return Stack(Batch(split(x), split(y), None if weight is None else split(weight), draws), count)

@@ -1,0 +1,68 @@
+"""CuPy: what a step needs, made on the device: masks by the seed's Philox, batches from a data set held there.
+
+Inside a captured step both cost a kernel, and nothing on the host: a batch is then a list of row numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from . import cupy as twins
+
+__all__ = ["fits", "hold", "own", "pick", "with_masks"]
+
+Array = Any  # a CuPy array
+
+
+def with_masks(step: Callable[[Any, Any], Any], draws: Sequence[Any], key: Any) -> Callable[[Any, Any], Any]:
+    """Return the step with its masks made from `state.step`; those of its batches are not looked at.
+
+    Args:
+        step: (state, batch) -> state. draws: (name, slot, spec) of the masks. key: `Stream.key`.
+    """
+    if not draws:
+        return step
+
+    def masked(state: Any, batch: Any) -> Any:
+        import cupy
+
+        rows = batch.x.shape[0]
+        masks = {
+            name: twins.keep_mask(cupy.empty((rows, *draw.shape), bool), key, slot, state.step, draw.rate)
+            for name, slot, draw in draws
+        }
+        return step(state, batch._replace(draws=masks))
+
+    return masked
+
+
+def fits(device: Any, size: int) -> bool:
+    """Return whether a data set of that many bytes may be held: in half of the memory that is free."""
+    import cupy
+
+    with device:
+        free = cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
+    return size <= free // 2
+
+
+def own(values: Array, device: Any) -> bool:
+    """Return whether `pick` can read a CuPy array as it is: it lies on the device, row by row."""
+    return values.device == device and values.dtype.name in twins.SOURCES and values.flags.c_contiguous
+
+
+def hold(shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[slice, Array]]) -> Array:
+    """Return an array on the device, filled part by part: rows, and what they are."""
+    import cupy
+
+    place = cupy.empty(shape, dtype)
+    for rows, part in parts:
+        place[rows] = part
+    return place
+
+
+def pick(data: Array, rows: Array, dtype: Any) -> Array:
+    """Return some rows of what is held, in a dtype. Args: data: shape (n, ...). rows: int32, shape (batch,)."""
+    import cupy
+
+    return twins.gather(data, rows, cupy.empty((rows.shape[0], *data.shape[1:]), dtype))
