@@ -403,15 +403,18 @@ class Cublas:
         stream = self._engine.streams[handle.stream]
         if stream.is_capturing() and handle.workspace is None:
             raise cuBLASError("ALLOC_FAILED (3): without a workspace it allocates one")
-        dtypes = {0: np.float32, 1: np.float64}  # cudaDataType: CUDA_R_32F, CUDA_R_64F
-        _valid(atype == btype == ctype and atype in dtypes, "arrays of one type")
-        dtype, compute = dtypes[atype], self.ComputeType(compute_type)
+        # cudaDataType: CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF; what goes with what: cublasGemmEx()'s table
+        dtypes = {0: np.float32, 1: np.float64, 2: np.float16, 14: np.uint16}
+        _valid(atype == btype and atype in dtypes, "factors of one type")
+        _valid(ctype == (atype if atype < 2 else 0), "a result in float32, or in the factors' type")
+        given, dtype, compute = dtypes[atype], dtypes[ctype], self.ComputeType(compute_type)
         _valid((compute == self.ComputeType.COMPUTE_64F) == (dtype is np.float64), "a compute type that fits")
+        _valid(compute != self.ComputeType.COMPUTE_32F_FAST_TF32 or atype == 0, "TF32 for float32")
         _valid(min(m, n, k) > 0 and algo == self.GemmAlgo.DEFAULT, "sizes and an algorithm")
         transa, transb = self.Operation(transa), self.Operation(transb)
         blocks = []
-        left = self._matrix(a, (m, k) if transa == self.Operation.N else (k, m), lda, dtype, blocks)
-        right = self._matrix(b, (k, n) if transb == self.Operation.N else (n, k), ldb, dtype, blocks)
+        left = self._matrix(a, (m, k) if transa == self.Operation.N else (k, m), lda, given, blocks)
+        right = self._matrix(b, (k, n) if transb == self.Operation.N else (n, k), ldb, given, blocks)
         out = self._matrix(c, (m, n), ldc, dtype, blocks)
         left = left if transa == self.Operation.N else left.T
         right = right if transb == self.Operation.N else right.T
@@ -425,7 +428,7 @@ class Cublas:
             _valid(scratch.size == handle.size, "a workspace of that size")
 
         def work():
-            x, y = (np.ascontiguousarray(f) for f in (left, right))
+            x, y = (_wide(np.ascontiguousarray(f)) for f in (left, right))
             if compute == self.ComputeType.COMPUTE_32F_FAST_TF32:
                 x, y = _tf32(x), _tf32(y)
             out[...] = one * (x @ y) + (zero * out if zero else dtype(0))
@@ -449,6 +452,13 @@ class Cublas:
 def _valid(condition, what):
     if not condition:
         raise cuBLASError(f"INVALID_VALUE (7): expected {what}")
+
+
+def _wide(x):
+    """Return factors of 16 bits (uint16: those of bfloat16) in float32, others as they are."""
+    if x.dtype == np.uint16:
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
 def _tf32(x):

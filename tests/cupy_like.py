@@ -17,7 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from xpnet.backend import Backend, tree_map
+from xpnet.backend import Backend
+from xpnet.tree import tree_map
 
 NAMES = """
     abs acos acosh add all any arange argmax argmin argsort asarray asin asinh astype atan atan2 atanh

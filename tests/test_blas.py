@@ -58,6 +58,27 @@ def test_products(only_cublas, dtype, left, right):
         np.testing.assert_array_equal(out.values, a @ b)
 
 
+@pytest.mark.parametrize("right", ["plain", "transposed"])
+@pytest.mark.parametrize("left", ["plain", "transposed"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_factors_of_16_bits_add_up_in_float32(only_cublas, monkeypatch, dtype, left, right):
+    """Whole numbers to 8 are exact in both, and their sums of up to 65 products in float32 only."""
+    monkeypatch.setenv("XPNET_MATMUL_PRECISION", "tf32")  # which is said of float32 only
+    rng = np.random.default_rng(5)
+
+    def put16(values, layout):
+        if dtype == "float16":
+            return put(only_cublas, values, dtype, layout)
+        bits = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return put(only_cublas, bits, "uint16", layout)
+
+    for m, k, n in SIZES:
+        a, b = draw(rng, m, k), draw(rng, k, n)
+        out = only_cublas.room((m, n), "float32")
+        assert blas.product(put16(a, left), put16(b, right), out) is out
+        np.testing.assert_array_equal(out.values, a @ b)
+
+
 def test_gradients_go_to_their_place_in_the_flat_array(only_cublas):
     rng = np.random.default_rng(1)
     x, dz, flat = draw(rng, 9, 3), draw(rng, 9, 4), only_cublas.room((30,), "float32")

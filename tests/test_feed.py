@@ -11,12 +11,13 @@ import pytest
 from cupy_capture import pretended_cupy
 
 import xpnet as xn
-from xpnet.backend import get_backend, leaves
+from xpnet.backend import get_backend
 from xpnet.callbacks import Callback
 from xpnet.data import Data
 from xpnet.errors import NonFiniteError
 from xpnet.feed import DeviceFeed, Feed, make_feed
 from xpnet.layers import Dense, Dropout, Flatten
+from xpnet.tree import leaves
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)

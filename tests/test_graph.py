@@ -17,7 +17,7 @@ from cupy_capture import Graph, pretended_cupy
 
 import xpnet as xn
 from xpnet import activations, losses, metrics
-from xpnet.backend import get_backend, leaves
+from xpnet.backend import get_backend
 from xpnet.callbacks import Callback
 from xpnet.errors import NonFiniteError
 from xpnet.kernels.graph import CannotRecord, Recorder
@@ -25,6 +25,7 @@ from xpnet.layers import BatchNormalization, Dense, Dropout, LeakyReLU, PReLU
 from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
 from xpnet.replay import ATTEMPTS, Replay
+from xpnet.tree import leaves
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)

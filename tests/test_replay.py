@@ -8,10 +8,10 @@ import pytest
 
 import xpnet as xn
 from xpnet import activations, layers, losses, metrics, optimizers
-from xpnet.backend import leaves
 from xpnet.callbacks import Callback
 from xpnet.layers import BatchNormalization, Dense, Dropout
 from xpnet.replay import ATTEMPTS, MOST, Replay
+from xpnet.tree import leaves
 
 if xn.get_backend().name != "numpy" or os.environ.get("XPNET_KERNELS") in ("0", "bodies"):
     pytest.skip("steps are recorded on NumPy, with its twins", allow_module_level=True)

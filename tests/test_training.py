@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.backend import get_backend, tree_map
+from xpnet.backend import get_backend
 from xpnet.layers import BatchNormalization, Dense
 from xpnet.losses import MeanSquaredError
 from xpnet.metrics import MeanAbsoluteError
@@ -15,6 +15,7 @@ from xpnet.network import Network
 from xpnet.optimizers import Adam
 from xpnet.random import Stream
 from xpnet.training import Batch, TrainState, deferred_interrupt, make_evaluation, make_step, read_sums, zero_sums
+from xpnet.tree import tree_map
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((6, 3)), RNG.standard_normal((6, 1))

@@ -20,61 +20,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .errors import BackendError, InvalidValueError, unknown_name
+from .tree import Stack, Tree, tree_map
 
 __all__ = ["BACKENDS", "Backend", "available_backends", "get_backend", "np", "use_backend"]
 
 Array = Any  # an array of whichever library: the standard has no common type
-Tree = Any  # an array, or a tuple / NamedTuple / dict of trees
 
-DTYPES = ("float32", "float64")
-
-
-def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """Apply `fn` to every array of a tree (and to those at the same place in `rest`).
-
-    >>> tree_map(lambda a, b: a + b, (1, {"x": 2}), (10, {"x": 20}))
-    (11, {'x': 22})
-    """
-    if tree is None:
-        return None
-    if isinstance(tree, dict):
-        return {key: tree_map(fn, value, *(r[key] for r in rest)) for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        branches = [tree_map(fn, *parts) for parts in zip(tree, *rest)]
-        return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
-    return fn(tree, *rest)
-
-
-def leaves(tree: Tree) -> list[Array]:
-    """Return the arrays of a tree in order.
-
-    >>> leaves((1, {"x": (2, None)}))
-    [1, 2]
-    """
-    found: list[Array] = []
-    for part in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(part, (tuple, dict)):
-            found += leaves(part)
-        elif part is not None:
-            found.append(part)
-    return found
-
-
-class Stack(Sequence[Tree]):
-    """Trees of one form and shape, kept as one tree whose arrays have a leading axis.
-
-    >>> Stack((np.arange(6).reshape(3, 2),), 3)[1][0].tolist()
-    [2, 3]
-    """
-
-    def __init__(self, tree: Tree, length: int) -> None:
-        self.tree, self.length = tree, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: Any) -> Tree:
-        return tree_map(lambda a: a[index, ...], self.tree)
+# Precisions by name, and the 16-bit dtype that the factors of products are rounded to. Weights, sums and all
+# that is not a product stay in float32 under a "mixed" one (P. Micikevicius et al., ICLR 2018).
+POLICIES = {"float32": None, "float64": None, "mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
 
 
 class Backend:
@@ -82,10 +36,12 @@ class Backend:
 
     Args:
         device: the device's name in the library's own spelling (`"cpu"`, `"cuda:1"`), or None for its default.
-        dtype: `"float32"` or `"float64"`.
+        dtype: `"float32"`, `"float64"`, `"mixed_float16"` or `"mixed_bfloat16"`.
 
     Attributes:
-        xp: the array API namespace. dtype, dtype_name: the floating dtype and its name.
+        xp: the array API namespace. policy: the precision as it was named.
+        dtype, dtype_name: the floating dtype of all arrays, and its name.
+        narrow: the name of the dtype that factors of products are rounded to, None without such.
         device: what `xp` takes as `device=`. inplace: whether twins may write into arrays.
 
     Raises:
@@ -99,19 +55,24 @@ class Backend:
     pooled: ClassVar[bool] = False  # freed memory is handed out again by the library, not by the system
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
-        if dtype not in DTYPES:
-            raise unknown_name("dtype", dtype, DTYPES)
+        if dtype not in POLICIES:
+            raise unknown_name("dtype", dtype, POLICIES)
         self.xp = self._namespace()
         self.device_name = device
         self.device = self._device(device)
-        self.dtype_name = dtype
-        self.dtype = getattr(self.xp, dtype)
+        self.policy, self.narrow = dtype, POLICIES[dtype]
+        self.dtype_name = dtype if self.narrow is None else "float32"
+        self.dtype = getattr(self.xp, self.dtype_name)
+        if self.narrow == "float16" and not hasattr(self.xp, "float16"):
+            raise BackendError(
+                f"backend {self.name!r} has no float16; use 'mixed_bfloat16' or 'float32'; got {dtype!r}"
+            )
 
     def __repr__(self) -> str:
-        return f"<Backend {self.name}, device {self.device!s}, {self.dtype_name}>"
+        return f"<Backend {self.name}, device {self.device!s}, {self.policy}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return get_backend, (self.name, self.device_name, self.dtype_name)
+        return get_backend, (self.name, self.device_name, self.policy)
 
     # What differs from library to library -------------------------------------------------------------
 
@@ -199,7 +160,7 @@ class Backend:
 
     def with_dtype(self, dtype: str | None) -> Backend:
         """Return the backend on the same device that computes in `dtype`."""
-        return self if dtype in (None, self.dtype_name) else get_backend(self.name, self.device_name, dtype)
+        return self if dtype in (None, self.policy) else get_backend(self.name, self.device_name, dtype)
 
     @classmethod
     def _no_device(cls, device: object, known: list[str]) -> BackendError:
@@ -493,7 +454,7 @@ def get_backend(name: str | Backend | None = None, device: str | None = None, dt
     Args:
         name: `"numpy"`, `"cupy"`, `"torch"`, `"jax"` or `"array_api_strict"`, a `Backend`, or None.
         device: a device's name; None takes `XPNET_DEVICE` (where it belongs to this backend) or the default.
-        dtype: `"float32"` or `"float64"`; None takes `XPNET_DTYPE`, else `"float32"`.
+        dtype: a precision, see `Backend`; None takes `XPNET_DTYPE`, else `"float32"`.
 
     Raises:
         BackendError: it is not installed, or has no such device or precision.
@@ -513,7 +474,7 @@ def resolve(
 ) -> Backend:
     """Return the backend for a piece of work on `arrays`, in the order this file's first lines tell."""
     if isinstance(name, Backend):
-        backend = name if device in (None, name.device_name) else _make(type(name), device, name.dtype_name)  # type: ignore[arg-type]
+        backend = name if device in (None, name.device_name) else _make(type(name), device, name.policy)  # type: ignore[arg-type]
         return backend.with_dtype(dtype)
     chosen = _chosen.get()
     if name is None and chosen is not None:
@@ -612,13 +573,13 @@ def available_backends() -> list[str]:
 
 
 def floating(dtype: str | None) -> str | None:
-    """Return `dtype` if it names a floating precision xpnet computes in (or is None), else raise.
+    """Return `dtype` if it names a precision that xpnet computes in (or is None), else raise.
 
     >>> floating("float64")
     'float64'
     """
-    if dtype is not None and dtype not in DTYPES:
-        if not isinstance(dtype, str):
-            raise InvalidValueError(f"dtype must be one of {DTYPES} or None; got {dtype!r}")
-        raise unknown_name("dtype", dtype, DTYPES)
+    if dtype is not None and not isinstance(dtype, str):
+        raise InvalidValueError(f"dtype must be one of {tuple(POLICIES)} or None; got {dtype!r}")
+    if dtype is not None and dtype not in POLICIES:
+        raise unknown_name("dtype", dtype, POLICIES)
     return dtype

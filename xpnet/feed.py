@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .backend import Array, Stack, np
+from .backend import Array, np
 from .data import Column, Data, blocks, class_weights
 from .replay import Replay
 from .training import Batch, TrainState
+from .tree import Stack
 
 __all__ = ["Feed", "make_batches", "make_feed"]
 

@@ -32,7 +32,9 @@ class Sequential:
     Args:
         layers: in order; an `Input` in front builds the model at once, else the first data do.
         seed: of the weights, shuffles and masks, an integer >= 0; None draws one (see `seed`).
-        dtype: `"float32"` or `"float64"`; None takes `XPNET_DTYPE`, else float32.
+        dtype: `"float32"`, `"float64"`, or one of Keras' mixed policies, `"mixed_float16"` and `"mixed_bfloat16"`:
+            products of 16-bit factors that add up in float32, everything else in float32. None takes
+            `XPNET_DTYPE`, else float32.
         backend, device: where to compute; None takes `use_backend`, `XPNET_BACKEND`, else the library of the
             first arrays it sees, else NumPy. Results come back in the caller's library.
         name: what `summary` calls it.
@@ -310,7 +312,7 @@ class Sequential:
         name = old.name if backend is None else backend
         if backend is None and device is None:
             device = old.device_name
-        new = get_backend(name, device, dtype or old.dtype_name)
+        new = get_backend(name, device, dtype or old.policy)
         self._move(new)
         self._where, self._settled = (new, None, None), True
         return self
@@ -567,7 +569,7 @@ class Sequential:
         kept = {**self.__dict__, "_program": None, "_inference": None, "_network": None, "stream": None}
         state, backend = self._state, self.backend
         kept["_where"] = (None, self._where[1], self._where[2])
-        kept["_backend"] = (backend.name, backend.device_name, backend.dtype_name) if self._backend else None
+        kept["_backend"] = (backend.name, backend.device_name, backend.policy) if self._backend else None
         kept["_explicit"] = is_explicit(self._where[0])
         kept["_shape"] = self._network.input_shape if self._network else None
         kept["_state"] = state and {

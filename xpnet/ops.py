@@ -25,6 +25,7 @@ __all__ = [
     "one_hot",
     "pack",
     "penalize",
+    "product",
     "rmsprop",
     "sgd",
     "sigmoid_cross_entropy",
@@ -36,6 +37,29 @@ __all__ = [
 Backward = Callable[..., tuple[Array, dict[str, Array]]]
 
 
+def product(ctx: Any, a: Array, b: Array) -> Array:
+    """Return a b over the last two axes; under a mixed policy of the backend, from factors rounded to 16 bits.
+
+    What is rounded: a and b to `backend.narrow`. What is not: their products, which add up in the model's dtype.
+    """
+    if ctx.backend.narrow is None:
+        return ctx.xp.matmul(a, b)
+    return ctx.xp.matmul(_narrowed(ctx, a), _narrowed(ctx, b))
+
+
+def _narrowed(ctx: Any, a: Array) -> Array:
+    """Return float32 numbers rounded to `backend.narrow`, in float32.
+
+    Where the library has no bfloat16, which keeps 8 of float32's 24 bits: with c = (2^16 + 1) a it is
+    c - (c - a)  (T. Dekker, "A floating-point technique for extending the available precision", 1971).
+    """
+    xp, narrow = ctx.xp, getattr(ctx.xp, ctx.backend.narrow, None)
+    if narrow is not None:
+        return xp.astype(xp.astype(a, narrow), a.dtype)
+    c = 65537.0 * a
+    return c - (c - a)
+
+
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> tuple[Array, Backward]:
     """y = f(x W + b), and its backward.
 
@@ -45,9 +69,9 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
     With dz = f'(z) dy:  dW = x^T dz,  db = sum over rows of dz,  dx = dz W^T.
     """
-    xp = ctx.xp
+    xp, product = ctx.xp, ctx.ops.product
     rows = x if x.ndim <= kernel.ndim else xp.reshape(x, (*kernel.shape[:-2], -1, x.shape[-1]))
-    z = xp.matmul(rows, kernel)
+    z = product(ctx, rows, kernel)
     if bias is not None:
         z = z + (bias if bias.ndim == 1 else xp.expand_dims(bias, axis=-2))
     y = activation.forward(xp, z)
@@ -55,10 +79,10 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
         dz = activation.backward(xp, xp.reshape(dy, z.shape), z, y)
-        grads = {"kernel": xp.matmul(xp.matrix_transpose(rows), dz)}
+        grads = {"kernel": product(ctx, xp.matrix_transpose(rows), dz)}
         if bias is not None:
             grads["bias"] = xp.sum(dz, axis=-2)
-        dx = xp.reshape(xp.matmul(dz, xp.matrix_transpose(kernel)), x.shape) if want_dx else None
+        dx = xp.reshape(product(ctx, dz, xp.matrix_transpose(kernel)), x.shape) if want_dx else None
         return dx, grads
 
     return (y if x.ndim <= kernel.ndim else xp.reshape(y, out_shape)), backward

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from .backend import Stack, Tree, leaves, tree_map
 from .training import MOST
+from .tree import Stack, Tree, leaves, tree_map
 
 __all__ = ["Replay"]
 

@@ -27,7 +27,12 @@ __all__ = ["load_model", "save_model"]
 
 FORMAT, VERSION = "xpnet", 1
 MAX_HEADER = 100 * 2**20  # safetensors' own bound
-WIDTHS = {"float32": ("F32", 4), "float64": ("F64", 8)}  # safetensors' names, bytes
+WIDTHS = {  # by precision: safetensors' name of the weights' dtype, bytes
+    "float32": ("F32", 4),
+    "float64": ("F64", 8),
+    "mixed_float16": ("F32", 4),
+    "mixed_bfloat16": ("F32", 4),
+}
 
 
 class Entry(NamedTuple):
@@ -67,7 +72,7 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
         "compile": _compile_config(model),
         "counters": {"step": model.step, "epoch": model.epoch, "age": float(backend.host(state.age))},
         "seed": model.seed,
-        "dtype": backend.dtype_name,
+        "dtype": backend.policy,
     }
     metadata = {
         "format": FORMAT,

@@ -29,7 +29,7 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
         "numpy": (*_NETWORK, *_GRADIENT, "tally", *_OPTIMIZERS),
         "numba": (*_NETWORK, *_OPTIMIZERS),
     },
-    "jax": {"jax": ("pack",)},
+    "jax": {"jax": ("pack", "product")},
     "cupy": {"cupy": (*_NETWORK, *_GRADIENT, *_OPTIMIZERS)},
 }
 RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed

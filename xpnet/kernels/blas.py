@@ -4,6 +4,7 @@ cuBLAS counts columns first. A row-major C = A B of shape (m, n) is its C^T = B^
 exchanged. A factor that is a transposed view is handed over with the flag for it, and never copied.
 
 `XPNET_MATMUL_PRECISION`: `highest` (float32 products in float32) or `tf32` (their factors rounded to 10 bits).
+Factors of 16 bits are multiplied as they are, and added up in float32.
 """
 
 from __future__ import annotations
@@ -67,7 +68,11 @@ def _factor(a: Any) -> tuple[int, bool, int] | None:
 
 
 def product(a: Any, b: Any, out: Any) -> Any:
-    """Return out = a b, shapes (m, k) and (k, n), of one dtype; `out` is contiguous."""
+    """Return out = a b, shapes (m, k) and (k, n), of one dtype; `out` is contiguous.
+
+    Factors of float16, or of bfloat16 in arrays of uint16 (CuPy has no such dtype of its own), need the bindings;
+    `out` is float32 then.
+    """
     import cupy
 
     tf32 = precision() == "tf32"
@@ -77,10 +82,12 @@ def product(a: Any, b: Any, out: Any) -> Any:
     from nvmath.bindings import cublas
 
     transpose, compute = cublas.Operation, cublas.ComputeType
-    kind, (one, zero), way = {
-        "float32": (_CUDA_R_32F, _ONE_ZERO[0], compute.COMPUTE_32F_FAST_TF32 if tf32 else compute.COMPUTE_32F),
-        "float64": (_CUDA_R_64F, _ONE_ZERO[1], compute.COMPUTE_64F),
-    }[out.dtype.name]
+    kind = _KINDS[a.dtype.name]
+    (one, zero), way = _ONE_ZERO[0], compute.COMPUTE_32F
+    if a.dtype.name == "float64":
+        (one, zero), way = _ONE_ZERO[1], compute.COMPUTE_64F
+    elif a.dtype.name == "float32" and tf32:
+        way = compute.COMPUTE_32F_FAST_TF32
     (m, k), n = a.shape, b.shape[1]
     handle, _ = _handle(cupy.cuda.get_device_id(), cupy.cuda.get_current_stream().ptr)
     cublas.gemm_ex(
@@ -99,7 +106,7 @@ def product(a: Any, b: Any, out: Any) -> Any:
         left[2],
         zero.ctypes.data,
         out.data.ptr,
-        kind,
+        _KINDS[out.dtype.name],
         n,
         way,
         cublas.GemmAlgo.DEFAULT,
@@ -107,5 +114,10 @@ def product(a: Any, b: Any, out: Any) -> Any:
     return out
 
 
-_CUDA_R_32F, _CUDA_R_64F = 0, 1  # cudaDataType, library_types.h
+_KINDS = {
+    "float32": 0,
+    "float64": 1,
+    "float16": 2,
+    "uint16": 14,
+}  # cudaDataType, library_types.h: 14 is CUDA_R_16BF
 _ONE_ZERO = tuple((np.asarray(1, d), np.asarray(0, d)) for d in ("float32", "float64"))  # read at the call

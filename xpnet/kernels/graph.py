@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from ..backend import leaves, tree_map
+from ..tree import leaves, tree_map
 
 __all__ = ["CannotRecord", "Recorder"]
 
@@ -118,7 +118,7 @@ class Recorder:
         if differing:
             tree_map(self.copy, state, before)
             self._refuse(f"its graph gives other numbers than the step itself, in {', '.join(differing)}")
-        return lambda: graph.launch(self.stream)
+        return Launch(self, graph)
 
     def _capture(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Any:
         self.stream.begin_capture()
@@ -142,6 +142,17 @@ class Recorder:
         self.refused = why
         warnings.warn(f"the training step is not captured as a CUDA graph: {why}", RuntimeWarning, stacklevel=3)
         raise CannotRecord(why)
+
+
+class Launch:
+    """Launches a graph at every call; it keeps the recorder, whose memory the graph works on."""
+
+    def __init__(self, recorder: Recorder, graph: Any) -> None:
+        self.recorder, self.graph = recorder, graph
+
+    def __call__(self) -> None:
+        """Take the step again."""
+        self.graph.launch(self.recorder.stream)
 
 
 def _streams(cupy: Any) -> tuple[Any, Any]:

@@ -33,7 +33,8 @@ def _loop(function: Any) -> Any:
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
     """Twin of `ops.affine`: bias and ReLU in one pass; ReLU's backward and the bias gradient in another."""
-    if not ctx.inplace or x.ndim != 2 or kernel.ndim != 2 or bias is None or activation.name != "relu":
+    plain = ctx.inplace and x.ndim == kernel.ndim == 2 and not ctx.backend.narrow
+    if not plain or bias is None or activation.name != "relu":
         return twins.affine(ctx, x, kernel, bias, activation)
     y = twins.product(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
     ctx.launch(_add_bias_relu, y, bias)

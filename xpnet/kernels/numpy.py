@@ -24,7 +24,7 @@ FLUSH = 64  # updates between two looks for numbers that are about to become sub
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
     """Twin of `ops.affine`: gradients are written straight into the flat gradient."""
-    if not ctx.inplace or x.ndim != 2 or kernel.ndim != 2:
+    if not ctx.inplace or x.ndim != 2 or kernel.ndim != 2 or ctx.backend.narrow:
         return ops.affine(ctx, x, kernel, bias, activation)
     z = product(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
     if bias is not None:

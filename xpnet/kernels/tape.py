@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import tree_map
+from ..tree import tree_map
 from .threads import Alone
 
 __all__ = [
