@@ -33,6 +33,7 @@ TYPES = {
     "float": (np.float32, ctypes.c_float),
     "double": (np.float64, ctypes.c_double),
 }
+NARROW = {"__half": np.float16, "__nv_bfloat16": np.uint16}  # the latter as CuPy keeps it, which has no such dtype
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 QUALIFIERS = {"const", "__restrict__"}
 
@@ -47,10 +48,8 @@ class Parameter:
         *kind, self.name = [word for word in text.replace("*", " * ").split() if word not in QUALIFIERS]
         self.pointer = kind[-1] == "*"
         kind = " ".join(kind[:-1] if self.pointer else kind)
-        if kind == "__nv_bfloat16":
-            import ml_dtypes
-
-            self.dtype, value = np.dtype(ml_dtypes.bfloat16), None  # there is none by value
+        if kind in NARROW:
+            self.dtype, value = np.dtype(NARROW[kind]), None  # there is none by value
         else:
             scalar, value = TYPES[kind]
             self.dtype = np.dtype(scalar)
@@ -119,7 +118,8 @@ class RawKernel:
         self._run(False, dims, given)
         after = [a.copy() for a in arrays]
         for a, old in zip(arrays, before):
-            a[...] = old
+            if a.flags.writeable:  # NumPy's `broadcast_to` gives memory that is not
+                a[...] = old
         self._run(True, dims, given)
         for a, forward in zip(arrays, after):
             if a.tobytes() != forward.tobytes():

@@ -12,6 +12,7 @@ import bisect
 import ctypes
 import operator
 import sys
+import time
 import weakref
 from collections import defaultdict, deque
 from contextlib import contextmanager
@@ -218,8 +219,30 @@ class Stream:
         return made
 
 
+class Event:
+    """As `cupy.cuda.Event`: notes the time when its stream comes to it."""
+
+    def record(self):
+        stream = self.stream = sys.modules["cupy"].cuda.get_current_stream()
+        stream.note(lambda: setattr(self, "seconds", time.perf_counter()), ())
+        self.place = stream.record()[1]
+
+    def synchronize(self):
+        self.stream.run(self.place)
+
+
+def get_elapsed_time(start, end):
+    """As `cupy.cuda.get_elapsed_time`: milliseconds."""
+    return (end.seconds - start.seconds) * 1e3
+
+
 class Graph:
     """As `cupy.cuda.Graph`."""
+
+    @property
+    def graph(self):
+        """The address that CUDA knows it by."""
+        return id(self)
 
     def __init__(self):
         # cupy/cuda/graph.pyx
@@ -403,7 +426,7 @@ class Cublas:
         stream = self._engine.streams[handle.stream]
         if stream.is_capturing() and handle.workspace is None:
             raise cuBLASError("ALLOC_FAILED (3): without a workspace it allocates one")
-        # cudaDataType: CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF; what goes with what: cublasGemmEx()'s table
+        # cudaDataType: CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF; what goes together: cublasGemmEx()
         dtypes = {0: np.float32, 1: np.float64, 2: np.float16, 14: np.uint16}
         _valid(atype == btype and atype in dtypes, "factors of one type")
         _valid(ctype == (atype if atype < 2 else 0), "a result in float32, or in the factors' type")
@@ -479,6 +502,7 @@ def pretended_cupy(monkeypatch, bindings=True):
     cublas = engine.cublas = Cublas(engine)
     cuda = SimpleNamespace(
         Device=Device,
+        Event=Event,
         Graph=Graph,
         Memory=lambda size: Memory(engine.allocate(size), lambda block: engine.settle()),
         MemoryPool=lambda: Pool(engine),
@@ -486,6 +510,7 @@ def pretended_cupy(monkeypatch, bindings=True):
         alloc=lambda size: engine.alloc(size),
         get_current_stream=lambda: engine.current,
         get_device_id=lambda: 0,
+        get_elapsed_time=get_elapsed_time,
         runtime=SimpleNamespace(
             getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError, memGetInfo=lambda: (engine.free, 1 << 30)
         ),
@@ -500,7 +525,9 @@ def pretended_cupy(monkeypatch, bindings=True):
     )
     monkeypatch.setattr(cupy_like, "engine", engine)
     monkeypatch.setattr(Array, "__module__", "cupy")  # by which CupyBackend knows it
-    modules = {"cupy": cupy, "array_api_compat.cupy": Namespace(), "nvmath": None, "nvmath.bindings": None}
+    namespace = Namespace()
+    namespace.float16 = np.float16  # which CuPy has, and the standard has not
+    modules = {"cupy": cupy, "array_api_compat.cupy": namespace, "nvmath": None, "nvmath.bindings": None}
     if bindings:
         modules.update({"nvmath": SimpleNamespace(), "nvmath.bindings": SimpleNamespace(cublas=cublas)})
     for name, module in modules.items():

@@ -12,7 +12,8 @@ import pytest
 
 from xpnet import cli, datasets, kernels
 from xpnet.backend import np
-from xpnet.bench import JOBS, NETWORKS, Case, Result, measure, memory, ours, report, run
+from xpnet.bench import JOBS, NETWORKS, Case, Result, jobs, measure, memory, ours, report, run
+from xpnet.bench.cases import TO_98
 from xpnet.bench.jobs import Runner, passes
 from xpnet.bench.machine import describe, in_words
 from xpnet.bench.peers import BASE, CONTESTANTS, FAST, PRODUCTS, Contestant, choose
@@ -29,9 +30,23 @@ ROWS = [
     (kind, name, optimizer)
     for kind, rows in CONTESTANTS.items()
     for name in rows
-    if name not in SLOW
+    if kind in TINY and name not in SLOW
     for optimizer in (("adam", "sgd") if kind == "step" else ("adam",))
 ]
+
+
+TO_BE_LEARNED = Case((784, 8, 3), 16, rate=1e-2, kind="to98", rows=96)
+
+
+@pytest.fixture
+def mnist(monkeypatch):
+    """Images of three classes, each with a bright band of its own."""
+    y = np.arange(96) % 3
+    x = np.random.default_rng(0).integers(0, 50, (96, 28, 28))
+    for label in range(3):
+        x[y == label, 9 * label : 9 * label + 9] += 150
+    found = (x.astype(np.uint8), y), (x[:30].astype(np.uint8), y[:30])
+    monkeypatch.setattr(datasets, "mnist", lambda: found)
 
 
 def contestant(run, loss=None, unit=1):
@@ -94,6 +109,64 @@ def test_every_contestant_does_its_work(kind, name, optimizer):
         assert runner.loss() < before
 
 
+@pytest.mark.parametrize("name", [name for name in CONTESTANTS["to98"] if name not in SLOW])
+def test_training_goes_on_until_the_goal_is_reached(name, mnist, monkeypatch):
+    results, failures, left_out = measure(TO_BE_LEARNED, [name], rounds=5, seconds=0.0)
+    if left_out:
+        pytest.skip(f"{left_out[name]}: this contestant's library is not part of this environment")
+    assert failures == {}
+    assert [(r.contestant, r.gflops, r.rows_per_second, r.losses) for r in results] == [(name, None, None, None)]
+    monkeypatch.setattr(jobs, "GOAL", 1.01)
+    monkeypatch.setattr(jobs, "MOST", 2)
+    monkeypatch.setattr(ours, "MOST", 2)
+    failed = measure(TO_BE_LEARNED, [name], rounds=1, seconds=0.0).failures[name]
+    assert failed.startswith("XpnetError: 2 epochs must lead to an accuracy of 1.01; got ")
+
+
+def test_there_are_no_more_trainings_and_epochs_than_it_takes(mnist, monkeypatch):
+    """The epochs of each training, of which one is the first and three are measured."""
+    epochs = []
+
+    def make(case, data):
+        epochs.append(0)
+
+        def run(n):
+            epochs[-1] += n
+
+        return Runner(run, accuracy=lambda: 0.5 + 0.25 * epochs[-1])
+
+    monkeypatch.setitem(CONTESTANTS["to98"], "peer", Contestant(jobs.until(make), "none"))
+    assert measure(TO_BE_LEARNED, ["peer"], rounds=7, seconds=10.0).failures == {}
+    assert epochs == [0, 2, 2, 2, 2]
+
+
+def test_without_mnist_nobody_trains_until_a_goal(monkeypatch):
+    def missing():
+        raise DownloadError("no; got nothing")
+
+    monkeypatch.setattr(datasets, "mnist", missing)
+    found = measure(TO_BE_LEARNED, [BASE, "torch fused"], rounds=1, seconds=0.0)
+    assert found.results == []
+    assert set(found.left_out.values()) == {"MNIST is not at hand: name a folder that holds it in XPNET_DATA"}
+
+
+@pytest.mark.parametrize("name", ["torch eager", "torch fused", "jax jit", "jax, 50 steps a scan"])
+def test_peers_in_bfloat16(name):
+    """Weights stay in float32; the scores, and so the training, are those of products of bfloat16."""
+    losses = []
+    for case in (STEP, STEP.in_precision("bfloat16")):
+        try:
+            runner = CONTESTANTS["step"][name].make(case, case.data())
+        except ImportError as error:
+            pytest.skip(f"{error}: this contestant's library is not part of this environment")
+        before = runner.loss()
+        runner.run(100)
+        losses.append(runner.loss())
+        assert losses[-1] < before
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert losses[0] != losses[1]
+
+
 def test_predictions_are_compared_with_the_formula():
     case, data = TINY["predict"], TINY["predict"].data()
     with pytest.raises(XpnetError, match=r"must be within 1e-3 of the formula's; got a difference of 0\.\d+$"):
@@ -150,6 +223,17 @@ def test_the_arithmetic_of_a_table(monkeypatch):
         assert r.products_share == of[PRODUCTS].median / r.median
         assert r.gflops == pytest.approx(case.flops / r.median / 1e3)
         assert r.rows_per_second == pytest.approx(120 / r.median * 1e6)
+
+
+def test_a_contestant_may_bring_its_clock(monkeypatch):
+    def clock(action):
+        action()
+        return 2.5
+
+    row = Contestant(lambda case, data: Runner(lambda n: None, clock=clock), "none")
+    monkeypatch.setitem(CONTESTANTS["predict"], "peer", row)
+    (result,) = measure(TINY["predict"], ["peer"], rounds=3, seconds=10.0).results
+    assert (result.low, result.median, result.high) == (2.5e6 / 4,) * 3
 
 
 @pytest.mark.parametrize("kind", TINY)
@@ -344,6 +428,7 @@ def options(*arguments):
         ("--jobs", [*JOBS.values()]),
         ("--jobs predict --networks 2 --dtype float64", [NETWORKS[1]._replace(dtype="float64"), JOBS["predict"]]),
         ("--layers 6,8,3 --batch 4 --optimizer sgd", [Case((6, 8, 3), 4, "sgd")]),
+        ("--jobs to98 mnist", [TO_98, JOBS["mnist"]]),
     ],
 )
 def test_what_the_options_choose(arguments, cases):

@@ -115,7 +115,7 @@ def draw(rng, shape, dtype, odd=False):
 
 def test_every_kernel_is_run_here():
     text = Path(__file__).read_text()
-    assert len(NAMES) == 19
+    assert len(NAMES) == 23
     assert {name for name in NAMES if f'"{name}"' not in text} == set()
 
 
@@ -273,13 +273,6 @@ def test_sum_scaled(device, n, block):
 # The guard ----------------------------------------------------------------------------------------------
 
 
-def test_set_flag(device):
-    for source, wanted in ((NULL, True), (device.put(True, bool), True), (device.put(False, bool), False)):
-        flag = device.put(not wanted, bool)
-        device.run("set_flag", (1,), (1,), flag, source)
-        assert flag.values == wanted
-
-
 @pytest.mark.parametrize("size", [1, 33, 70])
 def test_all_finite_wherever_it_stands(device, size):
     largest = np.finfo(device.dtype).max
@@ -313,12 +306,92 @@ def test_sum_squares_and_within(device, size):
     exact = (a.astype(np.float64) ** 2).sum()
     for grid, block, last in ((1, 32, 32), (3, 96, 32), (70, 256, 96), (70, 32, 1024)):
         for value, factor in ((None, 1.001), (None, 0.999), (np.nan, np.inf), (-np.inf, 1e10)):
-            odd, partial, ok = a.copy(), device.room((grid,)), device.room((), bool)
+            odd = a.copy()
             if value is not None:
                 odd[size - 1] = value
-            device.run("sum_squares", (grid,), (block,), device.put(odd), partial, np.int64(size))
-            device.run("within", (1,), (last,), partial, device.real(exact * factor), ok, np.int32(grid))
-            assert ok.values.view(np.uint8) == (factor == 1.001)
+            for pair in ((odd, None), (odd, a / 2), (a / 2, odd)):
+                first, second = device.put(pair[0]), NULL if pair[1] is None else device.put(pair[1])
+                partial, ok = device.room((1 if pair[1] is None else 2, grid)), device.put(True, bool)
+                device.run("sum_squares", (grid,), (block,), first, second, partial, np.int64(size))
+                within(device, last, partial, exact * factor, ok)
+                assert ok.values.view(np.uint8) == (factor == 1.001)
+
+
+def within(device, block, partial, limit, ok, rate=1.0, value=None):
+    rows, count = map(np.int32, partial.shape)
+    loss = NULL if value is None else device.put(value)
+    device.run("within", (1,), (block,), partial, device.real(limit), device.put(rate), device.real(1e6), loss, ok,
+               rows, count)  # fmt: skip
+
+
+def test_what_else_within_looks_at(device):
+    partial = device.put([[1.0, 2.0]])
+    for rate, value, wanted in (
+        (1e6, None, True), (1e6, 0.0, True), (1.1e6, None, False), (np.nan, 0.0, False), (np.inf, 0.0, False),
+        (0.1, np.nan, False), (0.1, -np.inf, False), (0.1, 1e30, True),
+    ):  # fmt: skip
+        for before in (True, False):
+            ok = device.put(before, bool)
+            within(device, 32, partial, 4.0, ok, rate, value)
+            assert ok.values.view(np.uint8) == (wanted and before)
+    ok = device.put(True, bool)
+    within(device, 32, device.room((2, 0)), 0.0, ok)  # of no weights at all
+    assert ok.values
+
+
+def test_tally(device):
+    rng = np.random.default_rng(21)
+    for ok in (True, False):
+        for there in range(5):
+            for clocked in (True, False):
+                step, age = device.put(7, np.int32), device.put(3.0)
+                numbers = [device.put(a) for a in rng.random(16)]
+                before = [a.values.item() for a in numbers]
+                args, wanted = [], []
+                for i in range(4):
+                    (total, value, weight, more), was = numbers[4 * i : 4 * i + 4], before[4 * i : 4 * i + 4]
+                    given = more if i % 2 else NULL
+                    args += [total, value, device.real(0.5 + i), weight, given, device.real(2.0)]
+                    if i >= there:
+                        args[-6:] = [NULL, NULL, device.real(1), NULL, NULL, device.real(1)]
+                    add = i < there and ok
+                    count, added = 0.5 + i, was[3] if i % 2 else 2.0
+                    wanted += [was[0] + count * was[1] * add, was[1], was[2] + added * add, was[3]]
+                clock = (step, age) if clocked else (NULL, NULL)
+                device.run("tally", (1,), (1,), device.put(ok, bool), *clock, *args)
+                for found, expected in zip(numbers, wanted, strict=True):
+                    device.close(found, expected)
+                assert (step.values, age.values) == ((8, 4.0) if ok and clocked else (7, 3.0))
+
+
+# Clipping -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 33, 3000])
+@pytest.mark.parametrize("factor", [None, 0.25])
+def test_clip_factor(device, size, factor):
+    partial = np.random.default_rng(22).random(size)
+    norm = np.sqrt(partial.sum()) * (factor or 1.0)
+    for block in (32, 1024):
+        for most, spoilt in ((0.5 * norm, 0.0), (2 * norm, 0.0), (norm, np.nan)):
+            given, out = partial.copy(), device.room(())
+            given[size - 1] += spoilt
+            device.run("clip_factor", (1,), (block,), device.put(given), device.real(most),
+                       NULL if factor is None else device.put(factor), out, np.int32(size))  # fmt: skip
+            wanted = np.nan if spoilt else (factor or 1.0) * min(1.0, most / norm)
+            device.close(out, wanted, rtol=10 * device.tolerance["rtol"])
+    out = device.room(())
+    device.run("clip_factor", (1,), (32,), device.put([0.0]), device.real(0.1), NULL, out, np.int32(1))
+    assert out.values == 1.0
+
+
+@pytest.mark.parametrize("size", [1, 33, 700])
+def test_scale(device, size):
+    a, factor = draw(np.random.default_rng(23), size, device.dtype, True), device.real(0.3)
+    for grid, block in GRIDS:
+        on = device.put(a)
+        device.run("scale", grid, block, on, device.put(factor), np.int64(size))
+        np.testing.assert_array_equal(on.values, a * factor)
 
 
 # Regularizers and optimizers ----------------------------------------------------------------------------
@@ -369,7 +442,7 @@ OPTIMIZERS = [
         (
             "adam", 2, (b1, b2, epsilon, corrected),
             lambda real, b1=b1, b2=b2, e=epsilon, c=corrected: [
-                *moments(real, b1, b2), real(e), np.int32(c), real(0.0)
+                *moments(real, b1, b2), real(e), np.int32(c)
             ],
         )
         for corrected in (False, True)
@@ -378,19 +451,19 @@ OPTIMIZERS = [
 ]  # fmt: skip
 
 
-def body_of(device, name, w, g, slots, lr, age, args):
+def body_of(device, name, w, g, slots, lr, age, args, decay=0.0, factor=None):
     """Return what the body makes of them, as a list: weights, slots."""
     clock = (device.real(age),) if name == "adam" else ()
     body = getattr(ops, name.partition("_")[0])
-    new, fresh = body(body_context(device), w, g, tuple(slots), device.real(lr), *clock, *args)
+    new, fresh = body(body_context(device), w, g, tuple(slots), device.real(lr), *clock, *args, decay, factor)
     return [new, *fresh]
 
 
-def update(device, name, w, g, slots, lr, age, args, ok=NULL, grid=(3,), block=(64,)):
+def update(device, name, w, g, slots, lr, age, args, ok=NULL, grid=(3,), block=(64,), decay=0.0, factor=None):
     """Run an optimizer's kernel on the device arrays."""
     clock = (device.put(age),) if name == "adam" else ()
-    device.run(name, grid, block, w, device.put(g), *slots, device.put(lr), *clock, *args(device.real), ok,
-               np.int64(w.size))  # fmt: skip
+    last = device.real(decay), NULL if factor is None else device.put(factor), ok, np.int64(w.size)
+    device.run(name, grid, block, w, device.put(g), *slots, device.put(lr), *clock, *args(device.real), *last)
 
 
 @pytest.mark.parametrize("size", [0, 1, 77, 1000])
@@ -408,16 +481,17 @@ def test_optimizers(device, name, count, body_args, args, size):
                 device.close(found, wanted, rtol=5 * device.tolerance["rtol"], atol=device.tolerance["atol"])
 
 
-@pytest.mark.parametrize("decay", [0.01, 0.5])
-def test_adam_with_decay(device, decay):
-    rng, args = np.random.default_rng(11), (0.9, 0.999, 1e-3, True)
-    w, g, m, v = (np.abs(draw(rng, 50, device.dtype)) for _ in range(4))
-    on = [device.put(a) for a in (w, m, v)]
-    kernel_args = [*moments(device.real, 0.9, 0.999), device.real(1e-3), np.int32(1), device.real(decay)]
-    update(device, "adam", on[0], g, on[1:], 0.1, 3.0, lambda real: kernel_args)
-    wanted = body_of(device, "adam", w - device.real(0.1 * decay) * w, g, [m, v], 0.1, 3.0, args)
+@pytest.mark.parametrize(("decay", "factor"), [(0.01, None), (0.5, 0.25), (0.0, 1e-3)])
+@pytest.mark.parametrize(("name", "count", "body_args", "args"), OPTIMIZERS)
+def test_decay_and_factor(device, name, count, body_args, args, decay, factor):
+    rng = np.random.default_rng(11)
+    w, g, *slots = (np.abs(draw(rng, 50, device.dtype)) for _ in range(2 + count))
+    on = [device.put(a) for a in (w, *slots)]
+    update(device, name, on[0], g, on[1:], 0.1, 3.0, args, decay=decay, factor=factor)
+    scale = None if factor is None else device.real(factor)
+    wanted = body_of(device, name, w, g, slots, 0.1, 3.0, body_args, decay, scale)
     for found, expected in zip(on, wanted, strict=True):
-        device.close(found, expected)
+        device.close(found, expected, rtol=5 * device.tolerance["rtol"], atol=device.tolerance["atol"])
 
 
 @pytest.mark.parametrize(("name", "count", "body_args", "args"), OPTIMIZERS)
@@ -510,49 +584,48 @@ def test_gather_goes_over_its_grid_several_times(compiler):
         np.testing.assert_array_equal(out.values, data[order])
 
 
-# Half precision -----------------------------------------------------------------------------------------
+# 16 bits ------------------------------------------------------------------------------------------------
 
 
-def test_bfloat16_is_stored_and_float32_computed(compiler):
-    """T differs from A: each result is rounded once, from what float32 makes of the inputs."""
-    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
-    device, rng = Device("bfloat16"), np.random.default_rng(15)
-    z, dy, soft = (draw(rng, (9, 40), bfloat16) for _ in range(3))
-    exact = {"rtol": 2**-8, "atol": 1e-30}
+def rounded(a, narrow):
+    """Return float32 numbers rounded to the nearest of 16 bits, as they are kept."""
+    if narrow == "float16":
+        with np.errstate(over="ignore"):
+            return a.astype(np.float16)
+    bits = a.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
-    def close(found, wanted, **tolerance):
-        np.testing.assert_allclose(found.values.astype(np.float64), wanted, **(tolerance or exact))
 
-    wide, slope = z.astype(np.float32), dy.astype(np.float32)
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+def test_factors_are_rounded_to_the_nearest(compiler, narrow):
+    rng = np.random.default_rng(15)
+    ties = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 2.0**-25, 3 * 2.0**-25, 65519.0, 65520.0]
+    small = 2.0 ** rng.uniform(-26, -13, 2000)
+    values = np.concatenate([rng.standard_normal(500), small, ties, [0.0, -0.0, np.inf, -np.inf, 1e30, -70000.0]])
+    values = np.concatenate([values, -values]).astype(np.float32)
+    out = Array(np.zeros(values.size, twins._KEPT_IN[narrow]))
+    kernel = twins._kernel("narrow", "float32", None, narrow)
+    for grid, block in GRIDS:
+        out.memory[...] = 1
+        kernel(grid, block, (Array(values), out, np.int64(values.size)))
+        assert out.values.tobytes() == rounded(values, narrow).tobytes()
+
+
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+def test_a_derivative_is_rounded_and_its_sums_are_not(compiler, narrow):
+    device, rng = Device("float32"), np.random.default_rng(16)
+    z, dy = (rng.standard_normal((9, 40)).astype(np.float32) for _ in range(2))
     sizes = np.int32(9), np.int32(40)
+    kernel = twins._kernel("act_backward", "float32", None, narrow)
     for kind, name in enumerate(KINDS):
-        f, y = activations.get(name), device.put(z)
-        device.run("bias_act", (2,), (32,), y, device.put(dy[0]), *sizes, np.int32(kind))
-        close(y, f.forward(np, wide + slope[0]))
-        dz, sums, a = device.room(z.shape), device.room((1, 40), np.float32), y.values.astype(np.float32)
-        device.run("act_backward", (2, 1), WARPS, device.put(dy), y, dz, sums, *sizes, np.int32(kind))
-        wanted = f.backward(np, slope, a, a)
-        close(dz, wanted)
-        close(sums, wanted.sum(0)[None], rtol=1e-5, atol=1e-5)
-    keep, y = rng.random((9, 40)) > 0.5, device.room(z.shape)
-    device.run("dropout", (2,), (32,), device.put(z), device.put(keep, bool), np.float32(1.3), y, np.int64(360))
-    close(y, wide * keep * np.float32(1.3))
-    target = rng.integers(0, 40, 9).astype(np.int32)
-    ctx = Context(get_backend("numpy", dtype="float32"))
-    for targets, t in (
-        ((device.put(target, np.int32), NULL), target),
-        ((NULL, device.put(soft)), soft.astype(np.float32)),
-    ):
-        dz, a, values = device.room(z.shape), device.room(z.shape), device.room((9,), np.float32)
-        args = (device.put(z), *targets, NULL, np.float32(0.5), dz, a, values, *sizes)
-        device.run("softmax_ce", (1,), WARPS, *args)
-        wanted = ops.softmax_cross_entropy(ctx, wide, t, 0.5)
-        close(values, wanted[0], rtol=1e-5, atol=1e-5)
-        close(dz, wanted[1], rtol=2**-8, atol=1e-6)
-        close(a, wanted[2])
-    data, out = rng.integers(0, 256, (20, 5)).astype(np.uint8), Array(np.zeros((4, 5), bfloat16))
-    twins.gather(Array(data), Array(np.arange(6, 10, dtype=np.int32)), out)
-    np.testing.assert_array_equal(out.values, data[6:10].astype(bfloat16))
+        f = activations.get(name)
+        y = f.forward(np, z)
+        dz, sums = device.room(z.shape, twins._KEPT_IN[narrow]), device.room((1, 40))
+        kernel((2, 1), WARPS, (device.put(dy), device.put(y), dz, sums, *sizes, np.int32(kind)))
+        wanted = f.backward(np, dy, y, y)
+        np.testing.assert_allclose(sums.values, wanted.sum(0)[None], rtol=1e-5, atol=1e-5)
+        found = dz.values if narrow == "float16" else (dz.values.astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=2.0**-8, atol=1e-7)
 
 
 # Twins --------------------------------------------------------------------------------------------------
@@ -561,9 +634,15 @@ LAUNCHED = {
     "affine": {"bias_act", "act_backward"},
     "dropout": {"dropout"},
     "softmax_cross_entropy": {"softmax_ce"},
+    "hits": {"hits"},
+    "row_total": {"sum_scaled"},
     "pack": set(),
     "penalize": {"penalize", "sum_scaled"},
     "sound": {"sum_squares", "within", "all_finite"},
+    "tally": {"tally"},
+    "rescale": {"rescale"},
+    "clip_factor": {"sum_squares", "clip_factor"},
+    "clip_parts": {"sum_squares", "clip_factor", "scale"},
     "sgd": {"sgd", "sgd_momentum"},
     "momentum": {"momentum"},
     "rmsprop": {"rmsprop"},
@@ -604,11 +683,17 @@ def sound_case(op, ctx, rng, n, m):
                 arrays = [flat.copy(), other.copy()]
                 arrays[where].flat[m - 1] += bad
                 first, second = (ctx.backend.array(a, dtype) for a in arrays)
-                out += [op(ctx, limit, first), op(ctx, limit, first, second[0, 0], second)]
+                for flats, *others in (((first,),), ((first, first), second[0, 0], second)):
+                    ok, rate = ctx.backend.scalar(True, xp.bool), ctx.backend.scalar(0.1)
+                    out.append(op(ctx, ok, rate, limit, flats, *others))
     return [xp.asarray(a) for a in out]
 
 
-TWIN_CASES = {**CASES, "sound": sound_case}
+def both_sound_cases(*args):
+    return sound_case(*args) + CASES["sound"](*args)
+
+
+TWIN_CASES = {**CASES, "sound": both_sound_cases}
 SHAPES = [(8, 4), (1, 1), (1, 5), (7, 1), (13, 9)]
 
 
@@ -685,7 +770,6 @@ def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
     labels = on([0, 4, 2, 1, 0, 3], "int32")
     agree("affine", x[:, ::-1], w, b, relu)
     agree("affine", x, w, b[::-1], relu)
-    agree("affine", x[None], w, b, relu)
     agree("affine", x[:0], w, b, relu)
     agree("affine", on(x.values, "float64"), w, b, relu)
     agree("dropout", x[:, ::-1], keep, 0.5)
@@ -699,20 +783,42 @@ def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
     agree("softmax_cross_entropy", x, on(rng.random((6, 5)), "float64"), 0.5)
     agree("softmax_cross_entropy", x, on(rng.random((1, 5))), 0.5)
     agree("softmax_cross_entropy", x[None], labels[None], 0.5)
-    agree("sound", 1e3, x)
-    agree("sound", 1e3, w[0, ::-1])
-    agree("sound", 1e3, w[0, :], x[:, ::-1])
+    agree("hits", x[:, ::-1], labels)
+    agree("hits", x, on(labels.values, "int64"))
+    agree("hits", x[None], labels[None])
+    agree("hits", x[:0], labels[:0])
+    agree("row_total", x[:, ::-1], None, 0.5)
+    agree("row_total", x, x[:1], 0.5)
+    agree("row_total", x[:0], None, 0.5)
+    agree("row_total", on(x.values, "float64"), None, 0.5)
     flat, g = x.values.reshape(-1), on(rng.random(30))
-    lr = on(0.1)
+    lr, ok, half = on(0.1), on(True, bool), on(0.5)
+    agree("sound", ok, lr, 1e3, (x,))
+    agree("sound", ok, lr, 1e3, (w[0, ::-1],))
+    agree("sound", ok, lr, 1e3, (w[0, :],), x[:, ::-1])
+    agree("sound", ok, lr, 1e3, (w[0, :], x[0, :]))
+    agree("sound", ok, lr, 1e3, ())
+    agree("sound", ok, on(0.1, "float64"), 1e3, (w[0, :],))
+    sums = ((on(1.0), on(2.0)),)
+    agree("tally", ok, on(7, "int64"), lr, sums, [(half, 1.0, 2.0)])
+    agree("tally", ok, on(7, "int32"), lr, sums, [(2.0, 1.0, 2.0)])
+    agree("tally", ok, on(7, "int32"), lr, sums, [(half, 1.0, on(2.0, "float64"))])
+    agree("clip_factor", x, 0.1, None)
+    agree("clip_factor", g[::-1], 0.1, half)
+    agree("clip_factor", g, 0.1, on(0.5, "float64"))
+    agree("clip_parts", x, 0.1, None, (slice(0, 5),))
+    agree("clip_parts", g[::-1], 0.1, half, (slice(0, 30),))
     agree("penalize", x, x, ((0, 2, 0.1, 0.1),))
     agree("penalize", on(flat), g, ((0, 0, 0.1, 0.1), (0, 3, 0.0, 0.1)))
     agree("sgd", x, x, (), lr, 0.0, False)
     agree("sgd", on(flat), g, (), on(0.1, "float64"), 0.0, False)
     agree("momentum", on(flat)[::-1], g, (g,), lr, 0.9)
+    agree("momentum", on(flat), g, (g,), lr, 0.9, 0.0, on(0.5, "float64"))
     agree("rmsprop", x, x, (x,), lr, 0.9, 0.1, True)
     agree("adam", on(flat), g, (g, g[::-1]), lr, on(1.0), 0.9, 0.9, 0.1, True)
     # an update might overflow
     agree("sgd", on(flat), g, (g,), lr, 1.0, False)
+    agree("sgd", on(flat), g, (), lr, 0.0, False, 1e4)
     agree("momentum", on(flat), g, (g,), lr, 0.99999)
     agree("rmsprop", on(flat), g, (g,), lr, 0.9, 1e-12, True)
     agree("rmsprop", on(flat), g, (g,), lr, 0.99999, 0.1, True)
@@ -729,8 +835,33 @@ def test_nothing_is_launched_over_nothing(pretended):
     ):
         assert result[0] is none
     assert RawKernel.launched == []
-    assert twins.sound(ctx, 0.0, none, none, one).values
-    assert RawKernel.launched == ["set_flag", "all_finite"]
+    ok = ctx.backend.scalar(True, bool)
+    assert twins.sound(ctx, ok, lr, 0.0, (none, none), none, one) is ok
+    assert ok.values
+    assert RawKernel.launched == ["within", "all_finite"]
+    twins.clip_parts(ctx, none, 1.0, None, (slice(0, 0),))
+    assert twins.clip_factor(ctx, none, 1.0, None).values == 1.0
+    assert RawKernel.launched == ["within", "all_finite"]
+
+
+def test_what_a_step_carries_on_stays_in_its_memory(pretended):
+    ctx = pretended()
+    ok, step = ctx.backend.scalar(True, bool), ctx.backend.scalar(3, np.int32)
+    age, *numbers = (ctx.backend.scalar(float(i)) for i in range(40))
+    for pairs, launches in ((0, 1), (1, 1), (4, 1), (5, 2), (9, 3)):
+        RawKernel.launched.clear()
+        sums = tuple(zip(numbers[:pairs], numbers[10 : 10 + pairs]))
+        parts = [(a, 2.0, 3.0) for a in numbers[20 : 20 + pairs]]
+        before = [a.values.copy() for pair in sums for a in pair], age.values.copy()
+        new_step, new_age, new_sums = twins.tally(ctx, ok, step, age, sums, parts)
+        assert new_step is step
+        assert new_age is age
+        assert all(a is b for pair, old in zip(new_sums, sums, strict=True) for a, b in zip(pair, old))
+        assert RawKernel.launched == ["tally"] * launches
+        assert age.values == before[1] + 1
+        added = [d for value, _, _ in parts for d in (2 * value.values, 3.0)]
+        wanted = [x + d for x, d in zip(before[0], added, strict=True)]
+        assert [a.values for pair in sums for a in pair] == wanted
 
 
 @pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu"])
@@ -782,15 +913,23 @@ def test_the_gate_of_the_context(pretended):
                 assert (a.values == b).all() == closed
 
 
-def test_hits_and_total(pretended):
-    ctx, rng = pretended(), np.random.default_rng(19)
-    p, labels = rng.random((21, 7)), rng.integers(0, 7, 21)
-    found = twins.hits(ctx, ctx.backend.array(p, "float32"), ctx.backend.array(labels, "int32"))
-    np.testing.assert_array_equal(found.values, p.argmax(-1) == labels)
-    values, weight = (ctx.backend.array(a, "float32") for a in rng.random((2, 3000)))
-    wanted = float(values.values @ weight.values)
-    np.testing.assert_allclose(twins.total(ctx, values, weight, 0.5).values, 0.5 * wanted, rtol=1e-5)
-    np.testing.assert_allclose(twins.total(ctx, values).values, values.values.sum(), rtol=1e-5)
+def test_further_axes_are_rows(pretended):
+    ctx, plain, rng = pretended(), pretended(arena=False), np.random.default_rng(19)
+    for shape in ((2, 5, 3), (2, 3, 5, 3)):
+        x, w, b = (ctx.backend.array(rng.standard_normal(s), "float32") for s in (shape, (3, 4), (4,)))
+        dy = ctx.backend.array(rng.standard_normal((*shape[:-1], 4)), "float32")
+        room = ctx.xp.zeros((3, 4), dtype=ctx.dtype)
+        with inside_a_step():
+            y, back = twins.affine(ctx, x, w, b, activations.get("tanh"))
+            dx, grads = back(dy, {"kernel": room})
+            assert back(dy, {}, want_dx=False)[0] is None
+        assert grads["kernel"] is room
+        body_y, body_back = ops.affine(plain, x, w, b, activations.get("tanh"))
+        body_dx, body_grads = body_back(dy, {})
+        for a, e in [(y, body_y), (dx, body_dx), *((grads[k], body_grads[k]) for k in ("kernel", "bias"))]:
+            assert a.shape == e.shape
+            np.testing.assert_allclose(a.values, e.values, rtol=1e-5, atol=1e-5)
+        assert set(RawKernel.launched) == {"bias_act", "act_backward"}
 
 
 # The stand-in itself ------------------------------------------------------------------------------------
@@ -969,12 +1108,12 @@ def nvrtc():
     return Nvrtc(path)
 
 
-def nvrtc_options(monkeypatch, dtype, source=None):
+def nvrtc_options(monkeypatch, dtype, source=None, narrow=None):
     """Return the options that the twins give to CuPy."""
     given = []
     stand_in = type("cupy", (), {"RawModule": lambda code, options: given.extend(options)})
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
-    twins._module.__wrapped__(dtype, source)
+    twins._module.__wrapped__(dtype, source, narrow)
     if any("XP_HEADER" in option for option in given):
         header = nvidia_file("cuda_fp16.h")
         if header is None:
@@ -985,15 +1124,17 @@ def nvrtc_options(monkeypatch, dtype, source=None):
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
-    ("dtype", "source"),
+    ("dtype", "source", "narrow"),
     [
-        *[(dtype, None) for dtype in ("float32", "float64", "float16", "bfloat16")],
-        ("float32", "uint8"), ("float32", "float64"), ("float64", "float32"), ("float16", "float32"),
-        ("bfloat16", "uint8"), ("int32", "int64"),
+        ("float32", None, None), ("float64", None, None),
+        ("float32", None, "float16"), ("float32", None, "bfloat16"),
+        ("float32", "uint8", None), ("float32", "float64", None), ("float64", "float32", None),
+        ("int32", "int64", None),
     ],
 )  # fmt: skip
-def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, source):
-    options = [f"--gpu-architecture={architecture}", "-ftz=true", *nvrtc_options(monkeypatch, dtype, source)]
+def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, source, narrow):
+    given = nvrtc_options(monkeypatch, dtype, source, narrow)
+    options = [f"--gpu-architecture={architecture}", "-ftz=true", *given]
     log, ptx = nvrtc.compile(SOURCE.read_text(), options)
     assert log.strip("\0\n ") == ""  # no warning either
     entries = set(re.findall(r"\.entry (\w+)", ptx))

@@ -106,6 +106,29 @@ def test_overflow_in_the_new_weights():
     assert (model.step, model.epoch) == (4, 2)
 
 
+def test_weights_beyond_the_limit_are_not_trained():
+    """Finite ones too: from them an update may not be finite any more."""
+    model = make(SGD(0.01), Dense(1, kernel_initializer="zeros", name="only"))
+    model.build((3,))
+    model.set_weights([np.full((3, 1), 2e18), np.zeros(1)])
+    before = everything(model)
+    with pytest.raises(NonFiniteError, match="step 1 of the epoch: the kernel of layer 'only' is beyond 1e"):
+        model.fit(X * 0.0, Y, verbose=0)
+    assert_equal_bits(everything(model), before)
+
+
+@pytest.mark.parametrize("clip", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_clipping_does_not_hide_what_is_not_finite(clip):
+    model = make(Adam(0.01, **{clip: 0.5}), Dense(1, kernel_initializer="zeros", use_bias=False, name="only"),
+                 loss=xn.losses.MeanAbsoluteError(reduction="sum"))  # fmt: skip
+    model.fit(X, Y, verbose=0)
+    before = everything(model)
+    with pytest.raises(NonFiniteError, match="the gradient of layer 'only' is not finite"):
+        model.fit(np.full((20, 3), 3e38), np.ones((20, 1)), verbose=0)
+    assert_equal_bits(everything(model), before)
+    model.fit(X, Y, verbose=0)
+
+
 @pytest.mark.parametrize("optimizer", [Adam, RMSprop])
 def test_nothing_divided_by_nothing(optimizer):
     """With epsilon = 0 a weight that never gets a gradient is moved by 0 / 0."""

@@ -55,6 +55,15 @@ def test_values_over_batches(backend64, name, weighted):
     assert 0.1 < wanted < 0.9
 
 
+def test_weighted_and_unweighted_batches_add_up(backend64):
+    for weights in ([None, WEIGHTS[:20]], [WEIGHTS[:20], None]):
+        metric = SparseCategoricalAccuracy()
+        for part, weight in zip((slice(0, 20), slice(20, 40)), weights, strict=True):
+            metric.update_state(LABELS[part], backend64.array(P3[part]), weight)
+        both = np.concatenate([np.ones(20) if w is None else w for w in weights])
+        assert_close(metric.result(), backend64.scalar(np.average(P3.argmax(-1) == LABELS, weights=both)))
+
+
 def test_the_result_stays_in_the_library_and_dtype(backend):
     metric = MeanSquaredError()
     metric.update_state(np.zeros((2, 1), np.float32), backend.array([[1.0], [3.0]], "float32"))

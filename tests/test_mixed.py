@@ -10,7 +10,7 @@ import xpnet as xn
 from xpnet import ops
 from xpnet.backend import BACKENDS, get_backend
 from xpnet.context import Context
-from xpnet.errors import BackendError, UnknownNameError
+from xpnet.errors import BackendError, NonFiniteError, UnknownNameError
 from xpnet.layers import BatchNormalization, Dense, Dropout
 
 HERE = get_backend(dtype="float32")
@@ -149,3 +149,129 @@ def test_backends_agree():
         curves.append(model.fit(X, CLASSES, batch_size=16, epochs=5, verbose=0).history["loss"])
     for curve in curves[1:]:
         np.testing.assert_allclose(curve, curves[0], rtol=5e-3)
+
+
+# The scale of the loss ----------------------------------------------------------------------------------
+
+needs_float16 = pytest.mark.skipif(not HAS_FLOAT16, reason="this library has no float16")
+
+
+def linear(policy, rate=0.01, **kwargs):
+    """Return a model whose gradients are as large, or as small, as its targets make them."""
+    layers = [Dense(4, use_bias=False), Dropout(0.5), Dense(1, use_bias=False, **kwargs)]
+    model = xn.Sequential(layers, seed=1, dtype=policy)
+    model.compile(xn.optimizers.SGD(rate), "mse")
+    model.build((6,))
+    return model
+
+
+def state_of(model):
+    """Return the step counter, the updates, the scale and the good steps in a row."""
+    host = model.backend.host
+    return [float(host(a)) for a in (model.state.step, model.state.age, *model.state.scale)]
+
+
+@needs_float16
+def test_gradients_that_are_too_small_for_16_bits_are_not_lost():
+    targets = X[:, :1] * 1e-5
+    moved = {}
+    for policy in ("float32", "mixed_float16"):
+        model = linear(policy)
+        model.set_weights([w * 1e-5 for w in model.get_weights()])
+        before = model.get_weights()
+        model.fit(X, targets, batch_size=60, epochs=1, verbose=0)
+        moved[policy] = [a - b for a, b in zip(model.get_weights(), before)]
+    last = moved["mixed_float16"][1]
+    assert np.abs(last).min() > 0
+    np.testing.assert_allclose(last, moved["float32"][1], rtol=0.05, atol=1e-12)
+
+
+@needs_float16
+@pytest.mark.parametrize("graph", [True, False])
+def test_gradients_that_are_too_large_make_the_scale_smaller(graph):
+    """Such steps change no weight and end nothing; they count, so that the masks go on."""
+    model, exact = linear("mixed_float16", 1e-6), linear("float32", 1e-6)
+    model.compile(xn.optimizers.SGD(1e-6), "mse", graph=graph)
+    before, (step, age, scale, streak) = model.get_weights(), state_of(model)
+    assert (step, age, scale, streak) == (0, 0, ops.FIRST_SCALE, 0)
+    targets = np.full((60, 1), 3000.0)
+    history = model.fit(X, targets, batch_size=60, epochs=1, verbose=0, shuffle=False).history
+    assert state_of(model) == [1, 0, ops.FIRST_SCALE / 2, 0]
+    assert np.isnan(history["loss"][0])  # no step was taken
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+    model.fit(X, targets, batch_size=60, epochs=19, verbose=0, shuffle=False)
+    step, age, scale, streak = state_of(model)
+    assert step == model.step == 20
+    held = round(np.log2(ops.FIRST_SCALE / scale))
+    assert 2 <= held <= 10
+    assert (age, streak) == (20 - held, 20 - held)
+    for _ in range(held):  # the same masks for the same steps
+        exact.step += 1
+    exact.state = exact.state._replace(step=exact.backend.scalar(held, exact.backend.xp.int32))
+    exact.fit(X, targets, batch_size=60, epochs=20 - held, verbose=0, shuffle=False)
+    for a, b in zip(model.get_weights(), exact.get_weights()):
+        np.testing.assert_allclose(a, b, rtol=0.02, atol=2e-4)
+
+
+@needs_float16
+def test_what_no_scale_mends_ends_the_training():
+    model = linear("mixed_float16", kernel_regularizer="l2")
+    model.fit(X, X[:, :1], batch_size=20, epochs=1, verbose=0)
+    model.set_weights([w * np.float32(1e6) for w in model.get_weights()])  # products beyond 65504
+    before = model.get_weights()
+    with pytest.raises(NonFiniteError, match="epoch 16, step 1 "):
+        model.fit(X, X[:, :1], batch_size=60, epochs=30, verbose=0)
+    assert state_of(model)[2] == 1.0
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+
+
+@needs_float16
+def test_good_steps_make_the_scale_larger(monkeypatch):
+    monkeypatch.setattr(ops, "GOOD_STEPS", 3.0)
+    monkeypatch.setattr(ops, "LARGEST_SCALE", 4 * ops.FIRST_SCALE)
+    model, seen = linear("mixed_float16"), []
+    for _ in range(10):
+        model.train_on_batch(X, X[:, :1] * 0.01)
+        seen.append(state_of(model)[2:])
+    first = ops.FIRST_SCALE
+    assert seen[:7] == [[first, 1], [first, 2], [2 * first, 0], [2 * first, 1], [2 * first, 2], [4 * first, 0],
+                        [4 * first, 1]]  # fmt: skip
+    assert seen[8:] == [[4 * first, 0], [4 * first, 1]]
+
+
+@needs_float16
+def test_penalties_are_not_scaled():
+    found = []
+    for policy in ("float32", "mixed_float16"):
+        model = linear(policy, kernel_regularizer="l2")
+        model.fit(X, X[:, :1], batch_size=20, epochs=3, verbose=0)
+        found.append(model.get_weights())
+    for a, b in zip(*found):
+        np.testing.assert_allclose(a, b, rtol=0.02, atol=1e-3)
+
+
+@needs_float16
+def test_clipping_is_of_the_gradient_as_it_is():
+    found = []
+    for policy in ("float32", "mixed_float16"):
+        model = linear(policy)
+        model.compile(xn.optimizers.SGD(0.1, global_clipnorm=0.01), "mse")
+        model.fit(X, X[:, :1] * 5, batch_size=20, epochs=3, verbose=0)
+        found.append(model.get_weights())
+    for a, b in zip(*found):
+        np.testing.assert_allclose(a, b, rtol=0.02, atol=1e-3)
+
+
+@needs_float16
+def test_the_scale_is_kept_in_files_copies_and_moves(tmp_path):
+    model = linear("mixed_float16", 1e-6)
+    model.fit(X, np.full((60, 1), 3000.0), batch_size=60, epochs=4, verbose=0)
+    scale = state_of(model)[2:]
+    assert scale[0] < ops.FIRST_SCALE
+    model.save(tmp_path / "scaled.safetensors")
+    for other in (xn.load_model(tmp_path / "scaled.safetensors"), copy.deepcopy(model), model.to("numpy")):
+        assert state_of(other)[2:] == scale
+    assert model.to(dtype="float32").state.scale == ()
+    assert state_of(model.to(dtype="mixed_float16"))[2:] == [ops.FIRST_SCALE, 0]

@@ -142,6 +142,24 @@ def test_sigmoid_cross_entropy(ctx, weighted):
     assert_close(dz, at(ctx, (s - t) / 3 * (w[:, None] if weighted else 2.0)))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64", "float64"])
+@pytest.mark.parametrize("shape", [(7,), (2, 5)])
+def test_hits(ctx, shape, dtype):
+    p = RNG.integers(0, 3, (*shape, 4)) * 1.0  # many ties: the first one counts
+    labels = RNG.integers(0, 4, shape)
+    assert_close(ops.hits(ctx, at(ctx, p), at(ctx, labels, dtype)), at(ctx, p.argmax(-1) == labels))
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 5)])
+def test_row_total(ctx, shape):
+    values, weight = RNG.standard_normal(shape), RNG.random(shape)
+    for w, on in ((1.0, None), (weight, at(ctx, weight))):
+        for scale in (1.0, 0.25):
+            found = ops.row_total(ctx, at(ctx, values), on, scale)
+            assert tuple(found.shape) == ()
+            assert float(found) == pytest.approx(scale * (values * w).sum())
+
+
 @pytest.mark.parametrize("lead", [(), (2,)])
 def test_penalize(ctx, lead):
     w, g = RNG.standard_normal((*lead, 9)), RNG.standard_normal((*lead, 9))
@@ -172,21 +190,71 @@ def test_sound(backend, op, bad):
         pytest.skip("no twin of its own")
     sound = ops.sound if op == "body" else twin_of(op, "sound")
     ctx = Context(backend, True, None, Arena(backend.xp) if op != "body" else None)
-    arrays = [at(ctx, a, "float32") for a in ([5e17, -5e17, 5e17], 0.0, np.full((3, 4), 3e38, np.float32))]
+    numbers = ([5e17, -5e17, 5e17], [1.0, 9e17, 1.0], 0.0, np.full((3, 4), 3e38, np.float32))
+    arrays = [at(ctx, a, "float32") for a in numbers]
+
+    def well(flats, *others, ok=True, rate=1e6):
+        flag, lr = backend.scalar(ok, backend.xp.bool), at(ctx, rate, "float32")
+        return bool(sound(ctx, flag, lr, 1e18, flats, *others))
+
     with np.errstate(all="ignore"):
-        assert bool(sound(ctx, 1e18, *arrays))
-        assert bool(sound(ctx, 1e18, at(ctx, [], "float32")))
-        for place in (0, 1, 2) if bad is not None else ():
+        first, second, *others = arrays
+        assert well((first, second), *others)
+        assert well((first,), *others)
+        assert well((at(ctx, [], "float32"),))
+        assert not well((first, second), *others, ok=False)
+        for rate in (np.nan, np.inf, 1.001e6):
+            assert not well((first, second), *others, rate=rate)
+        for place in range(4) if bad is not None else ():
             spoilt = np.zeros(arrays[place].shape, np.float32)
             spoilt[(-1,) * spoilt.ndim] = bad
             some = [*arrays[:place], at(ctx, spoilt, "float32"), *arrays[place + 1 :]]
-            assert bool(sound(ctx, 1e18, *some)) == (place > 0 and bad == 2e18)
+            assert well(some[:2], *some[2:]) == (place > 1 and bad == 2e18)
 
 
 def test_sound_of_several_models(ctx):
-    flat = np.array([[1.0, 2.0], [3.0, 4.0]])
-    assert bool(ops.sound(ctx, 5.0, at(ctx, flat)))
-    assert not bool(ops.sound(ctx, 4.9, at(ctx, flat)))
+    flat, ok = np.array([[1.0, 2.0], [3.0, 4.0]]), ctx.backend.scalar(True, ctx.xp.bool)
+    assert bool(ops.sound(ctx, ok, at(ctx, 0.1), 5.0, (at(ctx, flat),)))
+    assert not bool(ops.sound(ctx, ok, at(ctx, 0.1), 4.9, (at(ctx, flat),)))
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_clipping(ctx, lead, scale):
+    g = RNG.standard_normal((*lead, 9))
+    factor, scaled = None if scale is None else at(ctx, scale), g * (scale or 1.0)
+    norm = np.sqrt((scaled**2).sum(-1, keepdims=True))
+    for most in (0.5 * float(norm.min()), 2 * float(norm.max())):
+        found = at(ctx, g) * ops.clip_factor(ctx, at(ctx, g), most, factor)
+        assert_close(found, at(ctx, scaled * np.minimum(1, most / norm)))
+        slices = (slice(0, 4), slice(4, 5), slice(5, 9))
+        wanted = [scaled[..., s] for s in slices]
+        wanted = [part * np.minimum(1, most / np.linalg.norm(part, axis=-1, keepdims=True)) for part in wanted]
+        assert_close(ops.clip_parts(ctx, at(ctx, g), most, factor, slices), at(ctx, np.concatenate(wanted, -1)))
+    assert_close(ops.clip_values(ctx, at(ctx, g), 0.3, factor), at(ctx, np.clip(scaled, -0.3, 0.3)))
+
+
+def test_rescale(ctx):
+    def after(ok, alive, scale, streak):
+        flags = at(ctx, ok, "bool"), at(ctx, alive, "bool")
+        going, *others = ops.rescale(ctx, *flags, at(ctx, 7, "int32"), at(ctx, scale), at(ctx, streak))
+        return [bool(going), *(float(a) for a in others)]
+
+    assert after(True, True, 8.0, 3.0) == [True, 7, 8.0, 4.0]
+    assert after(True, False, 1.0, 3.0) == [True, 7, 1.0, 4.0]
+    assert after(True, True, 8.0, ops.GOOD_STEPS - 1) == [True, 7, 16.0, 0.0]
+    assert after(True, True, ops.LARGEST_SCALE, ops.GOOD_STEPS - 1) == [True, 7, ops.LARGEST_SCALE, 0.0]
+    assert after(False, True, 8.0, 3.0) == [True, 8, 4.0, 0.0]
+    assert after(False, True, 1.5, 3.0) == [True, 8, 1.0, 0.0]
+    assert after(False, False, 1.0, 3.0) == [False, 7, 1.0, 0.0]
+
+
+def test_what_is_nothing_is_not_clipped(ctx):
+    nothing = at(ctx, np.zeros(3))
+    assert float(ops.clip_factor(ctx, nothing, 0.1, None)) == 1.0
+    assert_close(ops.clip_parts(ctx, nothing, 0.1, None, (slice(0, 3),)), nothing)
+    with np.errstate(all="ignore"):
+        assert np.isnan(float(ops.clip_factor(ctx, at(ctx, [np.nan, 1.0]), 0.1, None)))
 
 
 def test_optimizers(ctx):
@@ -220,6 +288,31 @@ def test_optimizers(ctx):
         check(found, w - lr * step, average, square)
 
 
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("sgd", (0.0, False)), ("sgd", (0.9, False)), ("sgd", (0.9, True)), ("momentum", (0.9,)),
+        ("rmsprop", (0.8, 0.01, True)), ("rmsprop", (0.8, 0.01, False)), ("adam", (0.9, 0.8, 0.01, True)),
+    ],
+)  # fmt: skip
+def test_decay_and_factor(ctx, name, args):
+    """The weights decay first, as in Keras; a factor is a smaller gradient."""
+    w, g, *slots = np.abs(RNG.standard_normal((4, 5)))
+    slots = slots[: {"sgd": int(args[0] > 0), "adam": 2}.get(name, 1)]
+    clock = (at(ctx, 3.0),) if name == "adam" else ()
+
+    def run(w, g, *more):
+        op, on = getattr(ops, name), [at(ctx, s) for s in slots]
+        new, fresh = op(ctx, at(ctx, w), at(ctx, g), tuple(on), at(ctx, 0.1), *clock, *args, *more)
+        return [new, *fresh]
+
+    plain, both = run((1 - 0.1 * 0.3) * w, 0.25 * g), run(w, g, 0.3, at(ctx, 0.25))
+    for a, b in zip(both, plain, strict=True):
+        assert_close(a, b)
+    for a, b in zip(run(w, g, 0.0, None), run(w, g), strict=True):
+        assert_close(a, b, rtol=0, atol=0)
+
+
 # Twins --------------------------------------------------------------------------------------------------
 # A case takes (op, ctx, rng, rows, units) and returns everything that comes out, as a list of arrays. The
 # optimizers take three steps; they may use up the weights and slots that they are given.
@@ -244,6 +337,11 @@ def affine_case(op, ctx, rng, n, m):
     square = at(ctx, rng.standard_normal((m, m)), ctx.backend.dtype_name)
     y, backward = op(ctx, deep, square, None, activations.get("relu"))
     return [*out, y, backward(deep, {})[0]]
+
+
+def product_case(op, ctx, rng, n, m):
+    shapes = ((n, m), (m, 3)), ((2, n, m), (m, 3)), ((2, n, m), (2, m, n))
+    return [op(ctx, *(at(ctx, rng.standard_normal(s), ctx.backend.dtype_name) for s in pair)) for pair in shapes]
 
 
 def dropout_case(op, ctx, rng, n, m):
@@ -326,27 +424,70 @@ def pack_case(op, ctx, rng, n, m):
 def sound_case(op, ctx, rng, n, m):
     a, b = rng.standard_normal(m), rng.standard_normal((n, m))
     bad = np.where(np.arange(m) == m - 1, np.nan, a)
-    on = [at(ctx, x, ctx.backend.dtype_name) for x in (a, b, bad)]
-    cases = ((1e3, on[0]), (1e3, *on[:2]), (1e-3, on[0]), (1e3, *on), (1e3, on[2]))
-    return [ctx.xp.asarray(op(ctx, *which)) for which in cases]
+    a, b, bad, rate, much = (at(ctx, x, ctx.backend.dtype_name) for x in (a, b, bad, 0.1, 2e6))
+    cases = (
+        (rate, 1e3, (a,)), (rate, 1e3, (a, a), b), (rate, 1e3, (a,), b, rate, b), (rate, 1e-3, (a,)),
+        (rate, 1e3, (a,), rate, b, bad), (rate, 1e3, (a, bad)), (rate, 1e3, (bad, a)), (much, 1e3, (a,)),
+        (rate, 1e3, (a,), bad[m - 1, ...], b),
+    )  # fmt: skip
+    flags = [(flag, case) for flag in (True, False) for case in cases]
+    return [
+        ctx.xp.asarray(op(ctx, ctx.backend.scalar(flag, ctx.xp.bool), *case), copy=True) for flag, case in flags
+    ]
 
 
 def tally_case(op, ctx, rng, n, m):
     backend, out = ctx.backend, []
     for ok in (True, False):
         step = backend.scalar(7, ctx.xp.int32)
-        age, *rest = (backend.scalar(v) for v in rng.standard_normal(7))
-        sums, parts = ((rest[0], rest[1]), (rest[2], rest[3])), ((rest[4], 3.0), (backend.scalar(2.0), rest[5]))
+        age, *rest = (backend.scalar(v) for v in rng.standard_normal(1 + 4 * (n + m)))
+        fours = [rest[i : i + 4] for i in range(0, len(rest), 4)]
+        sums = tuple((total, weight) for total, weight, _, _ in fours)
+        parts = [(a, 1.0, b) if i % 3 else (a, 0.5 + i, 3.0) for i, (_, _, a, b) in enumerate(fours)]
         step, age, sums = op(ctx, backend.scalar(ok, ctx.xp.bool), step, age, sums, parts)
         assert "int32" in str(step.dtype)
-        out += [ctx.xp.asarray(a) for a in (step, age, *sums[0], *sums[1])]
+        out += [ctx.xp.asarray(a) for a in (step, age, *(a for pair in sums for a in pair))]
     return out
+
+
+def hits_case(op, ctx, rng, n, m):
+    out = []
+    for p in (rng.standard_normal((n, m)), rng.integers(0, 3, (n, m)), rng.standard_normal((2, n, m))):
+        on, labels = at(ctx, p, ctx.backend.dtype_name), rng.integers(0, m, p.shape[:-1])
+        out += [op(ctx, on, at(ctx, labels, dtype)) for dtype in ("int32", "int64")]
+        same_as_before(ctx, [on], [p])
+    return out
+
+
+def row_total_case(op, ctx, rng, n, m):
+    out, dtype = [], ctx.backend.dtype_name
+    for shape in ((n,), (n, m)):
+        values, weight = rng.standard_normal(shape), rng.random(shape)
+        on = [at(ctx, a, dtype) for a in (values, weight)]
+        column = ctx.xp.broadcast_to(on[1][:1, ...], shape)
+        out += [op(ctx, on[0], w, s) for w in (None, on[1], column) for s in (1.0, 0.3)]
+        same_as_before(ctx, on, (values, weight))
+    return out
+
+
+def clip_case(*more):
+    def case(op, ctx, rng, n, m):
+        out, dtype, size = [], ctx.backend.dtype_name, n * m + 2
+        g = rng.standard_normal(size)
+        for most in (1e-3, 0.5, 1e3):
+            for factor in (None, ctx.backend.scalar(0.25)):
+                for shape in ((size,), (1, size)):
+                    out.append(op(ctx, at(ctx, g.reshape(shape), dtype), most, factor, *(f(size) for f in more)))
+        return [np.array(ctx.backend.host(a)) for a in out]
+
+    return case
 
 
 def optimizer_case(slots, *args, age=False):
     def case(op, ctx, rng, n, m):
         out, dtype = [], ctx.backend.dtype_name
-        for more in args:
+        extras = ((), (0.3,), (0.0, ctx.backend.scalar(0.25)), (0.01, ctx.backend.scalar(1e-3)))
+        for more in [(*numbers, *extra) for numbers in args for extra in extras]:
             w, *old = (at(ctx, np.abs(a), dtype) for a in rng.standard_normal((1 + slots(more), n * m)))
             for step in (1.0, 2.0, 3.0):
                 g = rng.standard_normal(n * m)
@@ -361,9 +502,28 @@ def optimizer_case(slots, *args, age=False):
     return case
 
 
+def rescale_case(op, ctx, rng, n, m):
+    """A good step, one that fills the row of them, one at the largest scale, one held back, and at the least."""
+    out, real = [], ctx.backend.dtype_name
+    for ok, alive, scale, streak in (
+        (True, True, 8.0, n), (True, False, 8.0, ops.GOOD_STEPS - 1), (True, True, ops.LARGEST_SCALE, 5000.0),
+        (False, True, 8.0, m), (False, True, 1.5, m), (False, False, 1.0, 0.0),
+    ):  # fmt: skip
+        flags = at(ctx, ok, "bool"), at(ctx, alive, "bool")
+        out += op(ctx, *flags, at(ctx, n, "int32"), at(ctx, scale, real), at(ctx, streak, real))
+    return out
+
+
 CASES = {
+    "rescale": rescale_case,
+    "product": product_case,
     "affine": affine_case,
     "dropout": dropout_case,
+    "hits": hits_case,
+    "row_total": row_total_case,
+    "clip_values": clip_case(),
+    "clip_factor": clip_case(),
+    "clip_parts": clip_case(lambda size: (slice(0, 1), slice(1, size))),
     "batch_norm": batch_norm_case,
     "one_hot": one_hot_case,
     "softmax_cross_entropy": softmax_case,
@@ -435,13 +595,17 @@ def test_optimizer_twins_over_several_blocks(module, name, size):
 
 # What the optimizers of `never_overflows` may be given, and what others may.
 TAME = {
-    "sgd": [(0, (0.0, False)), (1, (0.9999, False)), (1, (0.9999, True))],
-    "momentum": [(1, (0.9999,))],
-    "rmsprop": [(1, (0.9999, 1e-10, True)), (1, (0.0, 1e-10, False))],
-    "adam": [(2, (0.0, 0.9999, 1e-10, False)), (2, (0.9999, 0.0, 1e-10, True))],
-}
+    "sgd": [(0, (0.0, False)), (1, (0.9999, False)), (1, (0.9999, True)), (1, (0.9999, True, 1e3, np.float32(1)))],
+    "momentum": [(1, (0.9999,)), (1, (0.9999, 1e3, np.float32(1)))],
+    "rmsprop": [(1, (0.9999, 1e-10, True)), (1, (0.0, 1e-10, False)), (1, (0.9, 1e-10, True, 1e3, np.float32(1)))],
+    "adam": [
+        (2, (0.0, 0.9999, 1e-10, False)), (2, (0.9999, 0.0, 1e-10, True)),
+        (2, (0.9999, 0.9999, 1e-10, True, 1e3, np.float32(1))),
+    ],
+}  # fmt: skip
 WILD = {
-    "sgd": [(1, (1.0, True))],
+    "sgd": [(1, (1.0, True)), (0, (0.0, False, 1.1e3))],
+    "momentum": [(1, (0.9, 1e33))],
     "rmsprop": [(1, (0.9, 0.0, False))],
     "adam": [(2, (0.9, 0.999, 0.0, True)), (2, (0.99999, 0.999, 1e-7, False))],
 }

@@ -1,15 +1,21 @@
 """Optimizers: their formulas by hand, on a parabola and Rosenbrock's valley, and beside PyTorch's."""
 
 import math
+import os
+import sys
+import warnings
 
 import numpy as np
 import pytest
 
-from xpnet import optimizers
+import xpnet as xn
+from xpnet import initializers, optimizers
 from xpnet.backend import use_backend
+from xpnet.context import Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
 from xpnet.ops import bias_correction
-from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
+from xpnet.optimizers import SGD, Adam, AdamW, Momentum, RMSprop
+from xpnet.params import Layout, ParamSpec
 from xpnet.testing import assert_close
 
 # name: (optimizer, learning rate on the parabola, learning rate and steps on Rosenbrock)
@@ -22,7 +28,13 @@ TABLE = {
     "rmsprop_root": (lambda lr: RMSprop(lr, epsilon_on="root"), 0.01, 1e-3, 6000),
     "adam": (lambda lr: Adam(lr), 0.1, 1e-2, 4000),
     "adam_corrected": (lambda lr: Adam(lr, epsilon_on="corrected"), 0.1, 1e-2, 4000),
+    "adamw": (lambda lr: AdamW(lr, weight_decay=1e-3), 0.1, 1e-2, 4000),
+    "adamw_corrected": (lambda lr: AdamW(lr, weight_decay=1e-3, epsilon_on="corrected"), 0.1, 1e-2, 4000),
+    "clipnorm": (lambda lr: SGD(lr, clipnorm=5.0), 0.1, 1e-3, 12000),
+    "clipvalue": (lambda lr: Momentum(lr, clipvalue=2.0), 0.1, 2e-3, 6000),
+    "global_clipnorm": (lambda lr: Adam(lr, global_clipnorm=1.0), 0.1, 1e-2, 4000),
 }
+FORMULAS = [name for name in TABLE if "clip" not in name]  # clipping has its own tests
 
 
 def test_every_optimizer_is_in_the_table():
@@ -84,7 +96,8 @@ def by_hand(name, w, grads, lr):
         else:
             m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g**2
             c1, c2 = 1 - 0.9**t, 1 - 0.999**t
-            if name == "adam":
+            w -= lr * 1e-3 * w if name.startswith("adamw") else 0.0
+            if not name.endswith("corrected"):
                 w -= lr * math.sqrt(c2) / c1 * m / (math.sqrt(s) + 1e-7)
             else:
                 w -= lr * (m / c1) / (math.sqrt(s / c2) + 1e-7)
@@ -92,7 +105,7 @@ def by_hand(name, w, grads, lr):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6])  # with small gradients epsilon shows
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", FORMULAS)
 def test_by_hand(backend64, name, scale):
     grads = scale * np.random.default_rng(0).standard_normal((7, 3))
     opt, theta = TABLE[name][0](0.01), backend64.array([1.0, -2.0, 0.0])
@@ -103,7 +116,9 @@ def test_by_hand(backend64, name, scale):
         assert_close(theta, backend64.array(wanted), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["sgd", "sgd_momentum", "sgd_nesterov", "rmsprop_root", "adam_corrected"])
+@pytest.mark.parametrize(
+    "name", ["sgd", "sgd_momentum", "sgd_nesterov", "rmsprop_root", "adam_corrected", "adamw_corrected"]
+)
 def test_like_pytorch(backend64, name):
     torch = pytest.importorskip("torch")
     lr, rng = 0.05, np.random.default_rng(4)
@@ -115,6 +130,7 @@ def test_like_pytorch(backend64, name):
         "sgd_nesterov": lambda: torch.optim.SGD([leaf], lr=lr, momentum=0.9, nesterov=True),
         "rmsprop_root": lambda: torch.optim.RMSprop([leaf], lr=lr, alpha=0.9, eps=1e-7),
         "adam_corrected": lambda: torch.optim.Adam([leaf], lr=lr, betas=(0.9, 0.999), eps=1e-7),
+        "adamw_corrected": lambda: torch.optim.AdamW([leaf], lr=lr, eps=1e-7, weight_decay=1e-3),
     }[name]()
     mine, theta = TABLE[name][0](lr), backend64.array(start)
     state = mine.init(theta)
@@ -123,6 +139,132 @@ def test_like_pytorch(backend64, name):
         theirs.step()
         theta, state = mine.update(theta, backend64.array(g), state)
         assert_close(backend64.host(theta), leaf.detach().numpy(), rtol=1e-10)
+
+
+# Decay and clipping -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keras(monkeypatch):
+    """Keras, on whatever backend another test has loaded it with."""
+    if "keras" not in sys.modules:
+        monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND") or "numpy")
+    with warnings.catch_warnings():  # its own are its own affair
+        warnings.simplefilter("ignore")
+        yield pytest.importorskip("keras", exc_type=ImportError)
+
+
+SHAPES = {"kernel": (2, 3), "bias": (3,), "scale": ()}
+LAYOUT = Layout([(key, 0, ParamSpec(key, shape, initializers.get("zeros"))) for key, shape in SHAPES.items()])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"clipnorm": 0.7}, {"clipvalue": 0.2}, {"global_clipnorm": 0.9}],
+    ids=["", "clipnorm", "clipvalue", "global_clipnorm"],
+)
+@pytest.mark.parametrize("decay", [None, 0.05])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("SGD", {}), ("SGD", {"momentum": 0.9, "nesterov": True}), ("RMSprop", {}), ("Adam", {}), ("AdamW", {})],
+    ids=["sgd", "nesterov", "rmsprop", "adam", "adamw"],
+)
+def test_like_keras(backend64, keras, name, config, decay, more):
+    """Of several variables, in which norms differ, over gradients that are clipped and such that are not."""
+    if name == "AdamW":
+        config = {**config, "weight_decay": 0.01 if decay is None else decay}
+    else:
+        config = {**config, "weight_decay": decay}
+    rng = np.random.default_rng(6)
+    start, grads = rng.standard_normal(10), rng.standard_normal((12, 10)) * 3.0 ** rng.integers(-4, 3, (12, 1))
+    variables = [keras.Variable(start[s].reshape(SHAPES[k]), dtype="float64") for k, s in LAYOUT.slices.items()]
+    theirs = getattr(keras.optimizers, name)(0.1, **config, **more)
+    theirs.build(variables)
+    mine, theta = getattr(optimizers, name)(0.1, **config, **more), backend64.array(start)
+    state = mine.init(theta, LAYOUT)
+    for g in grads:
+        parts = [g[s].reshape(SHAPES[k]) for k, s in LAYOUT.slices.items()]
+        theirs.apply([keras.ops.convert_to_tensor(part, dtype="float64") for part in parts])
+        theta, state = mine.update(theta, backend64.array(g), state, LAYOUT)
+        wanted = [keras.ops.convert_to_numpy(v).reshape(-1) for v in variables]
+        assert_close(backend64.host(theta), np.concatenate(wanted), rtol=1e-5, atol=1e-5)  # it keeps float32
+
+
+@pytest.mark.parametrize("way", ["value", "norm"])
+def test_clipping_like_pytorch(backend64, way):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(7)
+    start, grads = rng.standard_normal(5), rng.standard_normal((20, 5)) * np.tile([[0.01], [1.0]], (10, 1))
+    leaf, theta = torch.nn.Parameter(torch.tensor(start)), backend64.array(start)
+    theirs = torch.optim.AdamW([leaf], lr=0.05, eps=1e-7, weight_decay=0.1)
+    clip = {"clipvalue": 0.8} if way == "value" else {"global_clipnorm": 0.8}
+    mine = AdamW(0.05, 0.1, epsilon_on="corrected", **clip)
+    state = mine.init(theta)
+    for g in grads:
+        leaf.grad = torch.tensor(g)
+        if way == "value":
+            torch.nn.utils.clip_grad_value_([leaf], 0.8)
+        else:
+            torch.nn.utils.clip_grad_norm_([leaf], 0.8)
+        theirs.step()
+        theta, state = mine.update(theta, backend64.array(g), state)
+        # PyTorch divides by the norm + 1e-6
+        assert_close(backend64.host(theta), leaf.detach().numpy(), rtol=1e-10 if way == "value" else 1e-4)
+
+
+def test_without_a_layout_there_is_one_variable(backend64):
+    g, theta = backend64.array([3.0, 4.0, 0.0]), backend64.zeros(3)
+    opt = SGD(1.0, clipnorm=1.0)
+    wanted = backend64.array([-0.6, -0.8, 0.0])
+    assert_close(opt.update(theta, g, opt.init(theta))[0], wanted)
+    parts = Layout([(key, 0, ParamSpec(key, shape, None)) for key, shape in (("a", (1,)), ("b", (2,)))])
+    wanted = backend64.array([-1.0, -1.0, 0.0])
+    assert_close(opt.update(theta, g, opt.init(theta, parts), parts)[0], wanted)
+
+
+def test_a_model_knows_its_variables():
+    """`clipnorm` is that of each variable: kernel and bias of each layer."""
+    x, y = np.random.default_rng(8).standard_normal((2, 12, 3))
+    before, after = {}, {}
+    for clip in (None, 1e-3):
+        model = xn.Sequential([xn.layers.Dense(4, activation="tanh"), xn.layers.Dense(3)], seed=1, dtype="float64")
+        model.compile(SGD(1.0, clipnorm=clip), "mse")
+        model.build((3,))
+        before[clip] = model.get_weights()
+        model.train_on_batch(x, y)
+        after[clip] = model.get_weights()
+    for i, old in enumerate(before[None]):
+        plain, clipped = (after[clip][i] - old for clip in (None, 1e-3))
+        assert np.linalg.norm(plain) > 1e-2
+        np.testing.assert_allclose(clipped, plain * (1e-3 / np.linalg.norm(plain)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_an_optimizer_of_ones_own_is_clipped_too(backend64, clip):
+    class Own(optimizers.Optimizer):
+        def apply(self, ctx, w, g, slots, lr, age, factor=None):
+            return w - lr * (g if factor is None else g * factor), ()
+
+    class Short(optimizers.Optimizer):
+        def apply(self, ctx, w, g, slots, lr, age):
+            return w - lr * g, ()
+
+    g, theta = backend64.array([2.0, 0.0, 0.0]), backend64.zeros(3)
+    for cls in (Own, Short) if clip != "global_clipnorm" else (Own,):
+        opt = cls(0.5, **{clip: 1.0})
+        assert_close(opt.update(theta, g, opt.init(theta))[0], backend64.array([-0.5, 0.0, 0.0]))
+
+
+def test_a_factor_comes_before_clipping(backend64):
+    """As loss scaling needs it: what is clipped is the gradient that it stands for."""
+    ctx, g = Context(backend64), backend64.array([6.0, 8.0])
+    zero, lr, half = backend64.zeros(2), backend64.scalar(1.0), backend64.scalar(0.5)
+    for config, wanted in (
+        ({}, [-3.0, -4.0]), ({"global_clipnorm": 10.0}, [-3.0, -4.0]), ({"global_clipnorm": 1.0}, [-0.6, -0.8]),
+        ({"clipnorm": 10.0}, [-3.0, -4.0]), ({"clipnorm": 1.0}, [-0.6, -0.8]), ({"clipvalue": 3.5}, [-3.0, -3.5]),
+    ):  # fmt: skip
+        new, _ = SGD(1.0, **config).advance(ctx, zero, g, (), lr, lr, (slice(0, 2),), half)
+        assert_close(new, backend64.array(wanted))
 
 
 def test_without_momentum_there_is_no_memory(backend):
@@ -211,7 +353,8 @@ def test_weights_of_several_models_at_once(backend64, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "cls"), [("sgd", SGD), ("SGD", SGD), ("momentum", Momentum), ("rmsprop", RMSprop), ("adam", Adam)]
+    ("name", "cls"),
+    [("sgd", SGD), ("SGD", SGD), ("momentum", Momentum), ("rmsprop", RMSprop), ("adam", Adam), ("adamw", AdamW)],
 )
 def test_names(name, cls):
     assert type(optimizers.get(name)) is cls
@@ -244,6 +387,12 @@ def test_config_round_trip(name):
         (lambda: Adam(epsilon=-1e-8), InvalidValueError, "got -1e-08"),
         (lambda: Adam(epsilon_on="square"), UnknownNameError, "got 'square'"),
         (lambda: Adam(dtype="float16"), UnknownNameError, "got 'float16'"),
+        (lambda: SGD(weight_decay=-0.1), InvalidValueError, "weight_decay must be a finite number >= 0; got -0.1"),
+        (lambda: AdamW(weight_decay=None), InvalidTypeError, "got None"),
+        (lambda: Adam(clipnorm=0), InvalidValueError, "clipnorm must be a finite number > 0; got 0"),
+        (lambda: Adam(clipvalue=-1.0), InvalidValueError, "got -1.0"),
+        (lambda: RMSprop(global_clipnorm="1"), InvalidTypeError, "got '1'"),
+        (lambda: SGD(clipnorm=1.0, clipvalue=2.0), InvalidValueError, "got {'clipnorm': 1.0, 'clipvalue': 2.0}"),
         (lambda: SGD().update(np.ones(3), np.ones(2), SGD().init(np.ones(3))), ShapeError, "shape (3,); got (2,)"),
     ],
 )

@@ -34,7 +34,7 @@ PROMISED = {
     " PerceptronCriterion SparseCategoricalCrossentropy get",
     "xpnet.metrics": "Accuracy BinaryAccuracy CategoricalAccuracy MeanAbsoluteError MeanSquaredError Metric"
     " SparseCategoricalAccuracy get",
-    "xpnet.optimizers": "SGD Adam Momentum Optimizer RMSprop get",
+    "xpnet.optimizers": "SGD Adam AdamW Momentum Optimizer RMSprop get",
     "xpnet.regularizers": "L1 L1L2 L2 get",
     "xpnet.testing": "assert_close check_gradients",
     "xpnet.errors": "BackendError FileFormatError InvalidTypeError InvalidValueError MissingExtraError"

@@ -90,11 +90,20 @@ def test_metrics(monkeypatch, metric):
 
 
 OPTIMIZERS = {
-    "SGD": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 1.0, "learning_rate": 1e-3}],
-    "Momentum": [{}, {"beta": 0.0}],
-    "RMSprop": [{}, {"epsilon_on": "root"}, {"epsilon": 1e-12}],
-    "Adam": [{}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999}],
-}
+    "SGD": [
+        {}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 1.0, "learning_rate": 1e-3},
+        {"weight_decay": 0.1, "global_clipnorm": 0.1},
+    ],
+    "Momentum": [{}, {"beta": 0.0}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
+    "RMSprop": [
+        {}, {"epsilon_on": "root"}, {"epsilon": 1e-12}, {"weight_decay": 0.1, "global_clipnorm": 0.1},
+    ],
+    "Adam": [
+        {}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999},
+        {"clipnorm": 0.1}, {"clipvalue": 0.01}, {"global_clipnorm": 0.1},
+    ],
+    "AdamW": [{}, {"weight_decay": 0.3, "global_clipnorm": 0.1}],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "config"), [(n, c) for n, configs in OPTIMIZERS.items() for c in configs])

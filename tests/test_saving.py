@@ -14,7 +14,7 @@ import xpnet as xn
 from xpnet.backend import available_backends, get_backend
 from xpnet.errors import FileFormatError, NotBuiltError, UnknownNameError, XpnetError
 from xpnet.layers import BatchNormalization, Dense, Dropout, Layer, PReLU
-from xpnet.optimizers import SGD, Adam
+from xpnet.optimizers import SGD, Adam, AdamW, RMSprop
 from xpnet.regularizers import L2
 
 GOLDEN = Path(__file__).parent / "golden" / "version1.safetensors"
@@ -103,6 +103,27 @@ def test_all_comes_back(file):
     assert repr(again.layers) == repr(model.layers)
     assert repr(again.compiled) == repr(model.compiled)
     assert again.evaluate(X, LABELS) == pytest.approx(model.evaluate(X, LABELS), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        AdamW(0.02, 0.1, global_clipnorm=0.5),
+        SGD(0.02, 0.9, weight_decay=0.1, clipnorm=0.5),
+        RMSprop(clipvalue=0.5),
+    ],
+)
+def test_decay_and_clipping_come_back(optimizer, tmp_path):
+    model = make()
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    fit(model)
+    model.save(tmp_path / "model")
+    again = xn.load_model(tmp_path / "model")
+    assert repr(again.compiled) == repr(model.compiled)
+    assert again.compiled.optimizer.get_config() == optimizer.get_config()
+    fit(model)
+    fit(again)
+    same(again.get_weights(), model.get_weights())
 
 
 @pytest.mark.parametrize("way", ["file", "deepcopy", "pickle"])

@@ -84,8 +84,8 @@ class Loss(Configurable):
             values, dp, prediction = self.score_terms(ctx, y, p, factor)
         else:
             (values, dp), prediction = self.terms(ctx, y, p, factor), p
-        total = ctx.xp.sum(values) * factor if isinstance(factor, float) else ctx.xp.sum(values * factor)
-        return total, dp, prediction
+        weights, scale = (None, factor) if isinstance(factor, float) else (factor, 1.0)
+        return ctx.ops.row_total(ctx, values, weights, scale), dp, prediction
 
     # What users call ----------------------------------------------------------------------------------
 

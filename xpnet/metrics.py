@@ -38,22 +38,24 @@ class Metric(Configurable):
 
     def __init__(self, name: str | None = None, dtype: str | None = None) -> None:
         self.name, self.dtype = name or self.default_name, floating(dtype)
-        self._sums: tuple[Array, Array] | None = None
+        self._sums: tuple[Array, Array | float] | None = None
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return one number a row: shape p.shape[:-1]."""
         raise TypeError(f"{type(self).__name__} must define rows(ctx, y, p)")
 
-    def measure(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> tuple[Array, Array]:
-        """Return this batch's (sum of value * weight, sum of weight): what adds up over batches."""
+    def measure(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> tuple[Array, Array | float]:
+        """Return this batch's (sum of value * weight, sum of weight): what adds up over batches.
+
+        Without weights the second is the number of values, a Python number.
+        """
         xp, values = ctx.xp, self.rows(ctx, y, p)
         if weight is None:
-            total = xp.sum(values)
-            return total, xp.full_like(total, float(math.prod(values.shape)))
+            return ctx.ops.row_total(ctx, values, None, 1.0), float(math.prod(values.shape))
         while weight.ndim < values.ndim:
             weight = xp.expand_dims(weight, axis=-1)
         weight = xp.broadcast_to(weight, values.shape)
-        return xp.sum(values * weight), xp.sum(weight)
+        return ctx.ops.row_total(ctx, values, weight, 1.0), ctx.ops.row_total(ctx, weight, None, 1.0)
 
     def for_shapes(self, targets: tuple[int, ...], outputs: tuple[int, ...]) -> Metric:
         """Return the metric that is meant for targets and outputs of these shapes (with the batch axis)."""
@@ -70,7 +72,8 @@ class Metric(Configurable):
         if weight is not None and (weight.ndim > p.ndim - 1 or weight.shape != p.shape[: weight.ndim]):
             raise ShapeError(f"sample_weight must have shape {tuple(p.shape)[:1]}; got {tuple(weight.shape)}")
         metric = self.for_shapes(tuple(y.shape), tuple(p.shape))
-        batch = tuple(leave(s) for s in metric.measure(ctx, y, p, weight))
+        total, count = metric.measure(ctx, y, p, weight)
+        batch = leave(total), count if isinstance(count, float) else leave(count)
         old = self._sums
         self._sums = batch if old is None else (old[0] + batch[0], old[1] + batch[1])
 
@@ -152,11 +155,10 @@ class SparseCategoricalAccuracy(Metric):
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return 1 for a hit, else 0."""
-        xp = ctx.xp
-        best = xp.argmax(p, axis=-1)
-        if y.shape not in (best.shape, (*best.shape, 1)):
-            raise ShapeError(f"class numbers must have shape {tuple(best.shape)}; got {tuple(y.shape)}")
-        return xp.astype(best == xp.astype(xp.reshape(y, best.shape), best.dtype), p.dtype)
+        rows = tuple(p.shape[:-1])
+        if tuple(y.shape) not in (rows, (*rows, 1)):
+            raise ShapeError(f"class numbers must have shape {rows}; got {tuple(y.shape)}")
+        return ctx.ops.hits(ctx, p, ctx.xp.reshape(y, rows))
 
 
 class Accuracy(Metric):

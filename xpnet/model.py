@@ -19,7 +19,7 @@ from .network import Network, check_input, name_layers
 from .optimizers import Optimizer
 from .program import Compiled, Program, check_compile, check_head, make_program
 from .random import Stream, fresh_seed
-from .training import TrainState
+from .training import TrainState, first_scale
 
 __all__ = ["Sequential"]
 
@@ -156,14 +156,23 @@ class Sequential:
         self._network, self._backend = network, backend
 
     def restore(
-        self, values: Mapping[str, Any], slots: Sequence[Any], *, step: int, epoch: int, age: float
+        self,
+        values: Mapping[str, Any],
+        slots: Sequence[Any],
+        *,
+        step: int,
+        epoch: int,
+        age: float,
+        scale: Sequence[float] = (),
     ) -> None:
         """Take in all that a file holds: parameters and statistics by path, slots and counters."""
         self.step, self.epoch = step, epoch
         flats = [layout.from_host(values) for layout in (self.network.layout, self.network.stats_layout)]
-        self._place(flats[0], flats[1], slots, age)
+        self._place(flats[0], flats[1], slots, age, scale)
 
-    def _place(self, weights: Any, stats: Any, slots: Sequence[Any], age: float) -> None:
+    def _place(
+        self, weights: Any, stats: Any, slots: Sequence[Any], age: float, scale: Sequence[float] = ()
+    ) -> None:
         """Put host arrays onto the backend as the state before the next step."""
         backend = self.backend
         dtype = backend.dtype_name
@@ -176,6 +185,7 @@ class Sequential:
             stats=backend.array(stats, dtype),
             age=backend.scalar(age),
             sums=(),
+            scale=first_scale(backend, *scale),
         )
 
     def rewind(self) -> None:
@@ -322,7 +332,8 @@ class Sequential:
         self._backend, self._program, self._inference = new, None, None
         if state is not None:
             slots = [old.host(s) for s in state.slots]
-            self._place(old.host(state.weights), old.host(state.stats), slots, float(old.host(state.age)))
+            scale = [float(old.host(a)) for a in state.scale]
+            self._place(old.host(state.weights), old.host(state.stats), slots, float(old.host(state.age)), scale)
 
     # Training -----------------------------------------------------------------------------------------
 
@@ -354,9 +365,7 @@ class Sequential:
     def program(self) -> Program:
         """Return what `compile` was given, made ready for the backend (once)."""
         if self._program is None:
-            self._program = make_program(
-                self._need_compiled(), self.network, self.backend, self.stream
-            )
+            self._program = make_program(self._need_compiled(), self.network, self.backend, self.stream)
         state = self.state
         if len(state.slots) != len(self._program.optimizer.slots):
             zeros = tuple(self.backend.zeros(state.weights.shape) for _ in self._program.optimizer.slots)
@@ -577,6 +586,7 @@ class Sequential:
             "stats": np.array(backend.host(state.stats)),
             "slots": [np.array(backend.host(s)) for s in state.slots],
             "age": float(backend.host(state.age)),
+            "scale": [float(backend.host(a)) for a in state.scale],
         }
         return kept
 

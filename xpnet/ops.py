@@ -4,8 +4,9 @@ Every operation takes `ctx` first (see `xpnet.context`) and memory from nowhere 
 `kernels/` may hold a faster twin of the same name and signature for one library, tested against the body.
 
 `into`: views of the flat gradient that a twin may write to, by parameter name; empty where it may not. What
-is returned is the truth. No operation writes into its arguments, except that an optimizer's twin may use up
-the weights and slots it is given, where no update can overflow (`never_overflows`).
+is returned is the truth. No operation writes into its arguments, except that twins may use up what a step will
+not need again: the flag, the counters and the sums; the gradient, where it is changed; and an optimizer's the
+weights and slots it is given, where no update can overflow (`never_overflows`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ __all__ = [
     "adam",
     "affine",
     "batch_norm",
+    "clip_factor",
+    "clip_parts",
+    "clip_values",
     "dropout",
+    "hits",
     "momentum",
     "one_hot",
     "pack",
     "penalize",
     "product",
+    "rescale",
     "rmsprop",
+    "row_total",
     "sgd",
     "sigmoid_cross_entropy",
     "softmax_cross_entropy",
@@ -176,6 +183,23 @@ def sigmoid_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     return values, (a - target) * (columns(xp, weight) / z.shape[-1]), a
 
 
+def hits(ctx: Any, p: Array, target: Array) -> Array:
+    """Return 1 where the first of the largest numbers of a row is at the target, else 0, in the dtype of p.
+
+    Args:
+        p: shape (..., classes). target: class numbers, shape (...).
+    """
+    xp = ctx.xp
+    best = xp.argmax(p, axis=-1)
+    return xp.astype(best == xp.astype(target, best.dtype), p.dtype)
+
+
+def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Array:
+    """Return scale * sum(values * weight), 0-d. Args: weight: the shape of `values`, or None for ones."""
+    total = ctx.xp.sum(values if weight is None else values * weight)
+    return total if scale == 1.0 else total * scale
+
+
 def penalize(
     ctx: Any, w: Array, g: Array, segments: Sequence[tuple[int, int, float, float]]
 ) -> tuple[Array, Array]:
@@ -197,13 +221,19 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: tuple[Array, dict
     return layout.pack(ctx.xp, parts)
 
 
-def sound(ctx: Any, limit: float, flat: Array, *others: Array) -> Array:
-    """Return whether the norm of a flat array, shape (..., size), is at most `limit`, and the others are finite.
+def sound(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[Array], *others: Array) -> Array:
+    """Return whether a step may be taken: a 0-d boolean array, left on the device.
 
-    A 0-d boolean array, left on the device. By the sum of squares, which NaN and infinity spoil.
+    Args:
+        ok: 0-d boolean: whether all was well so far. lr: the learning rate, at most `LARGEST_RATE`.
+        limit: of the norm of each of the flat arrays, shape (..., size). others: must be finite.
+
+    By the sums of squares, which NaN and infinity spoil.
     """
     xp = ctx.xp
-    result = xp.all(xp.vecdot(flat, flat) <= limit * limit)
+    result = ok & (lr <= LARGEST_RATE)
+    for flat in flats:
+        result = result & xp.all(xp.vecdot(flat, flat) <= limit * limit)
     for a in others:
         result = result & xp.all(xp.isfinite(a))
     return result
@@ -215,23 +245,105 @@ def tally(
     """Return step + 1, age + 1 and the (sum, weight) pairs with this batch's added; all as they were unless `ok`.
 
     Args:
-        ok: 0-d boolean. step: int32. parts: a batch's (sum, weight) for each pair; weights may be numbers.
+        ok: 0-d boolean. step: int32.
+        parts: for each pair a batch's (value, count, weight): value * count is added to the sum, weight to the
+            weight. Counts are numbers, and weights may be.
     """
 
     def taken(old: Array, more: Any) -> Array:
         return ctx.xp.where(ok, old + more, old)
 
-    pairs = tuple((taken(total, a), taken(weight, w)) for (total, weight), (a, w) in zip(sums, parts))
+    pairs = tuple((taken(s, a * n), taken(weight, w)) for (s, weight), (a, n, w) in zip(sums, parts))
     return taken(step, 1), taken(age, 1.0), pairs
 
 
+# Keras' numbers (`LossScaleOptimizer`), and a largest scale, so that none becomes infinite
+FIRST_SCALE, GOOD_STEPS, LARGEST_SCALE = 2.0**15, 2000.0, 2.0**24
+
+
+def rescale(
+    ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return whether training goes on, the steps taken, the scale of the loss and the good steps in a row.
+
+    Args:
+        ok: 0-d boolean: whether the step was taken; if so, `step` (int32) counts it already.
+        alive: whether a step that was not only costs itself: its gradient may have been too large for 16 bits.
+        scale, streak: 0-d. A step that costs itself halves the scale (down to 1), `GOOD_STEPS` in a row double it.
+
+    P. Micikevicius et al., "Mixed precision training", ICLR 2018.
+    """
+    xp = ctx.xp
+    more = xp.where(ok, streak + 1.0, xp.zeros_like(streak))
+    full = more >= GOOD_STEPS
+    doubled = xp.where(full, xp.minimum(2.0 * scale, xp.full_like(scale, LARGEST_SCALE)), scale)
+    halved = xp.maximum(0.5 * scale, xp.ones_like(scale))
+    step = xp.where(ok | ~alive, step, step + 1)
+    return ok | alive, step, xp.where(ok, doubled, halved), xp.where(full, xp.zeros_like(more), more)
+
+
+def clip_values(ctx: Any, g: Array, most: float, factor: Array | None) -> Array:
+    """Return factor * g, each number of it brought into [-most, most]. Args: factor: 0-d, or None for 1."""
+    xp = ctx.xp
+    g = _scaled(g, factor)
+    high = xp.full((), most, dtype=g.dtype, device=ctx.backend.device)
+    return xp.minimum(xp.maximum(g, -high), high)
+
+
+def clip_factor(ctx: Any, g: Array, most: float, factor: Array | None) -> Array:
+    """Return the factor of g, shape (..., size), that brings the norm of factor * g down to at most `most`.
+
+    It is  f min(1, most / |f g|), f being `factor` (0-d, or None for 1): R. Pascanu et al., "On the difficulty of
+    training recurrent neural networks", ICML 2013. Its shape is that of `lr` where g has one dimension.
+    """
+    xp = ctx.xp
+    norm = xp.sqrt(xp.vecdot(g, g))
+    norm = xp.expand_dims(norm, axis=-1) if g.ndim > 1 else norm
+    norm = _scaled(norm, factor)
+    # not most / norm: there is nothing to divide by where g is 0
+    shrink = most / xp.maximum(norm, xp.full_like(norm, most))
+    return _scaled(shrink, factor)
+
+
+def clip_parts(ctx: Any, g: Array, most: float, factor: Array | None, slices: Sequence[slice]) -> Array:
+    """Return factor * g, the norm of each part of it brought down to `most` as in `clip_factor`.
+
+    Args:
+        slices: the parts, one after the other, that g consists of. factor: 0-d, or None for 1.
+    """
+    parts = (g[..., where] for where in slices)
+    return ctx.xp.concat([part * clip_factor(ctx, part, most, factor) for part in parts], axis=-1)
+
+
+def _scaled(a: Array, factor: Array | None) -> Array:
+    return a if factor is None else a * factor
+
+
+# Optimizers. In all of them `decay` takes lr decay w away from the weights beside the update ("decoupled weight
+# decay": I. Loshchilov, F. Hutter, ICLR 2019), and `factor` (0-d and at most 1, or None) is what the gradient is
+# multiplied with first.
+
+
+def _decayed(w: Array, lr: Array, decay: float) -> Array:
+    return w - (lr * decay) * w if decay else w
+
+
 def sgd(
-    ctx: Any, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, momentum: float, nesterov: bool
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: tuple[Array, ...],
+    lr: Array,
+    momentum: float,
+    nesterov: bool,
+    decay: float = 0.0,
+    factor: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """w - lr g; with momentum (B. Polyak 1964)  v' = momentum v - lr g,  w' = w + v'.
 
     Nesterov's form (I. Sutskever et al., ICML 2013) looks ahead:  w' = w + momentum v' - lr g.
     """
+    w, g = _decayed(w, lr, decay), _scaled(g, factor)
     if not slots:
         return w - lr * g, ()
     v = momentum * slots[0] - lr * g
@@ -239,11 +351,18 @@ def sgd(
 
 
 def momentum(
-    ctx: Any, w: Array, g: Array, slots: tuple[Array, ...], lr: Array, beta: float
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: tuple[Array, ...],
+    lr: Array,
+    beta: float,
+    decay: float = 0.0,
+    factor: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """v' = beta v + (1 - beta) g,  w' = w - lr v': the moving-average form, without bias correction."""
-    v = beta * slots[0] + (1.0 - beta) * g
-    return w - lr * v, (v,)
+    v = beta * slots[0] + (1.0 - beta) * _scaled(g, factor)
+    return _decayed(w, lr, decay) - lr * v, (v,)
 
 
 def rmsprop(
@@ -255,12 +374,15 @@ def rmsprop(
     rho: float,
     epsilon: float,
     inside: bool,
+    decay: float = 0.0,
+    factor: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """s' = rho s + (1 - rho) g^2;  w' = w - lr g / sqrt(s' + epsilon), or w - lr g / (sqrt(s') + epsilon).
 
     G. Hinton, lecture 6e, 2012. `inside` puts epsilon inside the root.
     """
     xp = ctx.xp
+    w, g = _decayed(w, lr, decay), _scaled(g, factor)
     s = rho * slots[0] + (1.0 - rho) * (g * g)
     return w - lr * g / (xp.sqrt(s + epsilon) if inside else xp.sqrt(s) + epsilon), (s,)
 
@@ -276,6 +398,8 @@ def adam(
     beta_2: float,
     epsilon: float,
     corrected: bool,
+    decay: float = 0.0,
+    factor: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Adaptive moments (D. Kingma, J. Ba, ICLR 2015); `age` is t, which counts from 1.
 
@@ -284,6 +408,7 @@ def adam(
     w' = w - lr * (m' / c1) / (sqrt(v' / c2) + epsilon).
     """
     xp = ctx.xp
+    w, g = _decayed(w, lr, decay), _scaled(g, factor)
     m = beta_1 * slots[0] + (1.0 - beta_1) * g
     v = beta_2 * slots[1] + (1.0 - beta_2) * (g * g)
     root2 = xp.sqrt(bias_correction(xp, beta_2, age))
@@ -298,12 +423,13 @@ LIMITS = {"float32": 1e18, "float64": 1e150}
 LARGEST_RATE = 1e6
 
 
-def never_overflows(decay: float, epsilon: float = 1.0) -> bool:
+def never_overflows(beta: float, epsilon: float = 1.0, decay: float = 0.0) -> bool:
     """Return whether an optimizer with these numbers turns what is within `LIMITS` into finite numbers.
 
-    The largest update is LARGEST_RATE * 1e18 / epsilon, the largest average or sum 1e18^2 / (1 - decay).
+    The largest update is LARGEST_RATE * 1e18 / epsilon, the largest decay LARGEST_RATE * decay * 1e18, the largest
+    average or sum 1e18^2 / (1 - beta). A `factor`, at most 1, makes none of them larger.
     """
-    return decay <= 0.9999 and epsilon >= 1e-10
+    return beta <= 0.9999 and epsilon >= 1e-10 and decay <= 1e3
 
 
 def bias_correction(xp: Any, beta: float, age: Array) -> Array:

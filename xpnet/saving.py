@@ -70,7 +70,12 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     description = {
         "model": _architecture(model),
         "compile": _compile_config(model),
-        "counters": {"step": model.step, "epoch": model.epoch, "age": float(backend.host(state.age))},
+        "counters": {
+            "step": model.step,
+            "epoch": model.epoch,
+            "age": float(backend.host(state.age)),
+            "scale": [float(backend.host(a)) for a in state.scale],
+        },
         "seed": model.seed,
         "dtype": backend.policy,
     }
@@ -118,6 +123,7 @@ def load_model(
         counters = description["counters"]
         step, epoch = (number(name, counters[name], 0, integer=True) for name in ("step", "epoch"))
         age = float(number("age", counters["age"], 0))
+        scale = [float(number("scale", a, least)) for a, least in zip(counters.get("scale", ()), (1, 0))]
     except XpnetError as error:
         error.args = (f"{path.name}: {error}",)
         raise
@@ -133,6 +139,7 @@ def load_model(
         [tensors[f"optimizer/{i}"] for i in range(slots) if "optimizer/0" in tensors],
         step=step,
         epoch=epoch,
+        scale=scale,
         age=age,
     )
     return model

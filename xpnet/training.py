@@ -14,7 +14,7 @@ from .context import Arena, Context
 from .losses import Loss
 from .metrics import Metric
 from .network import Network
-from .ops import LARGEST_RATE, LIMITS
+from .ops import FIRST_SCALE, LIMITS
 from .optimizers import Optimizer
 
 __all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
@@ -39,6 +39,7 @@ class TrainState(NamedTuple):
         lr: the learning rate. ok: whether all was well so far (sticky). weights, slots, stats: flat arrays.
         age: updates since the optimizer began, in the model's dtype.
         sums: (sum, weight) of the loss and of each metric.
+        scale: of the loss, and the good steps in a row with it; empty where the loss is not scaled.
     """
 
     step: Array
@@ -49,6 +50,7 @@ class TrainState(NamedTuple):
     stats: Array
     age: Array
     sums: tuple[tuple[Array, Array], ...]
+    scale: tuple[Array, ...] = ()
 
 
 def _contexts(backend: Backend) -> Callable[..., Context]:
@@ -70,6 +72,11 @@ def _contexts(backend: Backend) -> Callable[..., Context]:
     return context
 
 
+def first_scale(backend: Backend, scale: float = FIRST_SCALE, streak: float = 0.0) -> tuple[Array, ...]:
+    """Return `TrainState.scale`: float16's least number is so large that gradients would be lost without."""
+    return (backend.scalar(scale), backend.scalar(streak)) if backend.narrow == "float16" else ()
+
+
 def zero_sums(backend: Backend, metrics: Sequence[Metric]) -> tuple[tuple[Array, Array], ...]:
     """Return the sums before the first batch of an epoch."""
     return tuple((backend.scalar(0.0), backend.scalar(0.0)) for _ in range(1 + len(metrics)))
@@ -82,37 +89,53 @@ def make_step(
 
     The update is held back, on the device, when the loss or the statistics are not finite, or gradient, weights
     or rate are so large that an update might overflow (`ops.LIMITS`). Where an optimizer can overflow all the
-    same, its result is looked at before it is taken over.
+    same, its result is looked at before it is taken over, and before it counts. Where the loss is scaled, an
+    update that is held back makes the scale smaller, and ends nothing as long as the scale is larger than 1.
     """
     units = network.score_units(loss.fuses) if loss.fuses else None
     segments = network.layout.segments
     context = _contexts(backend)
     limit = LIMITS[backend.dtype_name]
+    slices = tuple(network.layout.slices.values())
+    sure = optimizer.never_overflows
 
     def step(s: TrainState, b: Batch) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
         y, backward = network.forward(ctx, s.weights, s.stats, b.x, units)
         value, dy, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
-        g = backward(dy)
+        alive = s.ok & (s.scale[0] > 1.0) if s.scale else None  # before twins write over the flag
+        factor = 1.0 / s.scale[0] if s.scale else None
+        g = backward(dy * s.scale[0] if s.scale else dy)
         if segments:
+            if factor is not None:
+                g, factor = g * factor, None
             penalty, g = ctx.ops.penalize(ctx, s.weights, g, segments)
             value = value + penalty
 
         new_stats = network.new_stats(ctx, s.stats)
         parts = _parts(ctx, value, b, prediction, metrics)  # a metric may raise: before the update
-        ok = s.ok & (s.lr <= LARGEST_RATE) & ctx.ops.sound(ctx, limit, g, value, new_stats)
+        ok = ctx.ops.sound(ctx, s.ok, s.lr, limit, (g, s.weights), value, new_stats)
+
+        def count(taken: Array) -> tuple[Array, Array, Any]:
+            return ctx.ops.tally(ctx, taken, s.step, s.age, s.sums, parts)
+
+        number, age, sums = count(ok) if sure else (s.step, s.age + 1.0, s.sums)
 
         def update(kept: tuple[Any, ...]) -> tuple[Any, ...]:
             ctx.gate = kept[0]
-            weights, slots = optimizer.apply(ctx, kept[1], g, kept[2], s.lr, s.age + 1.0)
-            well = ctx.ops.sound(ctx, limit, weights)  # for the next step
-            new = (well, weights, slots, new_stats)
-            return new if optimizer.never_overflows else backend.when(well, lambda _: new, (well, *kept[1:]))
+            weights, slots = optimizer.advance(ctx, kept[1], g, kept[2], s.lr, age, slices, factor)
+            if sure:
+                return kept[0], weights, slots, new_stats
+            well = ctx.ops.sound(ctx, kept[0], s.lr, limit, (weights,))
+            return backend.when(well, lambda _: (well, weights, slots, new_stats), (well, *kept[1:]))
 
-        well, weights, slots, stats = backend.when(ok, update, (ok, s.weights, s.slots, s.stats))
-        taken = ok if optimizer.never_overflows else well
-        number, age, sums = ctx.ops.tally(ctx, taken, s.step, s.age, s.sums, parts)
-        return TrainState(number, s.lr, well, weights, slots, stats, age, sums)
+        ok, weights, slots, stats = backend.when(ok, update, (ok, s.weights, s.slots, s.stats))
+        if not sure:
+            number, age, sums = count(ok)
+        scale = s.scale
+        if alive is not None:
+            ok, number, *scale = ctx.ops.rescale(ctx, ok, alive, number, *s.scale)
+        return TrainState(number, s.lr, ok, weights, slots, stats, age, sums, tuple(scale))
 
     return step
 
@@ -131,15 +154,18 @@ def make_evaluation(
         if segments:
             value = value + ctx.ops.penalize(ctx, weights, ctx.xp.zeros_like(weights), segments)[0]
         parts = _parts(ctx, value, b, prediction, metrics)
-        return tuple((total + a, weight + w) for (total, weight), (a, w) in zip(sums, parts))
+        return tuple((total + a * n, weight + w) for (total, weight), (a, n, w) in zip(sums, parts))
 
     return backend.jit(evaluation)
 
 
 def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> list[Any]:
-    """Return what a batch adds to the sums; its loss counts once a row."""
-    rows = float(b.x.shape[0])
-    return [(value * rows, rows), *(m.measure(ctx, b.y, prediction, b.weight) for m in metrics)]
+    """Return what a batch adds to the sums (see `ops.tally`); its loss counts once a row."""
+    rows, parts = float(b.x.shape[0]), []
+    for metric in metrics:
+        total, weight = metric.measure(ctx, b.y, prediction, b.weight)
+        parts.append((total, 1.0, weight))
+    return [(value, rows, rows), *parts]
 
 
 def read_sums(backend: Backend, sums: Any, names: Sequence[str]) -> dict[str, float]:

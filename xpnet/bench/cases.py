@@ -8,10 +8,12 @@ from .. import datasets
 from ..backend import np
 from ..errors import DownloadError, MissingExtraError
 
-__all__ = ["JOBS", "NETWORKS", "SCAN", "Case", "DataSet"]
+__all__ = ["JOBS", "LARGE", "NETWORKS", "PRECISIONS", "SCAN", "TO_98", "Case", "DataSet"]
 
 SCAN = 50  # steps of the rows that take several at once
 TESTED = 10_000  # rows on which the loss of a whole job is worked out
+STACKED = 1 << 20  # numbers in a batch, of more than which a GPU is not given several at once
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of the products on a GPU
 
 
 class DataSet(NamedTuple):
@@ -34,9 +36,12 @@ class Case(NamedTuple):
 
     Attributes:
         layers: sizes from the input to the classes. batch: rows a step. optimizer: `"adam"` or `"sgd"`.
-        dtype: `"float32"` or `"float64"`. rate: the learning rate. dropout: rate behind each hidden layer.
-        kind: `"step"` of training, `"mnist"`: an epoch of training by `fit`, or `"predict"`.
-        rows: of an epoch, or to predict.
+        dtype: `"float32"` or `"float64"`, on a GPU also `"mixed_bfloat16"`: weights of float32, products of
+            bfloat16. rate: the learning rate. dropout: rate behind each hidden layer.
+        kind: `"step"` of training, `"mnist"`: an epoch of training by `fit`, `"predict"`, or `"to98"`: training
+            until 98 % of the test images are told right. rows: of an epoch, or to predict.
+        device: `"cpu"`, or `"cuda"`: everybody computes on the GPU. tf32: whether products of float32 may round
+            their factors to 10 bits.
     """
 
     layers: tuple[int, ...]
@@ -47,6 +52,26 @@ class Case(NamedTuple):
     dropout: float = 0.0
     kind: str = "step"
     rows: int = 0
+    device: str = "cpu"
+    tf32: bool = False
+
+    @property
+    def stored(self) -> str:
+        """The dtype of data and weights."""
+        return "float32" if self.dtype == "mixed_bfloat16" else self.dtype
+
+    @property
+    def precision(self) -> str:
+        """What the factors of products are rounded to: one of `PRECISIONS`, or float64.
+
+        >>> [NETWORKS[0].in_precision(name).precision for name in PRECISIONS]
+        ['float32', 'tf32', 'bfloat16']
+        """
+        return "bfloat16" if self.dtype == "mixed_bfloat16" else "tf32" if self.tf32 else self.dtype
+
+    def in_precision(self, name: str) -> Case:
+        """Return the case with products in one of `PRECISIONS`."""
+        return self._replace(dtype="mixed_bfloat16" if name == "bfloat16" else "float32", tf32=name == "tf32")
 
     @property
     def name(self) -> str:
@@ -62,7 +87,7 @@ class Case(NamedTuple):
             return f"predict: {network}, {self.rows:,} rows"
         dropout = f", dropout {self.dropout}" if self.dropout else ""
         text = f"{network}, {self.batch}{dropout}"
-        return f"one epoch: {text}" if self.kind == "mnist" else text
+        return {"mnist": "one epoch: ", "to98": "to 98 %: "}.get(self.kind, "") + text
 
     @property
     def size(self) -> int:
@@ -73,11 +98,18 @@ class Case(NamedTuple):
     def flops(self) -> int:
         """Multiplications and additions of the products; training: forward, dW, and dx but for the first layer.
 
+        Of an epoch, where nobody knows how many there will be.
+
         >>> Case((4, 3, 2), 10).flops, Case((4, 3, 2), 10, kind="predict", rows=20).flops
         (840, 720)
         """
         sizes = [a * b for a, b in zip(self.layers, self.layers[1:])]
         return 2 * self.size * (sum(sizes) if self.kind == "predict" else 3 * sum(sizes) - sizes[0])
+
+    @property
+    def batches(self) -> int:
+        """How many batches the data of a step have."""
+        return 1 if self.device != "cpu" and self.batch * self.layers[0] > STACKED else SCAN
 
     def weights(self) -> list[np.ndarray]:
         """Return a kernel (inputs, outputs) and a bias for each layer in turn: what every `predict` is given."""
@@ -85,12 +117,12 @@ class Case(NamedTuple):
         arrays: list[np.ndarray] = []
         for a, b in zip(self.layers, self.layers[1:]):
             arrays += [rng.standard_normal((a, b)) * (2.0 / a) ** 0.5, rng.standard_normal(b) * 0.1]
-        return [array.astype(self.dtype) for array in arrays]
+        return [array.astype(self.stored) for array in arrays]
 
     def data(self) -> DataSet:
         """Return the rows: of a job MNIST's, where they are at hand, else such as can be learned."""
         if self.kind == "step":
-            x, y = self._synthetic(SCAN * self.batch)
+            x, y = self._synthetic(self.batches * self.batch)
             return DataSet(x, y, x[: self.batch], y[: self.batch], "normal random numbers")
         if self.layers[0] == 784:
             try:
@@ -98,7 +130,7 @@ class Case(NamedTuple):
             except (DownloadError, MissingExtraError):
                 pass  # the source says which it is
             else:
-                x, xt = (a.reshape(-1, 784).astype(self.dtype) / np.asarray(255, self.dtype) for a in (x, xt))
+                x, xt = (a.reshape(-1, 784).astype(self.stored) / np.asarray(255, self.stored) for a in (x, xt))
                 return DataSet(x[: self.rows], y[: self.rows], xt[:TESTED], yt[:TESTED], "MNIST")
         tested = min(TESTED, self.rows)
         x, y = self._synthetic(self.rows + tested)
@@ -108,8 +140,8 @@ class Case(NamedTuple):
     def _synthetic(self, rows: int) -> Any:
         """Return inputs, and for labels the largest of some linear functions of them."""
         rng = np.random.default_rng(0)
-        x = rng.standard_normal((rows, self.layers[0]), dtype=np.float32).astype(self.dtype, copy=False)
-        classes = rng.standard_normal((self.layers[0], self.layers[-1])).astype(self.dtype)
+        x = rng.standard_normal((rows, self.layers[0]), dtype=np.float32).astype(self.stored, copy=False)
+        classes = rng.standard_normal((self.layers[0], self.layers[-1])).astype(self.stored)
         return x, np.argmax(x @ classes, axis=1).astype(np.int64)
 
 
@@ -119,7 +151,14 @@ NETWORKS = (
     Case((784, 512, 512, 10), 128),
     Case((1024, 2048, 2048, 10), 512),
 )
+LARGE = (  # for a GPU
+    Case((784, 512, 512, 10), 1024),
+    Case((784, 512, 512, 10), 8192),
+    Case((4096, 4096, 4096, 10), 4096),
+)
 JOBS = {
     "mnist": Case((784, 128, 10), 128, dropout=0.2, kind="mnist", rows=60_000),
     "predict": Case((784, 512, 512, 10), 1024, kind="predict", rows=60_000),
 }
+# the network of examples/06_mnist.py
+TO_98 = Case((784, 512, 512, 10), 128, dropout=0.2, kind="to98", rows=60_000)

@@ -10,7 +10,19 @@ from typing import Any
 
 __all__ = ["describe", "in_words"]
 
-PACKAGES = ("xpnet", "numpy", "numba", "torch", "jax", "jaxlib", "scikit-learn", "keras")
+PACKAGES = (
+    "xpnet",
+    "numpy",
+    "numba",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "nvmath-python",
+    "torch",
+    "jax",
+    "jaxlib",
+    "scikit-learn",
+    "keras",
+)
 VARIABLES = (
     "OPENBLAS_CORETYPE",
     "XPNET_KERNELS",
@@ -43,6 +55,9 @@ def in_words(machine: dict[str, Any]) -> str:
     cores, usable = machine["cores"], machine["usable_cores"]
     counted = f"{cores} cores" if usable == cores else f"{usable} of {cores} cores"
     parts = [f"{machine['processor']}, {counted}, {machine['system']}", *machine["blas"]]
+    if "gpu" in machine:
+        name, *versions = machine["gpu"].items()
+        parts.insert(0, ", ".join([name[1], *(" ".join(pair) for pair in versions)]))
     parts += [f"{name}={value}" for name, value in machine["variables"].items()]
     return "; ".join([*parts, ", ".join(f"{name} {version}" for name, version in machine["versions"].items())])
 

@@ -6,17 +6,19 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..errors import XpnetError
 from .cases import Case
 from .jobs import Runner
-from .peers import BASE, CONTESTANTS, FAST, PRODUCTS, choose
+from .peers import BASE, FAST, GPU, PEAK, PRODUCTS, choose, rows_for
 
 __all__ = ["Measured", "Result", "measure"]
 
 
 PAUSE = 0.3  # seconds before a turn in which the threads of the one before, that wait by spinning, go to sleep
+TRAININGS = 3  # rounds at most of jobs that train until they are done
 
 
 class Result(NamedTuple):
@@ -24,10 +26,13 @@ class Result(NamedTuple):
 
     Attributes:
         kind, network, source: what was measured, on which data. threads, contestant: how, and who.
-        median, low, high: of the rounds. ratio, fast_ratio: the time of "xpnet numpy", or "xpnet fast", to this
-            one's. gflops: 1e9 multiplications and additions a second. products_share: the time of "products
-            only" to this one's. rows_per_second: of the data. memory: MB at the peak, see `memory`.
+        median, low, high: of the rounds. ratio, fast_ratio: the time of "xpnet numpy" (on a GPU "xpnet cupy"),
+            or "xpnet fast", to this one's. gflops: 1e9 multiplications and additions a second (None: nobody
+            counts them). products_share: the time of "products only" to this one's. rows_per_second: of the data.
+            memory: MB at the peak, see `memory`.
         losses: before and after.
+        device, precision: see `Case`. kernels: of a GPU, a step. peak_share: its gflops to those of one large
+            product in the same precision.
     """
 
     kind: str
@@ -40,11 +45,15 @@ class Result(NamedTuple):
     high: float
     ratio: float | None
     fast_ratio: float | None
-    gflops: float
+    gflops: float | None
     products_share: float | None
-    rows_per_second: float
+    rows_per_second: float | None
     memory: float | None
     losses: tuple[float, float] | None
+    device: str = "cpu"
+    precision: str = "float32"
+    kernels: float | None = None
+    peak_share: float | None = None
 
 
 class Measured(NamedTuple):
@@ -72,12 +81,16 @@ def measure(
         The results, without those that broke or whose loss did not fall: these are under `failures`.
     """
     data = case.data()
+    rows = rows_for(case)
+    rounds = min(rounds, TRAININGS) if case.kind == "to98" else rounds
     runners: dict[str, Runner] = {}
     failures: dict[str, str] = {}
     left_out: dict[str, str] = {}
     counts: dict[str, int] = {}
     times: dict[str, list[float]] = {}
     losses: dict[str, list[float]] = {}
+    kernels: dict[str, float | None] = {}
+    flops: dict[str, int] = {}
 
     def attempt(name: str, action: Callable[[str], Any]) -> None:
         """Do something with a contestant; if it breaks, it is out, and the others go on."""
@@ -89,23 +102,28 @@ def measure(
 
     def make(name: str) -> None:
         try:
-            runners[name] = CONTESTANTS[case.kind][name].make(case, data)
+            runners[name] = rows[name].make(case, data)
         except ImportError as error:
             left_out[name] = str(error)
 
     def begin(name: str) -> None:
         """Take the loss, warm up, and find out how many units a turn has."""
-        run, loss, unit = runners[name]
-        losses[name] = [loss()] if loss else []
+        runner = runners[name]
+        unit = runner.unit
+        losses[name] = [runner.loss()] if runner.loss else []
         least = max(unit, 10) if case.kind == "step" else 1
-        run(least)
-        each = _timed(run, least)
-        counts[name] = max(least, round(seconds * 1e6 / each / unit) * unit)
+        runner.run(least)
+        counts[name] = least
+        if case.kind != "to98":
+            each = _timed(runner, least)
+            counts[name] = max(least, round(seconds * 1e6 / each / unit) * unit)
+        kernels[name] = runner.kernels() if runner.kernels else None
+        flops[name] = case.flops if runner.flops is None else runner.flops
 
     def turn(name: str) -> None:
-        if threads != 1:
+        if threads != 1 and case.device == "cpu":
             time.sleep(PAUSE)
-        times.setdefault(name, []).append(_timed(runners[name].run, counts[name]))
+        times.setdefault(name, []).append(_timed(runners[name], counts[name]))
 
     def end(name: str) -> None:
         loss, pair = runners[name].loss, losses[name]
@@ -115,7 +133,7 @@ def measure(
         if not pair[1] < pair[0]:
             raise XpnetError(f"{name} on {case.name}: its loss did not fall; got {pair[0]} -> {pair[1]}")
 
-    for name in choose(case.kind) if contestants is None else contestants:
+    for name in choose(case.kind, device=case.device) if contestants is None else contestants:
         attempt(name, make)
     for name in list(runners):
         attempt(name, begin)
@@ -126,20 +144,26 @@ def measure(
     for name in list(runners):
         attempt(name, end)
     sound = {name: times[name] for name in runners}
-    return Measured(_results(case, data.source, threads, sound, losses), failures, left_out)
+    results = _results(case, data.source, threads, sound, losses, flops)
+    return Measured([r._replace(kernels=kernels[r.contestant]) for r in results], failures, left_out)
 
 
-def _timed(run: Callable[[int], None], n: int) -> float:
+def _timed(runner: Runner, n: int) -> float:
     """Return the microseconds of one of n."""
-    start = time.perf_counter()
-    run(n)
-    return (time.perf_counter() - start) / n * 1e6
+    return runner.clock(partial(runner.run, n)) / n * 1e6
 
 
 def _results(
-    case: Case, source: str, threads: int, times: dict[str, list[float]], losses: dict[str, list[float]]
+    case: Case,
+    source: str,
+    threads: int,
+    times: dict[str, list[float]],
+    losses: dict[str, list[float]],
+    flops: dict[str, int],
 ) -> list[Result]:
     medians = {name: statistics.median(t) for name, t in times.items()}
+    gflops = {name: flops[name] / median / 1e3 for name, median in medians.items()}
+    counted = case.kind != "to98"
 
     def share(of: str, name: str) -> float | None:
         return medians[of] / medians[name] if of in medians else None
@@ -154,13 +178,16 @@ def _results(
             median=median,
             low=min(times[name]),
             high=max(times[name]),
-            ratio=share(BASE, name),
+            ratio=share(BASE if case.device == "cpu" else GPU, name) if name != PEAK else None,
             fast_ratio=share(FAST, name),
-            gflops=case.flops / median / 1e3,
-            products_share=share(PRODUCTS, name),
-            rows_per_second=case.size / median * 1e6,
+            gflops=gflops[name] if counted else None,
+            products_share=share(PRODUCTS, name) if name != PEAK else None,
+            rows_per_second=case.size / median * 1e6 if counted else None,
             memory=None,
             losses=(losses[name][0], losses[name][1]) if losses[name] else None,
+            device=case.device,
+            precision=case.precision,
+            peak_share=gflops[name] / gflops[PEAK] if PEAK in gflops else None,
         )
         for name, median in medians.items()
     ]

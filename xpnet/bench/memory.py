@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from .cases import Case
-from .peers import CONTESTANTS
+from .peers import rows_for
 
 __all__ = ["growth", "peak"]
 
@@ -23,7 +23,7 @@ def peak(case: Case, contestant: str) -> float | None:
     The peak is that of making the network and taking a few steps (an epoch, a prediction); compilation and a
     copy of the data on the device are part of it.
     """
-    make = CONTESTANTS[case.kind][contestant].make
+    make = rows_for(case)[contestant].make
     data = case.data()
     tiny = case._replace(layers=(4, 4, 3), batch=32, rows=64)  # of two classes scikit-learn makes one output
     runner = make(tiny, tiny.data())
@@ -31,8 +31,8 @@ def peak(case: Case, contestant: str) -> float | None:
     del runner
 
     def work() -> None:
-        run, _, unit = make(case, data)
-        run(max(unit, STEPS) if case.kind == "step" else 1)
+        runner = make(case, data)
+        runner.run(max(runner.unit, STEPS) if case.kind == "step" else 1)
 
     return growth(work)
 

@@ -1,4 +1,7 @@
-"""JAX by hand: a step under `jit` with donated state, and several steps or a whole epoch in one `lax.scan`."""
+"""JAX by hand: a step under `jit` with donated state, and several steps or a whole epoch in one `lax.scan`.
+
+On a GPU, too, it is timed by the host's clock, which stops when the state is there: JAX has no events.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,28 @@ from typing import Any
 
 from ..backend import np
 from .cases import SCAN, Case, DataSet
-from .jobs import Make, Runner, epochs, passes
+from .jobs import Make, Runner, epochs, passes, stacks
 
 __all__ = ["epoch", "prediction", "step"]
+
+
+def place(case: Case) -> Any:
+    """Return the device of the case (None: JAX's own choice), with its precision set for all that is traced.
+
+    Raises:
+        ImportError: by which the contestant is left out: there is no such device.
+    """
+    import jax
+
+    if case.device == "cpu":
+        return None
+    try:
+        device = jax.devices(case.device)[0]
+    except RuntimeError as error:
+        raise ImportError(f"JAX {jax.__version__} finds no CUDA device: {error}") from error
+    if case.precision in ("float32", "tf32"):  # JAX's own choice may be TF32
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case.tf32 else "float32")
+    return device
 
 
 def scores(weights: Any, x: Any, drop: Callable[[int, Any], Any] | None = None) -> Any:
@@ -23,12 +45,15 @@ def scores(weights: Any, x: Any, drop: Callable[[int, Any], Any] | None = None) 
     return x @ w + b
 
 
-def loss_of(weights: Any, x: Any, y: Any, drop: Any = None) -> Any:
-    """Return the mean cross-entropy."""
+def loss_of(weights: Any, x: Any, y: Any, drop: Any = None, half: bool = False) -> Any:
+    """Return the mean cross-entropy; `half`: of scores worked out in bfloat16."""
     import jax
     import jax.numpy as jnp
 
-    logs = jax.nn.log_softmax(scores(weights, x, drop))
+    if half:
+        weights, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (weights, x))
+    z = scores(weights, x, drop)
+    logs = jax.nn.log_softmax(z.astype(jnp.float32) if half else z)
     return -jnp.mean(jnp.take_along_axis(logs, y[:, None], axis=1))
 
 
@@ -37,7 +62,7 @@ def make_step(case: Case) -> Any:
     import jax
     import jax.numpy as jnp
 
-    dtype = jnp.dtype(case.dtype)
+    dtype, half = jnp.dtype(case.stored), case.precision == "bfloat16"
     sizes = list(zip(case.layers, case.layers[1:]))
     keys = jax.random.split(jax.random.key(0), len(sizes))
     weights = [
@@ -53,7 +78,7 @@ def make_step(case: Case) -> Any:
             keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - case.dropout, a.shape)
             return jnp.where(keep, a / (1 - case.dropout), 0)
 
-        g = jax.grad(loss_of)(weights, x, y, drop if case.dropout else None)
+        g = jax.grad(loss_of)(weights, x, y, drop if case.dropout else None, half)
         t = t + 1
         if case.optimizer == "sgd":
             return jax.tree.map(lambda w, g: w - case.rate * g, weights, g), m, v, t
@@ -73,13 +98,15 @@ def step(scan: bool = False) -> Make:
     def make(case: Case, data: DataSet) -> Runner:
         import jax
 
+        device = place(case)
         one, first = make_step(case)
         state = [first]
         x, y = data.x[: case.batch], data.y[: case.batch]
         if scan:
+            stacks(case)
             rows = SCAN * case.batch
             x, y = data.x[:rows].reshape(SCAN, case.batch, -1), data.y[:rows].reshape(SCAN, case.batch)
-        x, y = jax.device_put(x), jax.device_put(y)
+        x, y = jax.device_put(x, device), jax.device_put(y, device)
 
         def many(state: Any, xs: Any, ys: Any) -> Any:
             return jax.lax.scan(lambda s, batch: (one(s, *batch), None), state, (xs, ys))[0]
@@ -102,9 +129,10 @@ def epoch(scan: bool = False) -> Make:
     def make(case: Case, data: DataSet) -> Runner:
         import jax
 
+        device = place(case)
         one, first = make_step(case)
         state, rng = [first], np.random.default_rng(0)
-        x, y = jax.device_put(data.x), jax.device_put(data.y)
+        x, y = jax.device_put(data.x, device), jax.device_put(data.y, device)
         whole = len(x) // case.batch * case.batch
 
         def on_rows(state: Any, x: Any, y: Any, rows: Any) -> Any:
@@ -138,10 +166,11 @@ def prediction(case: Case, data: DataSet) -> Runner:
     import jax
     import jax.numpy as jnp
 
-    arrays = [jax.device_put(a) for a in case.weights()]
+    device = place(case)
+    arrays = [jax.device_put(a, device) for a in case.weights()]
     weights = list(zip(arrays[::2], arrays[1::2]))
     forward = jax.jit(lambda weights, x: jax.nn.softmax(scores(weights, x)))
-    x = jax.device_put(data.x)
+    x = jax.device_put(data.x, device)
 
     def predict() -> Any:
         parts = [forward(weights, x[i : i + case.batch]) for i in range(0, len(x), case.batch)]

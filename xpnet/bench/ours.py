@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import kernels
-from ..backend import Stack, get_backend, np, tree_map
+from ..backend import get_backend, np
+from ..tree import Stack, tree_map
 from .cases import Case, DataSet
-from .jobs import Make, Runner, epochs, passes
+from .gpu import by_cupy, kernels_of
+from .jobs import MOST, Make, Runner, check_reached, epochs, goal_of, passes, stacks
 
-__all__ = ["bare_epoch", "epoch", "prediction", "products_only", "step", "twins"]
+__all__ = ["bare_epoch", "epoch", "prediction", "products_only", "step", "to98", "twins"]
 
 
 @contextlib.contextmanager
@@ -40,7 +42,7 @@ def network(case: Case, backend: str, metrics: Any = None, per_execution: int = 
         if case.dropout:
             layers.append(xn.layers.Dropout(case.dropout))
     layers.append(xn.layers.Dense(case.layers[-1], activation="softmax"))
-    model = xn.Sequential(layers, seed=0, backend=get_backend(backend, dtype=case.dtype))
+    model = xn.Sequential(layers, seed=0, dtype=case.dtype, backend=backend)
     optimizer = {"adam": xn.optimizers.Adam, "sgd": xn.optimizers.SGD}[case.optimizer]
     model.compile(optimizer(case.rate), "sparse_categorical_crossentropy", metrics, per_execution)
     return model
@@ -69,10 +71,17 @@ def prepared(case: Case, model: Any, data: DataSet, count: int, stacked: bool = 
     return program, batches
 
 
+def at_hand(case: Case, model: Any, *arrays: np.ndarray) -> tuple[Any, ...]:
+    """Return data as `fit` and `predict` are given them: on the GPU, where everybody's lie there."""
+    return arrays if case.device == "cpu" else tuple(model.backend.array(a) for a in arrays)
+
+
 def step(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
     """Return the step that `fit` runs, on batches that are there; several at once are stacked as `fit` does."""
 
     def make(case: Case, data: DataSet) -> Runner:
+        if per_execution > 1:
+            stacks(case)
         with twins(twin):
             model = network(case, backend)
             program, batches = prepared(case, model, data, per_execution, per_execution > 1)
@@ -85,7 +94,10 @@ def step(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
             model.state = state
             model.backend.host(state.age)
 
-        return Runner(run, lambda: model.evaluate(data.x_test, data.y_test), per_execution)
+        runner = Runner(run, lambda: model.evaluate(data.x_test, data.y_test), per_execution)
+        if case.device == "cpu":
+            return runner
+        return runner._replace(clock=by_cupy, kernels=lambda: kernels_of(program.run, per_execution))
 
     return make
 
@@ -98,13 +110,47 @@ def epoch(backend: str, twin: str | None = None, per_execution: int = 1) -> Make
 
         with twins(twin):
             model = network(case, backend, ["accuracy"], per_execution)
+        x, y = at_hand(case, model, data.x, data.y)
 
         def run(n: int) -> None:
             stop = EarlyStopping("loss", patience=n)  # looks at the loss, and never stops
             with contextlib.redirect_stderr(io.StringIO()), twins(twin):
-                model.fit(data.x, data.y, batch_size=case.batch, epochs=n, verbose=1, callbacks=[stop])
+                model.fit(x, y, batch_size=case.batch, epochs=n, verbose=1, callbacks=[stop])
 
         return epochs(run, model.predict, data)
+
+    return make
+
+
+def to98(backend: str, twin: str | None = None) -> Make:
+    """Return `fit` on data of the host, which a callback ends after the epoch that has reached the goal."""
+
+    def make(case: Case, data: DataSet) -> Runner:
+        from ..callbacks import Callback
+
+        goal = goal_of(data)
+        get_backend(backend, dtype=case.dtype)  # so that what is left out is left out now
+
+        class Reached(Callback):
+            accuracy = 0.0
+
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                self.accuracy = logs["val_accuracy"]
+                self.model.stop_training = self.accuracy >= goal
+
+        def train() -> None:
+            reached, tested = Reached(), (data.x_test, data.y_test)
+            with twins(twin):
+                model = network(case, backend, ["accuracy"])
+                model.fit(data.x, data.y, batch_size=case.batch, epochs=MOST, verbose=0, callbacks=[reached],
+                          validation_data=tested, validation_batch_size=len(data.x_test))  # fmt: skip
+            check_reached(reached.accuracy, goal)
+
+        def run(n: int) -> None:
+            for _ in range(n):
+                train()
+
+        return Runner(run)
 
     return make
 
@@ -137,12 +183,14 @@ def prediction(backend: str, twin: str | None = None) -> Make:
         with twins(twin):
             model = network(case, backend)
         model.set_weights(case.weights())
+        (x,) = at_hand(case, model, data.x)
 
         def predict() -> Any:
             with twins(twin):
-                return model.predict(data.x)
+                return model.predict(x)
 
-        return passes(predict, case, data)
+        runner = passes(predict, case, data)
+        return runner if case.device == "cpu" else runner._replace(clock=by_cupy)
 
     return make
 

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from ..backend import BACKENDS
 from ..errors import unknown_name
-from . import of_jax, of_keras, of_sklearn, of_torch, ours
-from .cases import SCAN
-from .jobs import Make
+from . import gpu, of_jax, of_keras, of_sklearn, of_torch, ours
+from .cases import SCAN, Case
+from .jobs import Make, until
 
-__all__ = ["BASE", "CONTESTANTS", "FAST", "PRODUCTS", "Contestant", "choose"]
+__all__ = ["BASE", "CONTESTANTS", "FAST", "GPU", "ON_GPU", "PEAK", "PRODUCTS", "Contestant", "choose", "rows_for"]
 
 PRODUCTS, BASE, FAST = "products only", "xpnet numpy", "xpnet fast"
+PEAK, GPU = f"one {gpu.SIDE}-wide product", "xpnet cupy"
 
 
 class Contestant(NamedTuple):
@@ -75,6 +76,13 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
         "sklearn fit, no dropout": Contestant(of_sklearn.epoch, "sklearn"),
         "keras fit": Contestant(of_keras.epoch, "keras"),
     },
+    "to98": {
+        **_on_backends(ours.to98),
+        "torch fused": Contestant(until(of_torch.epoch("fused")), "torch"),
+        "torch compiled": Contestant(until(of_torch.epoch("compiled")), "torch", usual=False),
+        "jax jit": Contestant(until(of_jax.epoch()), "jax"),
+        "jax, an epoch a scan": Contestant(until(of_jax.epoch(scan=True)), "jax"),
+    },
     "predict": {
         **_on_backends(ours.prediction),
         "torch inference_mode": Contestant(of_torch.prediction, "torch"),
@@ -84,22 +92,64 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
     },
 }
 
+_EPOCHS_ON_GPU = {
+    "torch fused": Contestant(of_torch.epoch("fused"), "torch"),
+    "torch compiled": Contestant(of_torch.epoch("compiled"), "torch"),
+    "torch graph": Contestant(of_torch.epoch("graph"), "torch"),
+    "jax jit": Contestant(of_jax.epoch(), "jax"),
+    "jax, an epoch a scan": Contestant(of_jax.epoch(scan=True), "jax"),
+}
+ON_GPU: dict[str, dict[str, Contestant]] = {  # in the place of CONTESTANTS, with the data on the GPU
+    "step": {
+        PEAK: Contestant(gpu.one_product, "cublas"),
+        PRODUCTS: Contestant(gpu.products_only, "cublas"),
+        GPU: _ours(ours.step("cupy"), "cupy"),
+        f"{GPU}, {SCAN} steps a graph": _ours(ours.step("cupy", None, SCAN), "cupy"),
+        "torch fused": Contestant(of_torch.step("fused"), "torch"),
+        "torch compiled": Contestant(of_torch.step("compiled"), "torch"),
+        "torch graph": Contestant(of_torch.step("graph"), "torch"),
+        "jax jit": Contestant(of_jax.step(), "jax"),
+        f"jax, {SCAN} steps a scan": Contestant(of_jax.step(scan=True), "jax"),
+    },
+    "mnist": {GPU: _ours(ours.epoch("cupy"), "cupy"), **_EPOCHS_ON_GPU},
+    "to98": {
+        GPU: _ours(ours.to98("cupy"), "cupy"),
+        **{name: c._replace(make=until(c.make)) for name, c in _EPOCHS_ON_GPU.items()},
+    },
+    "predict": {
+        GPU: _ours(ours.prediction("cupy"), "cupy"),
+        "torch inference_mode": Contestant(of_torch.prediction, "torch"),
+        "jax jit": Contestant(of_jax.prediction, "jax"),
+    },
+}
+
+
+def rows_for(case: Case) -> dict[str, Contestant]:
+    """Return who may take part in a case."""
+    return (CONTESTANTS if case.device == "cpu" else ON_GPU)[case.kind]
+
 
 def choose(
-    kind: str, names: Sequence[str] = (), peers: Sequence[str] = (), backends: Sequence[str] = ()
+    kind: str,
+    names: Sequence[str] = (),
+    peers: Sequence[str] = (),
+    backends: Sequence[str] = (),
+    device: str = "cpu",
 ) -> list[str]:
     """Return the contestants of a kind of case; first those that every run has.
 
     Args:
         names: by name; with names, `peers` and `backends` add to them and nothing else does.
         peers: libraries, with all their rows; none: the usual rows of all.
-        backends: of xpnet, likewise.
+        backends: of xpnet, likewise. device: see `Case`.
 
     Raises:
-        UnknownNameError: nobody of that name is known.
+        UnknownNameError: nobody of that name is known there.
     """
-    known = {name: c for rows in CONTESTANTS.values() for name, c in rows.items()}
-    libraries = {c.library for c in known.values()} - {"xpnet", "numpy"}
+    table = CONTESTANTS if device == "cpu" else ON_GPU
+    always = (PRODUCTS, BASE) if device == "cpu" else (PEAK, PRODUCTS, GPU)
+    known = {name: c for rows in table.values() for name, c in rows.items()}
+    libraries = {c.library for c in known.values()} - {"xpnet", "numpy", "cublas"}
     for what, given, those in (
         ("contestant", names, known),
         ("peer", peers, libraries),
@@ -110,9 +160,9 @@ def choose(
                 raise unknown_name(what, name, those)
 
     def takes_part(name: str, c: Contestant) -> bool:
-        if name in (PRODUCTS, BASE, *names):
+        if name in (*always, *names):
             return True
         own, given = (c.backend, backends) if c.library == "xpnet" else (c.library, peers)
         return own in given if given else c.usual and not names
 
-    return [name for name, c in CONTESTANTS[kind].items() if takes_part(name, c)]
+    return [name for name, c in table[kind].items() if takes_part(name, c)]

@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 from ..errors import MissingExtraError
 from .measure import Result
-from .peers import BASE, FAST, PRODUCTS
+from .peers import BASE, FAST, GPU, PRODUCTS
 
 __all__ = ["fit_shares", "markdown", "plot", "text"]
 
-RIVALS = ("torch fused", "sklearn fit", "sklearn partial_fit", "jax jit")
-JOB_UNITS = {"mnist": "seconds", "predict": "rows a second"}
+RIVALS = {
+    "cpu": ("torch fused", "sklearn fit", "sklearn partial_fit", "jax jit"),
+    "cuda": ("torch fused", "torch compiled", "torch graph", "jax jit"),
+}
+JOB_UNITS = {"mnist": "seconds", "predict": "rows a second", "to98": "seconds"}
 
 
 class Column(NamedTuple):
@@ -26,21 +29,29 @@ def _figure(value: float | None, form: str) -> str | None:
     return None if value is None else format(value, form)
 
 
-def _columns(kind: str) -> list[Column]:
+def _columns(kind: str, device: str) -> list[Column]:
     """Return the columns for a kind of case."""
     step = kind == "step"
-    unit, scale = (1, ",.0f") if step else (1000, ",.0f")
-    title = {"step": "us a step", "mnist": "ms an epoch", "predict": "ms in all"}[kind]
+    unit = 1 if step else 1000
+    scale = ",.0f" if device == "cpu" or not step else ",.1f"
+    title = {"step": "us a step", "mnist": "ms an epoch", "predict": "ms in all", "to98": "ms to 98 %"}[kind]
     return [
         Column(title, lambda r: f"{r.median / unit:{scale}}"),
         Column("range", lambda r: f"{r.low / unit:{scale}} - {r.high / unit:{scale}}"),
-        Column("numpy/it", lambda r: _figure(r.ratio, ".2f")),
+        Column("numpy/it" if device == "cpu" else "cupy/it", lambda r: _figure(r.ratio, ".2f")),
         Column("fast/it", lambda r: _figure(r.fast_ratio, ".2f")),
-        Column("GFLOP/s", lambda r: f"{r.gflops:,.1f}"),
+        Column("GFLOP/s", lambda r: _figure(r.gflops, ",.1f")),
         Column("products", lambda r: _figure(r.products_share, ".0%")),
-        Column("rows/s", lambda r: None if step else f"{r.rows_per_second:,.0f}"),
+        Column("of peak", lambda r: _figure(r.peak_share, ".1%")),
+        Column("kernels", lambda r: _figure(r.kernels, ".4g")),
+        Column("rows/s", lambda r: None if step else _figure(r.rows_per_second, ",.0f")),
         Column("peak MB", lambda r: _figure(r.memory, ",.1f")),
     ]
+
+
+def where(result: Result) -> str:
+    """Return "2 threads", or "tf32 on the GPU"."""
+    return threads_text(result.threads) if result.device == "cpu" else f"{result.precision} on the GPU"
 
 
 def threads_text(threads: int) -> str:
@@ -61,12 +72,12 @@ def fit_shares(results: Sequence[Result]) -> dict[str, float]:
 def text(results: Sequence[Result]) -> str:
     """Return the table of one case; columns without any figure are left out."""
     first = results[0]
-    columns = [c for c in _columns(first.kind) if any(c.show(r) is not None for r in results)]
+    columns = [c for c in _columns(first.kind, first.device) if any(c.show(r) is not None for r in results)]
     source = "" if first.kind == "step" else f", on {first.source}"
     rows = [["", *(c.title for c in columns)]]
     rows += [[r.contestant, *(c.show(r) or "" for c in columns)] for r in results]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [f"{first.network}{source}, {threads_text(first.threads)}"]
+    lines = [f"{first.network}{source}, {where(first)}"]
     for name, *cells in rows:
         figures = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:]))
         lines.append(f"  {name:<{widths[0]}}{figures}")
@@ -75,44 +86,50 @@ def text(results: Sequence[Result]) -> str:
 
 
 def markdown(results: Sequence[Result], machine: str, command: str) -> str:
-    """Return the tables in Markdown: networks, ratios and jobs for each number of threads."""
+    """Return the tables in Markdown: networks, ratios and jobs for each number of threads, or precision."""
     parts = [f"{machine}\n\n`{command}`"]
-    for threads in dict.fromkeys(r.threads for r in results):
-        mine = [r for r in results if r.threads == threads]
+    for place in dict.fromkeys(where(r) for r in results):
+        mine = [r for r in results if where(r) == place]
         steps = [r for r in mine if r.kind == "step"]
         jobs = [r for r in mine if r.kind != "step"]
         if steps:
             networks = list(dict.fromkeys(r.network for r in steps))
-            cells = {(r.contestant, r.network): f"{r.median:,.0f}" for r in steps}
-            parts.append(_grid(f"us a step, {threads_text(threads)}", networks, {**cells, **_ratios(steps)}))
+            digits = ",.0f" if steps[0].device == "cpu" else ",.1f"
+            cells = {(r.contestant, r.network): f"{r.median:{digits}}" for r in steps}
+            parts.append(_grid(f"us a step, {place}", networks, {**cells, **_ratios(steps)}))
         if jobs:
             titles = {r.network: f"{r.network}, on {r.source}: {JOB_UNITS[r.kind]}" for r in jobs}
             cells = {(r.contestant, titles[r.network]): _job_figure(r) for r in jobs}
             epoch = next((titles[r.network] for r in jobs if r.kind == "mnist"), "")
             shares = {(f"{name}: fit / bare steps", epoch): f"{s:.2f}" for name, s in fit_shares(jobs).items()}
-            parts.append(_grid(threads_text(threads), list(titles.values()), {**cells, **shares}))
+            parts.append(_grid(place, list(titles.values()), {**cells, **shares}))
         if any(r.memory is not None for r in mine):
             networks = list(dict.fromkeys(r.network for r in mine))
             cells = {(r.contestant, r.network): _figure(r.memory, ",.1f") or "n/a" for r in mine}
-            parts.append(_grid(f"peak MB, {threads_text(threads)}", networks, cells))
+            parts.append(_grid(f"peak MB, {place}", networks, cells))
     return "\n\n".join(parts) + "\n"
 
 
 def _job_figure(r: Result) -> str:
-    return f"{r.median / 1e6:.3f}" if r.kind == "mnist" else f"{r.rows_per_second:,.0f}"
+    return f"{r.median / 1e6:.3f}" if r.kind != "predict" else f"{r.rows_per_second:,.0f}"
 
 
 def _ratios(steps: Sequence[Result]) -> dict[tuple[str, str], str]:
-    """Return the cells with xpnet's times in relation to the rivals', and the share of its products."""
-    cells = {}
-    for own, ratio in ((BASE, "ratio"), (FAST, "fast_ratio")):
-        for rival in RIVALS:
+    """Return the cells with xpnet's times in relation to the rivals', the share of its products, its kernels."""
+    cells, device = {}, steps[0].device
+    base = BASE if device == "cpu" else GPU
+    for own, ratio in ((base, "ratio"), (FAST, "fast_ratio")):
+        for rival in RIVALS[device]:
             for r in steps:
                 if r.contestant == rival and getattr(r, ratio) is not None:
                     cells[f"{own} / {rival}", r.network] = f"{getattr(r, ratio):.2f}"
         for r in steps:
             if r.contestant == own and r.products_share is not None:
                 cells[f"{PRODUCTS} / {own}", r.network] = f"{r.products_share:.2f}"
+    for title, shown, form in (("share of the peak", "peak_share", ".1%"), ("kernels a step", "kernels", ".4g")):
+        for r in steps:
+            if r.contestant == base and getattr(r, shown) is not None:
+                cells[f"{base}: {title}", r.network] = format(getattr(r, shown), form)
     return cells
 
 
@@ -127,12 +144,12 @@ def _grid(corner: str, columns: Sequence[str], cells: dict[tuple[str, str], str]
 def plot(results: Sequence[Result], path: str) -> None:
     """Draw the medians, one panel for each case and number of threads."""
     pyplot = _pyplot(path)
-    groups = list(dict.fromkeys((r.network, r.threads) for r in results))
+    groups = list(dict.fromkeys((r.network, where(r)) for r in results))
     figure, axes = pyplot.subplots(1, len(groups), figsize=(5 * len(groups), 4), squeeze=False)
     for axis, group in zip(axes[0], groups):
-        part = [r for r in results if (r.network, r.threads) == group]
+        part = [r for r in results if (r.network, where(r)) == group]
         axis.barh([r.contestant for r in part], [r.median for r in part])
-        axis.set_title(f"{group[0]}\n{threads_text(group[1])}, us", fontsize="small")
+        axis.set_title(f"{group[0]}\n{group[1]}, us", fontsize="small")
         axis.set_xscale("log")
         axis.invert_yaxis()
     figure.tight_layout()

@@ -1,4 +1,4 @@
-"""The command: its options, and one process for each case and number of threads."""
+"""The command: its options, and one process for each case and number of threads, or precision."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import report
-from .cases import JOBS, NETWORKS, Case
+from ..errors import InvalidValueError
+from . import gpu, report
+from .cases import JOBS, LARGE, NETWORKS, PRECISIONS, TO_98, Case
 from .machine import describe, in_words
 from .measure import Measured, Result, measure
 from .memory import peak
@@ -24,21 +25,28 @@ __all__ = ["add_arguments", "main"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `python -m xpnet bench`."""
-    what = parser.add_argument_group("what to measure (default: all four networks and both jobs)")
-    what.add_argument("--networks", type=int, nargs="+", choices=[1, 2, 3, 4], help="steps of these networks")
+    what = parser.add_argument_group(
+        "what to measure (default: the first four networks, mnist, predict; on a GPU all networks, mnist, to98)"
+    )
+    what.add_argument("--networks", type=int, nargs="+", choices=range(1, 1 + len(NETWORKS + LARGE)),
+                      help="steps of these networks; 5 to 7 are for a GPU")  # fmt: skip
     what.add_argument("--layers", type=_sizes, metavar="SIZES", help="steps of a network of your own: 784,128,10")
     what.add_argument("--batch", type=_count, default=128, help="rows a step, with --layers")
-    what.add_argument("--jobs", nargs="*", choices=list(JOBS), help="whole jobs: an epoch of fit, predict")
+    what.add_argument("--jobs", nargs="*", choices=[*JOBS, "to98"],
+                      help="whole jobs: an epoch of fit, predict, MNIST to 98 %% accuracy")  # fmt: skip
     what.add_argument("--optimizer", choices=["adam", "sgd"], default="adam", help="of the steps")
     what.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the steps")
+    what.add_argument("--precision", nargs="+", choices=PRECISIONS,
+                      help="of the products of the steps on a GPU (default: each in turn)")  # fmt: skip
     who = parser.add_argument_group("who takes part (default: xpnet on NumPy and JAX, and the peers installed)")
     who.add_argument("--peers", nargs="+", action="extend", default=[], metavar="LIBRARY",
                      help="all rows of these: sklearn,torch,jax,keras")  # fmt: skip
     who.add_argument("--backend", nargs="+", action="extend", default=[], metavar="NAME",
-                     help="xpnet's rows on these backends: numpy,torch")  # fmt: skip
+                     help="xpnet's rows on these: numpy,torch; with cupy everybody is on the GPU")  # fmt: skip
     who.add_argument("--contestants", nargs="+", default=[], metavar="NAME", help="rows, named as in the tables")
     how = parser.add_argument_group("how")
-    how.add_argument("--threads", type=_count, nargs="+", default=[1, os.cpu_count() or 1])
+    how.add_argument("--threads", type=_count, nargs="+",
+                     help="of the host (default: 1, then all cores; with a GPU all cores)")  # fmt: skip
     how.add_argument("--rounds", type=_count, default=7, help="turns of each contestant")
     how.add_argument("--seconds", type=float, default=0.2, help="length of a turn, at least one epoch or 10 steps")
     how.add_argument("--memory", action="store_true", help="the peak, too: a process for each row")
@@ -66,13 +74,17 @@ def main(options: argparse.Namespace) -> int:
     """Run the benchmark; return 1 if a contestant broke or did not learn, the others being reported."""
     if options.worker:
         return _work(json.loads(options.worker))
+    _check(options)
     cases = _cases(options)
     chosen = {case.kind: _contestants(options, case.kind) for case in cases}
     machine, command = describe(), _command(options)
+    if _on_gpu(options):
+        machine["gpu"] = gpu.describe()
     print(in_words(machine), command, sep="\n", flush=True)
     results: list[Result] = []
     failures: list[dict[str, Any]] = []
-    for threads in dict.fromkeys(options.threads):
+    cores = os.cpu_count() or 1
+    for threads in dict.fromkeys(options.threads or ([cores] if _on_gpu(options) else [1, cores])):
         for case in cases:
             task = {"case": case._asdict(), "rounds": options.rounds, "seconds": options.seconds}
             measured = _measure(task, chosen[case.kind], threads)
@@ -81,7 +93,13 @@ def main(options: argparse.Namespace) -> int:
             results += measured.results
             _print(case, measured)
             failures += [
-                {"network": case.name, "threads": threads, "contestant": name, "reason": reason}
+                {
+                    "network": case.name,
+                    "threads": threads,
+                    "contestant": name,
+                    "reason": reason,
+                    **({} if case.device == "cpu" else {"precision": case.precision}),
+                }
                 for name, reason in measured.failures.items()
             ]
             _write(options, {"machine": machine, "command": command, "failures": failures}, results)
@@ -102,22 +120,57 @@ def _write(options: argparse.Namespace, about: dict[str, Any], results: list[Res
         report.plot(results, options.plot)
 
 
+def _on_gpu(options: argparse.Namespace) -> bool:
+    return "cupy" in _names(options.backend)
+
+
+def _names(texts: list[str]) -> list[str]:
+    return [name for text in texts for name in text.split(",")]
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise for options that do not go together."""
+    others = [name for name in _names(options.backend) if name != "cupy"]
+    if not _on_gpu(options):
+        if options.precision:
+            raise InvalidValueError(f"--precision needs --backend cupy; got {options.precision}")
+        if any(number > len(NETWORKS) for number in options.networks or ()):
+            raise InvalidValueError(
+                f"networks from {len(NETWORKS) + 1} on need --backend cupy; got {options.networks}"
+            )
+    elif others:
+        raise InvalidValueError(
+            f"--backend cupy computes on the GPU only, and takes no other beside it; got {others}"
+        )
+    elif options.memory:
+        raise InvalidValueError("--memory measures that of the host, not a GPU's; got --backend cupy")
+    elif options.precision and options.dtype != "float32":
+        raise InvalidValueError(f"--precision is for --dtype float32; got {options.dtype!r}")
+
+
 def _cases(options: argparse.Namespace) -> list[Case]:
     """Return what was asked for; everything, if nothing was."""
     everything = options.networks is None and options.layers is None and options.jobs is None
-    steps = [NETWORKS[i - 1] for i in ([1, 2, 3, 4] if everything else options.networks or [])]
+    on_gpu, known = _on_gpu(options), NETWORKS + LARGE
+    usual = range(1, 1 + len(known if on_gpu else NETWORKS))
+    steps = [known[i - 1] for i in (usual if everything else options.networks or [])]
     if options.layers is not None:
         steps.append(Case(options.layers, options.batch))
-    jobs = [] if options.jobs is None and not everything else options.jobs or list(JOBS)
+    names = [] if options.jobs is None and not everything else options.jobs or (
+        ["mnist", "to98"] if on_gpu else list(JOBS)
+    )  # fmt: skip
+    jobs = [{**JOBS, "to98": TO_98}[name] for name in names]
     steps = [case._replace(optimizer=options.optimizer, dtype=options.dtype) for case in steps]
-    return [*steps, *(JOBS[name] for name in jobs)]
+    if not on_gpu:
+        return [*steps, *jobs]
+    if options.dtype == "float32":
+        steps = [case.in_precision(name) for case in steps for name in options.precision or PRECISIONS]
+    return [case._replace(device="cuda") for case in (*steps, *jobs)]
 
 
 def _contestants(options: argparse.Namespace, kind: str) -> list[str]:
-    peers, backends = (
-        [name for text in texts for name in text.split(",")] for texts in (options.peers, options.backend)
-    )
-    return choose(kind, options.contestants, peers, backends)
+    device = "cuda" if _on_gpu(options) else "cpu"
+    return choose(kind, options.contestants, _names(options.peers), _names(options.backend), device)
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -160,7 +213,7 @@ def _add_memory(task: dict[str, Any], measured: Measured, threads: int) -> Measu
 def _process(task: dict[str, Any]) -> Any:
     """Do a task in a process of its own; return what it says, or in words how it ended."""
     call = [sys.executable, "-m", "xpnet", "bench", "--worker", json.dumps(task)]
-    environment = _environment(task["threads"], task["case"]["dtype"])
+    environment = _environment(task["threads"], _case(task))
     done = subprocess.run(call, env=environment, stdout=subprocess.PIPE, check=False)
     return json.loads(done.stdout) if done.returncode == 0 else f"the process ended with status {done.returncode}"
 
@@ -169,8 +222,7 @@ def _work(task: dict[str, Any]) -> int:
     """Do a task, and write the answer to standard output, to which nothing else is written meanwhile."""
     if task["threads"] == 1 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    fields = task["case"]
-    case = Case(**{**fields, "layers": tuple(fields["layers"])})
+    case = _case(task)
     answer: dict[str, Any]
     with contextlib.redirect_stdout(sys.stderr):
         if "peak_of" in task:
@@ -182,14 +234,25 @@ def _work(task: dict[str, Any]) -> int:
     return 0
 
 
-def _environment(threads: int, dtype: str) -> dict[str, str]:
+def _case(task: dict[str, Any]) -> Case:
+    fields = task["case"]
+    return Case(**{**fields, "layers": tuple(fields["layers"])})
+
+
+def _environment(threads: int, case: Case) -> dict[str, str]:
     """Return the environment in which every library uses that many threads, and nothing is downloaded."""
     names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
     flags = os.environ.get("XLA_FLAGS", "")
     if threads == 1:
         flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     counts = {**{f"{name}_NUM_THREADS": str(threads) for name in names}, "VECLIB_MAXIMUM_THREADS": str(threads)}
-    wide = {"JAX_ENABLE_X64": "1"} if dtype == "float64" else {}  # else JAX takes float32 in its place
+    wide = {"JAX_ENABLE_X64": "1"} if case.dtype == "float64" else {}  # else JAX takes float32 in its place
+    if case.device != "cpu":
+        wide |= {
+            "XPNET_DEVICE": "cuda:0",  # where the peers compute, too
+            "XPNET_MATMUL_PRECISION": "tf32" if case.tf32 else "highest",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # else JAX takes three quarters of the GPU's memory
+        }
     return {**os.environ, **counts, **wide, "XLA_FLAGS": flags.strip(), "XPNET_OFFLINE": "1"}
 
 

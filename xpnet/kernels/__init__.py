@@ -22,15 +22,16 @@ from ..errors import MissingExtraError, unknown_name
 __all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "using"]
 
 _OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
-_GRADIENT = ("pack", "penalize", "sound")
+_GRADIENT = ("pack", "penalize", "sound", "tally")
+_CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "numpy": (*_NETWORK, *_GRADIENT, "tally", *_OPTIMIZERS),
+        "numpy": (*_NETWORK, *_GRADIENT, *_OPTIMIZERS),
         "numba": (*_NETWORK, *_OPTIMIZERS),
     },
     "jax": {"jax": ("pack", "product")},
-    "cupy": {"cupy": (*_NETWORK, *_GRADIENT, *_OPTIMIZERS)},
+    "cupy": {"cupy": (*_NETWORK, "hits", "row_total", "rescale", *_GRADIENT, *_CLIPPING, *_OPTIMIZERS)},
 }
 RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed
 MAKERS = {"cupy": "device"}  # modules that make masks and batches in a recorded step

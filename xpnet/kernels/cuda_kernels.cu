@@ -1,22 +1,26 @@
 // The kernels of the CuPy backend, compiled by NVRTC with
-//   -DXP_T=  T, how arrays are stored: float, double, __half, __nv_bfloat16 (those with -DXP_HEADER=<cuda_fp16.h>,
-//            <cuda_bf16.h>)
-//   -DXP_A=  A, in what is computed and added up, and what weights are kept in: float, or double for double
-//   -DXP_S=  S: only `gather` is compiled then, which reads S and writes T
-// (not -DT=: NVRTC reads its own header, where T is a template's, after it has heard of the options).
+//   -DXP_A=  A, what is stored, computed and added up in: float or double (int for `gather`)
+//   -DXP_N=  N, what factors of products are rounded to: __half, __nv_bfloat16 (with -DXP_HEADER=<cuda_fp16.h>,
+//            <cuda_bf16.h>), else A
+//   -DXP_S=  S: only `gather` is compiled then, which reads S and writes A
+// (not -DA=: NVRTC reads its own header, where such names are a template's, after it has heard of the options).
 //
 // Kernels over n elements take any grid and block of one dimension. Where a comment says "block (32, 8)", threads
 // work as warps or add up in shared memory, and the block must be that one. Nothing may be launched over nothing.
 // Nothing adds floats atomically: the same input gives the same bits. "B" counts the bytes of memory that are
-// moved per element, for T = A = float. Scalars that change from step to step come as pointers, for a CUDA graph
+// moved per element, for A = float. Scalars that change from step to step come as pointers, for a CUDA graph
 // freezes the rest. A pointer that may be null says so.
 
 #ifdef XP_HEADER
 #include XP_HEADER
 #endif
 
-#define T XP_T
 #define A XP_A
+#ifdef XP_N
+#define N XP_N
+#else
+#define N XP_A
+#endif
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -28,7 +32,7 @@ typedef unsigned long long u64;
 #define S XP_S
 
 // out[r, :] = data[order[r], :], converted: 8 B, and the read of `order`.
-extern "C" __global__ void gather(const S* __restrict__ data, const int* __restrict__ order, T* __restrict__ out,
+extern "C" __global__ void gather(const S* __restrict__ data, const int* __restrict__ order, A* __restrict__ out,
                                   int rows, i64 features) {
     const i64 n = rows * features, stride = (i64)gridDim.x * blockDim.x;
     i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
@@ -36,7 +40,7 @@ extern "C" __global__ void gather(const S* __restrict__ data, const int* __restr
     i64 row = i / features, column = i % features;
     const i64 down = stride / features, right = stride % features;
     for (; i < n; i += stride) {
-        out[i] = T(A(data[(i64)order[row] * features + column]));
+        out[i] = A(data[(i64)order[row] * features + column]);
         row += down;
         column += right;
         if (column >= features) {
@@ -105,23 +109,23 @@ __device__ inline A pull_back(A dy, A y, int kind) {
 }
 
 // z = f(z + bias), in place: 8 B. bias may be null.
-extern "C" __global__ void bias_act(T* z, const T* __restrict__ bias, int rows, int units, int kind) {
+extern "C" __global__ void bias_act(A* z, const A* __restrict__ bias, int rows, int units, int kind) {
     const i64 n = (i64)rows * units, stride = (i64)gridDim.x * blockDim.x;
     i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
     // the column goes along with i: two divisions a thread, none an element
     i64 column = i % units;
     const i64 right = stride % units;
     for (; i < n; i += stride) {
-        z[i] = T(activate(A(z[i]) + (bias ? A(bias[column]) : A(0)), kind));
+        z[i] = activate(z[i] + (bias ? bias[column] : A(0)), kind);
         column += right;
         if (column >= units) column -= units;
     }
 }
 
-// dz = f'(z) dy, from y = f(z), and sums[chunk, :] = the sums of the columns of dz over that chunk of rows: 12 B
-// (linear: 4 B for the sums, 8 B with dz). dz and sums may be null, and y where f is linear. With several chunks,
-// `column_sums` adds up what they left. Grid (units / 32, chunks), rounded up; block (32, 8).
-extern "C" __global__ void act_backward(const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dz,
+// dz = f'(z) dy, from y = f(z), rounded to N, and sums[chunk, :] = the sums of the columns of f'(z) dy over that chunk
+// of rows: 12 B (linear: 4 B for the sums, 8 B with dz). dz and sums may be null, and y where f is linear. With several
+// chunks, `column_sums` adds up what they left. Grid (units / 32, chunks), rounded up; block (32, 8).
+extern "C" __global__ void act_backward(const A* __restrict__ dy, const A* __restrict__ y, N* __restrict__ dz,
                                         A* __restrict__ sums, int rows, int units, int kind) {
     __shared__ A part[ROWS][LANES];
     const int column = blockIdx.x * LANES + threadIdx.x;
@@ -131,8 +135,8 @@ extern "C" __global__ void act_backward(const T* __restrict__ dy, const T* __res
     if (column < units)
         for (i64 row = first + threadIdx.y; row < end; row += ROWS) {
             const i64 i = row * units + column;
-            const A d = pull_back(A(dy[i]), kind == LINEAR ? A(0) : A(y[i]), kind);
-            if (dz) dz[i] = T(d);
+            const A d = pull_back(dy[i], kind == LINEAR ? A(0) : y[i], kind);
+            if (dz) dz[i] = N(d);
             total += d;
         }
     if (sums) column_totals(total, part, sums + (i64)blockIdx.y * units, column, units);
@@ -148,10 +152,15 @@ extern "C" __global__ void column_sums(const A* __restrict__ partial, A* __restr
     column_totals(total, part, out, column, units);
 }
 
+// y = x rounded: 6 B.
+extern "C" __global__ void narrow(const A* __restrict__ x, N* __restrict__ y, i64 n) {
+    for (EACH(i, n)) y[i] = N(x[i]);
+}
+
 // y = x * (keep ? scale : 0): 9 B.
-extern "C" __global__ void dropout(const T* __restrict__ x, const bool* __restrict__ keep, A scale,
-                                   T* __restrict__ y, i64 n) {
-    for (EACH(i, n)) y[i] = T(A(x[i]) * (keep[i] ? scale : A(0)));
+extern "C" __global__ void dropout(const A* __restrict__ x, const bool* __restrict__ keep, A scale,
+                                   A* __restrict__ y, i64 n) {
+    for (EACH(i, n)) y[i] = x[i] * (keep[i] ? scale : A(0));
 }
 
 // keep[i] = (the i-th float32 of the Philox4x64-10 stream with this key at counter (0, slot, step, 2)) >= threshold,
@@ -190,18 +199,18 @@ extern "C" __global__ void keep_mask(bool* keep, i64 n, u64 key0, u64 key1, u64 
 // dz = (a sum(t) - t) * weight[row] * scale, where t is 1 at the target and 0 elsewhere (sum(t) counts as 1), or
 // the row of `soft`: 20 B (28 B with soft), of which 8 B (12 B) come from the cache. One of target and soft is
 // null; weight may be. A warp works on a row. Block (32, 8).
-extern "C" __global__ void softmax_ce(const T* __restrict__ z, const int* __restrict__ target,
-                                      const T* __restrict__ soft, const A* __restrict__ weight, A scale,
-                                      T* __restrict__ dz, T* __restrict__ a, A* __restrict__ values, int rows,
+extern "C" __global__ void softmax_ce(const A* __restrict__ z, const int* __restrict__ target,
+                                      const A* __restrict__ soft, const A* __restrict__ weight, A scale,
+                                      A* __restrict__ dz, A* __restrict__ a, A* __restrict__ values, int rows,
                                       int classes) {
     for (i64 row = blockIdx.x * (i64)ROWS + threadIdx.y; row < rows; row += (i64)gridDim.x * ROWS) {
         const i64 start = row * classes;
         const int label = target ? target[row] : -1;
-        A top = A(z[start]), total = 0, mass = 0, score = 0;
-        for (int c = threadIdx.x; c < classes; c += LANES) top = larger(top, A(z[start + c]));
+        A top = z[start], total = 0, mass = 0, score = 0;
+        for (int c = threadIdx.x; c < classes; c += LANES) top = larger(top, z[start + c]);
         for (int far = LANES / 2; far > 0; far /= 2) top = larger(top, __shfl_xor_sync(ALL, top, far));
         for (int c = threadIdx.x; c < classes; c += LANES) {
-            const A shifted = A(z[start + c]) - top, t = soft ? A(soft[start + c]) : A(c == label);
+            const A shifted = z[start + c] - top, t = soft ? soft[start + c] : A(c == label);
             total += exp(shifted);
             mass += t;
             score += t * shifted;
@@ -211,9 +220,9 @@ extern "C" __global__ void softmax_ce(const T* __restrict__ z, const int* __rest
         score = warp_sum(score);
         const A factor = weight ? weight[row] * scale : scale;
         for (int c = threadIdx.x; c < classes; c += LANES) {
-            const A t = soft ? A(soft[start + c]) : A(c == label), p = exp(A(z[start + c]) - top) / total;
-            a[start + c] = T(p);
-            dz[start + c] = T((soft ? p * mass - t : p - t) * factor);
+            const A t = soft ? soft[start + c] : A(c == label), p = exp(z[start + c] - top) / total;
+            a[start + c] = p;
+            dz[start + c] = (soft ? p * mass - t : p - t) * factor;
         }
         if (threadIdx.x == 0) values[row] = log(total) * mass - score;
     }
@@ -221,14 +230,14 @@ extern "C" __global__ void softmax_ce(const T* __restrict__ z, const int* __rest
 
 // out = 1 where the first of the largest numbers of a row (NaN being the largest) is at the target, else 0: 4 B.
 // A warp works on a row. Block (32, 8).
-extern "C" __global__ void hits(const T* __restrict__ p, const int* __restrict__ target, T* __restrict__ out,
+extern "C" __global__ void hits(const A* __restrict__ p, const int* __restrict__ target, A* __restrict__ out,
                                 int rows, int classes) {
     for (i64 row = blockIdx.x * (i64)ROWS + threadIdx.y; row < rows; row += (i64)gridDim.x * ROWS) {
         const i64 start = row * classes;
-        A best = A(p[start]);
+        A best = p[start];
         int place = 0;
         for (int c = threadIdx.x; c < classes; c += LANES) {
-            const A x = A(p[start + c]);
+            const A x = p[start + c];
             if (x > best || (x != x && best == best)) best = x, place = c;
         }
         for (int far = LANES / 2; far > 0; far /= 2) {
@@ -237,7 +246,7 @@ extern "C" __global__ void hits(const T* __restrict__ p, const int* __restrict__
             const bool same = x == best || (x != x && best != best);
             if (same ? c < place : x > best || x != x) best = x, place = c;
         }
-        if (threadIdx.x == 0) out[row] = T(A(place == target[row]));
+        if (threadIdx.x == 0) out[row] = A(place == target[row]);
     }
 }
 
@@ -253,32 +262,102 @@ extern "C" __global__ void sum_scaled(const A* __restrict__ values, const A* __r
 
 // The guard ------------------------------------------------------------------------------------------------
 
-// ok = from, or true where `from` is null. One thread.
-extern "C" __global__ void set_flag(bool* ok, const bool* from) { *ok = from ? *from : true; }
-
 // ok = false if an element is not finite, else as it was: 4 B.
-extern "C" __global__ void all_finite(const T* __restrict__ a, i64 n, bool* ok) {
+extern "C" __global__ void all_finite(const A* __restrict__ a, i64 n, bool* ok) {
     bool sound = true;
-    for (EACH(i, n)) sound &= is_finite(A(a[i]));
+    for (EACH(i, n)) sound &= is_finite(a[i]);
     if (!sound) *ok = false;  // whoever writes writes the same
 }
 
-// partial[block] = the block's share of sum(a^2): 4 B. Block: whole warps.
-extern "C" __global__ void sum_squares(const A* __restrict__ a, A* __restrict__ partial, i64 n) {
-    __shared__ A room[LANES];
-    A total = 0;
-    for (EACH(i, n)) total += a[i] * a[i];
-    total = block_sum(total, room);
-    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+// partial[block] = the block's share of sum(a^2), and partial[blocks + block] that of sum(b^2): 8 B. b may be null
+// (4 B). Block: whole warps.
+extern "C" __global__ void sum_squares(const A* __restrict__ a, const A* __restrict__ b, A* __restrict__ partial,
+                                       i64 n) {
+    __shared__ A room[2][LANES];
+    A first = 0, second = 0;
+    for (EACH(i, n)) {
+        first += a[i] * a[i];
+        if (b) second += b[i] * b[i];
+    }
+    first = block_sum(first, room[0]);
+    second = block_sum(second, room[1]);
+    if (threadIdx.x == 0) {
+        partial[blockIdx.x] = first;
+        if (b) partial[gridDim.x + blockIdx.x] = second;
+    }
 }
 
-// ok = (sum(partial) <= limit), which a NaN is not: 4 B. One block, of up to 32 whole warps.
-extern "C" __global__ void within(const A* __restrict__ partial, A limit, bool* ok, int n) {
+// ok = false, else as it was, if the sum of one of the rows of partial, shape (rows, n), is not at most `limit`, or
+// *lr not at most `rate`, or *value not finite (may be null): 4 B. One block, of up to 32 whole warps.
+extern "C" __global__ void within(const A* __restrict__ partial, A limit, const A* lr, A rate, const A* value,
+                                  bool* ok, int rows, int n) {
+    __shared__ A room[LANES];
+    bool sound = *lr <= rate && (!value || is_finite(*value));  // false of NaN, as all of these
+    for (int row = 0; row < rows; row++) {
+        A total = 0;
+        for (EACH(i, n)) total += partial[(i64)row * n + i];
+        total = block_sum(total, room);
+        sound &= total <= limit;
+        __syncthreads();  // before the room is used again
+    }
+    if (threadIdx.x == 0 && !sound) *ok = false;
+}
+
+// sum += value * count and weight += more (null: number), unless sum is null.
+__device__ inline void add_up(A* sum, const A* value, A count, A* weight, const A* more, A number) {
+    if (!sum) return;
+    *sum += *value * count;
+    *weight += more ? *more : number;
+}
+
+// step += 1, age += 1 (both may be null) and four pairs of sums, if *ok. One thread.
+extern "C" __global__ void tally(const bool* ok, int* step, A* age, A* sum0, const A* value0, A count0, A* weight0,
+                                 const A* more0, A number0, A* sum1, const A* value1, A count1, A* weight1,
+                                 const A* more1, A number1, A* sum2, const A* value2, A count2, A* weight2,
+                                 const A* more2, A number2, A* sum3, const A* value3, A count3, A* weight3,
+                                 const A* more3, A number3) {
+    if (!*ok) return;
+    if (step) *step += 1;
+    if (age) *age += 1;
+    add_up(sum0, value0, count0, weight0, more0, number0);
+    add_up(sum1, value1, count1, weight1, more1, number1);
+    add_up(sum2, value2, count2, weight2, more2, number2);
+    add_up(sum3, value3, count3, weight3, more3, number3);
+}
+
+// Clipping -------------------------------------------------------------------------------------------------
+
+// out = f min(1, most / (f sqrt(sum(partial)))), where f is *factor, or 1: 4 B. factor may be null. One block, of up
+// to 32 whole warps.
+extern "C" __global__ void clip_factor(const A* __restrict__ partial, A most, const A* factor, A* out, int n) {
     __shared__ A room[LANES];
     A total = 0;
     for (EACH(i, n)) total += partial[i];
     total = block_sum(total, room);
-    if (threadIdx.x == 0) *ok = total <= limit;
+    const A f = factor ? *factor : A(1);
+    if (threadIdx.x == 0) *out = f * (most / larger(most, f * sqrt(total)));  // nothing is divided by 0
+}
+
+// a *= *factor: 8 B.
+extern "C" __global__ void scale(A* __restrict__ a, const A* factor, i64 n) {
+    const A f = *factor;
+    for (EACH(i, n)) a[i] *= f;
+}
+
+// `rescale` of ops.py in place; *ok becomes whether training goes on. One thread.
+extern "C" __global__ void rescale(bool* ok, const bool* alive, int* step, A* scale, A* streak, A good, A most) {
+    if (*ok) {
+        *streak += 1;
+        if (*streak >= good) {
+            *scale = 2 * *scale < most ? 2 * *scale : most;
+            *streak = 0;
+        }
+    } else {
+        *scale = *scale > 2 ? *scale / 2 : A(1);
+        *streak = 0;
+        *step += *alive;
+        *ok = *alive;
+    }
 }
 
 // Regularizers and optimizers, over flat arrays in place ---------------------------------------------------
@@ -297,65 +376,69 @@ extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, 
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-// What the optimizers share: nothing is written where *ok is false (ok may be null).
+// What the optimizers share: nothing is written where *ok is false (ok may be null), and the gradient is *factor g
+// (factor may be null: g itself). `shrink` is lr decay, the share of the weights that decays.
 template <class Update>
-__device__ inline void optimize(const bool* ok, i64 n, Update update) {
+__device__ inline void optimize(const A* g, const A* factor, const bool* ok, i64 n, Update update) {
     if (ok && !*ok) return;
-    for (EACH(i, n)) update(i);
+    const A f = factor ? *factor : A(1);
+    for (EACH(i, n)) update(i, f * g[i]);
 }
 
-// w' = w - lr g: 12 B.
-extern "C" __global__ void sgd(A* __restrict__ w, const A* __restrict__ g, const A* lr, const bool* ok, i64 n) {
-    const A rate = *lr;
-    optimize(ok, n, [=](i64 i) { w[i] -= rate * g[i]; });
+// w' = w - shrink w - lr g: 12 B.
+extern "C" __global__ void sgd(A* __restrict__ w, const A* __restrict__ g, const A* lr, A decay, const A* factor,
+                               const bool* ok, i64 n) {
+    const A rate = *lr, shrink = rate * decay;
+    optimize(g, factor, ok, n, [=](i64 i, A slope) { w[i] -= shrink * w[i] + rate * slope; });
 }
 
-// v' = momentum v - lr g,  w' = w + v', or with nesterov  w' = w + momentum v' - lr g: 20 B.
+// q = w - shrink w,  v' = momentum v - lr g,  w' = q + v', or with nesterov  w' = q + momentum v' - lr g: 20 B.
 extern "C" __global__ void sgd_momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
-                                        A momentum, int nesterov, const bool* ok, i64 n) {
-    const A rate = *lr;
-    optimize(ok, n, [=](i64 i) {
-        const A step = rate * g[i], new_v = momentum * v[i] - step;
-        w[i] = nesterov ? w[i] + momentum * new_v - step : w[i] + new_v;
+                                        A momentum, int nesterov, A decay, const A* factor, const bool* ok, i64 n) {
+    const A rate = *lr, shrink = rate * decay;
+    optimize(g, factor, ok, n, [=](i64 i, A slope) {
+        const A step = rate * slope, new_v = momentum * v[i] - step;
+        w[i] += (nesterov ? momentum * new_v - step : new_v) - shrink * w[i];
         v[i] = new_v;
     });
 }
 
-// v' = beta v + rest g,  w' = w - lr v', where rest = 1 - beta: 20 B.
+// v' = beta v + rest g,  w' = w - shrink w - lr v', where rest = 1 - beta: 20 B.
 extern "C" __global__ void momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
-                                    A beta, A rest, const bool* ok, i64 n) {
-    const A rate = *lr;
-    optimize(ok, n, [=](i64 i) {
-        v[i] = beta * v[i] + rest * g[i];
-        w[i] -= rate * v[i];
+                                    A beta, A rest, A decay, const A* factor, const bool* ok, i64 n) {
+    const A rate = *lr, shrink = rate * decay;
+    optimize(g, factor, ok, n, [=](i64 i, A slope) {
+        v[i] = beta * v[i] + rest * slope;
+        w[i] -= shrink * w[i] + rate * v[i];
     });
 }
 
-// s' = rho s + rest g^2,  w' = w - lr g / root, where rest = 1 - rho and root is sqrt(s' + epsilon) with `inside`,
-// else sqrt(s') + epsilon: 20 B.
+// s' = rho s + rest g^2,  w' = w - shrink w - lr g / root, where rest = 1 - rho and root is sqrt(s' + epsilon) with
+// `inside`, else sqrt(s') + epsilon: 20 B.
 extern "C" __global__ void rmsprop(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ s, const A* lr,
-                                   A rho, A rest, A epsilon, int inside, const bool* ok, i64 n) {
-    const A rate = *lr;
-    optimize(ok, n, [=](i64 i) {
-        const A slope = g[i], new_s = rho * s[i] + rest * (slope * slope);
+                                   A rho, A rest, A epsilon, int inside, A decay, const A* factor, const bool* ok,
+                                   i64 n) {
+    const A rate = *lr, shrink = rate * decay;
+    optimize(g, factor, ok, n, [=](i64 i, A slope) {
+        const A new_s = rho * s[i] + rest * (slope * slope);
         s[i] = new_s;
-        w[i] -= rate * slope / (inside ? sqrt(new_s + epsilon) : sqrt(new_s) + epsilon);
+        w[i] -= shrink * w[i] + rate * slope / (inside ? sqrt(new_s + epsilon) : sqrt(new_s) + epsilon);
     });
 }
 
-// m' = b1 m + rest1 g,  v' = b2 v + rest2 g^2,  c = 1 - b^age = -expm1(age log(b)),  q = w - lr decay w,
-// w' = q - lr sqrt(c2)/c1 m' / (sqrt(v') + epsilon), epsilon times sqrt(c2) with `corrected`: 28 B.
+// m' = b1 m + rest1 g,  v' = b2 v + rest2 g^2,  c = 1 - b^age = -expm1(age log(b)),
+// w' = w - shrink w - lr sqrt(c2)/c1 m' / (sqrt(v') + epsilon), epsilon times sqrt(c2) with `corrected`: 28 B.
 // rest = 1 - b and ln = log(b) come from the host (b = 0: ln = -infinity, c = 1).
 extern "C" __global__ void adam(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ m, A* __restrict__ v,
                                 const A* lr, const A* age, A b1, A rest1, A ln1, A b2, A rest2, A ln2, A epsilon,
-                                int corrected, A decay, const bool* ok, i64 n) {
+                                int corrected, A decay, const A* factor, const bool* ok, i64 n) {
     const A root2 = sqrt(-expm1(*age * ln2)), rate = *lr * root2 / -expm1(*age * ln1);
     const A small = corrected ? epsilon * root2 : epsilon, shrink = *lr * decay;
-    optimize(ok, n, [=](i64 i) {
-        const A slope = g[i], new_m = b1 * m[i] + rest1 * slope, new_v = b2 * v[i] + rest2 * (slope * slope);
+    optimize(g, factor, ok, n, [=](i64 i, A slope) {
+        const A new_m = b1 * m[i] + rest1 * slope, new_v = b2 * v[i] + rest2 * (slope * slope);
         m[i] = new_m;
         v[i] = new_v;
-        w[i] = w[i] - shrink * w[i] - rate * new_m / (sqrt(new_v) + small);
+        w[i] -= shrink * w[i] + rate * new_m / (sqrt(new_v) + small);
     });
 }
 

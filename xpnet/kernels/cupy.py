@@ -5,9 +5,10 @@ into a CUDA graph; what changes from step to step (learning rate, age, step) is 
 arena (`ctx.inplace` is False), and for shapes the kernels do not do, the bodies do the work.
 
 The optimizers write weights and slots over where no update can overflow (`ops.never_overflows`), unless the
-context's `gate` holds them back.
+context's `gate` holds them back. Flag, counters and sums are written over too, so that a captured step need not
+copy them to where they stay.
 
-At the end stand kernels that belong to no operation: masks, batches and hits, made on the device.
+At the end stand kernels that belong to no operation: masks and batches, made on the device.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from .blas import product
+from .blas import available, product
 
 Array = Any  # a CuPy array
 
@@ -29,13 +30,9 @@ GRID = 2048  # blocks at most where a kernel takes any number; more than a GPU h
 WARPS = (32, 8)  # the block of kernels that work by warps or add up columns
 NULL = np.uintp(0)  # CuPy takes None for a pointer, but not for a null pointer
 
-_STORED = {
-    "float32": ("float", "float"),
-    "float64": ("double", "double"),
-    "float16": ("__half", "float", "<cuda_fp16.h>"),
-    "bfloat16": ("__nv_bfloat16", "float", "<cuda_bf16.h>"),
-    "int32": ("int", "int"),  # for `gather`
-}
+_COMPUTED = {"float32": "float", "float64": "double", "int32": "int"}  # int32: for `gather`
+_NARROW = {"float16": ("__half", "<cuda_fp16.h>"), "bfloat16": ("__nv_bfloat16", "<cuda_bf16.h>")}
+_KEPT_IN = {"float16": np.dtype("float16"), "bfloat16": np.dtype("uint16")}  # CuPy has no bfloat16 of its own
 SOURCES = {
     "float32": "float",
     "float64": "double",
@@ -46,20 +43,26 @@ SOURCES = {
 
 
 @lru_cache
-def _module(dtype: str, source: str | None = None) -> Any:
-    """Return the kernels for arrays of a dtype; with `source` only `gather`, from that dtype."""
+def _module(dtype: str, source: str | None = None, narrow: str | None = None) -> Any:
+    """Return the kernels for arrays of a dtype; with `source` only `gather`, from that dtype.
+
+    Args:
+        narrow: `"float16"` or `"bfloat16"`, what factors of products are rounded to.
+    """
     import cupy
 
-    macros = dict(zip(("XP_T", "XP_A", "XP_HEADER"), _STORED[dtype]))
+    macros = {"XP_A": _COMPUTED[dtype]}
     if source is not None:
         macros["XP_S"] = SOURCES[source]
+    if narrow is not None:
+        macros["XP_N"], macros["XP_HEADER"] = _NARROW[narrow]
     code = Path(__file__).with_name("cuda_kernels.cu").read_text(encoding="utf-8")
     return cupy.RawModule(code=code, options=tuple(f"-D{name}={value}" for name, value in macros.items()))
 
 
 @lru_cache
-def _kernel(name: str, dtype: str, source: str | None = None) -> Any:
-    return _module(dtype, source).get_function(name)
+def _kernel(name: str, dtype: str, source: str | None = None, narrow: str | None = None) -> Any:
+    return _module(dtype, source, narrow).get_function(name)
 
 
 def _over(n: int) -> tuple[tuple[int], tuple[int]]:
@@ -92,33 +95,63 @@ _KINDS = {"linear": 0, "relu": 1, "tanh": 2, "sigmoid": 3}  # activations whose 
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
-    """Twin of `ops.affine`: bias and activation in one pass, derivative and bias gradient in another."""
-    given = (x, kernel) if bias is None else (x, kernel, bias)
-    if not (_fit(ctx, *given) and x.ndim == kernel.ndim == 2 and x.size and kernel.size):
+    """Twin of `ops.affine`: bias and activation in one pass, derivative and bias gradient in another.
+
+    Under a mixed policy the latter also rounds the derivative, for the products that take it.
+    """
+    given, narrow = (x, kernel) if bias is None else (x, kernel, bias), ctx.backend.narrow
+    if not (_fit(ctx, *given) and x.ndim >= kernel.ndim == 2 and x.size and kernel.size):
+        return ops.affine(ctx, x, kernel, bias, activation)
+    if x.ndim > 2:
+        return _affine_of_rows(ctx, x, kernel, bias, activation)
+    if narrow and not available():
         return ops.affine(ctx, x, kernel, bias, activation)
     rows, units = x.shape[0], kernel.shape[1]
     kind = _KINDS.get(activation.name)
-    z = product(x, kernel, ctx.empty((rows, units)))
+    x16, kernel16 = _factor(ctx, x), _factor(ctx, kernel)
+    z = product(x16, kernel16, ctx.empty((rows, units)))
     if bias is not None or kind:
-        args = (z, NULL if bias is None else bias, np.int32(rows), np.int32(units), np.int32(kind or 0))
-        _kernel("bias_act", z.dtype.name)(*_over(z.size), args)
+        sizes = (np.int32(rows), np.int32(units), np.int32(kind or 0))
+        _kernel("bias_act", z.dtype.name)(*_over(z.size), (z, NULL if bias is None else bias, *sizes))
     y = z if kind is not None else activation.forward(ctx.xp, z)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
         if kind is None:
             dy = activation.backward(ctx.xp, dy, z, y)
         dy = _solid(ctx, dy)
-        dz = ctx.empty(dy.shape) if kind else dy
+        dz = ctx.empty(dy.shape, narrow and _KEPT_IN[narrow]) if kind or narrow else dy
         grads = {}
         if bias is not None:
             grads["bias"] = into["bias"] if "bias" in into else ctx.empty(bias.shape)
-        if kind or grads:
-            _act_backward(ctx, dy, y, dz if kind else NULL, grads.get("bias", NULL), kind or 0)
+        if dz is not dy or grads:
+            _act_backward(ctx, dy, y, NULL if dz is dy else dz, grads.get("bias", NULL), kind or 0)
         grads["kernel"] = into["kernel"] if "kernel" in into else ctx.empty(kernel.shape)
-        product(x.T, dz, grads["kernel"])
-        return (product(dz, kernel.T, ctx.empty(x.shape)) if want_dx else None), grads
+        product(x16.T, dz, grads["kernel"])
+        return (product(dz, kernel16.T, ctx.empty(x.shape)) if want_dx else None), grads
 
     return y, backward
+
+
+def _factor(ctx: Any, a: Array) -> Array:
+    """Return a factor of a product: rounded to 16 bits where the policy says so."""
+    narrow = ctx.backend.narrow
+    if narrow is None:
+        return a
+    out = ctx.empty(a.shape, _KEPT_IN[narrow])
+    _kernel("narrow", a.dtype.name, None, narrow)(*_over(a.size), (a, out, np.int64(a.size)))
+    return out
+
+
+def _affine_of_rows(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
+    """Do with further axes as with rows: shape (..., in) as (rows, in)."""
+    xp = ctx.xp
+    y, back = affine(ctx, xp.reshape(x, (-1, x.shape[-1])), kernel, bias, activation)
+
+    def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
+        dx, grads = back(xp.reshape(dy, y.shape), into, want_dx)
+        return (xp.reshape(dx, x.shape) if want_dx else None), grads
+
+    return xp.reshape(y, (*x.shape[:-1], y.shape[-1])), backward
 
 
 def _act_backward(ctx: Any, dy: Array, y: Array, dz: Any, sums: Any, kind: int) -> None:
@@ -128,7 +161,8 @@ def _act_backward(ctx: Any, dy: Array, y: Array, dz: Any, sums: Any, kind: int) 
     chunks = max(1, min(rows // 256, GRID // across))
     partial = ctx.empty((chunks, units)) if chunks > 1 and sums is not NULL else sums
     sizes = (np.int32(rows), np.int32(units), np.int32(kind))
-    _kernel("act_backward", dtype)((across, chunks), WARPS, (dy, y, dz, partial, *sizes))
+    launch = _kernel("act_backward", dtype, None, ctx.backend.narrow)
+    launch((across, chunks), WARPS, (dy, y, dz, partial, *sizes))
     if partial is not sums:
         _kernel("column_sums", dtype)((across,), WARPS, (partial, sums, np.int32(chunks), np.int32(units)))
 
@@ -168,6 +202,33 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     return values, dz, a
 
 
+def hits(ctx: Any, p: Array, target: Array) -> Array:
+    """Twin of `ops.hits` for matrices: a warp per row."""
+    labels = target.dtype == np.int32 and target.flags.c_contiguous and target.shape == p.shape[:1]
+    if not (p.ndim == 2 and p.size and _fit(ctx, p) and labels):
+        return ops.hits(ctx, p, target)
+    out = ctx.empty(p.shape[:1])
+    args = (p, target, out, np.int32(p.shape[0]), np.int32(p.shape[1]))
+    _kernel("hits", p.dtype.name)(*_by_warp(p.shape[0]), args)
+    return out
+
+
+def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Array:
+    """Twin of `ops.row_total`."""
+    same = weight is None or (_fit(ctx, weight) and weight.shape == values.shape)
+    if not (_fit(ctx, values) and values.size and same):
+        return ops.row_total(ctx, values, weight, scale)
+    return _total(ctx, values, weight, scale)
+
+
+def _total(ctx: Any, values: Array, weight: Array | None = None, scale: float = 1.0) -> Array:
+    """Return scale * sum(values * weight), 0-d."""
+    out = ctx.empty(())
+    args = (values, NULL if weight is None else weight, values.dtype.type(scale), out, np.int32(values.size))
+    _kernel("sum_scaled", values.dtype.name)((1,), (1024,), args)
+    return out
+
+
 # The flat gradient, and the guard -------------------------------------------------------------------------
 
 
@@ -199,68 +260,169 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
         args = (w[start:stop], g[start:stop], share, real(l1), real(l2), np.int64(stop - start))
         _kernel("penalize", w.dtype.name)(grid, block, args)
         done += grid[0]
-    return total(ctx, sums), g
+    return _total(ctx, sums), g
 
 
-def sound(ctx: Any, limit: float, flat: Array, *others: Array) -> Array:
-    """Twin of `ops.sound`: one pass over each array, and no array of booleans."""
-    if not (_fit(ctx, flat, *others) and flat.ndim == 1):
-        return ops.sound(ctx, limit, flat, *others)
-    ok, dtype = ctx.empty((), ctx.xp.bool), flat.dtype.name
-    if flat.size:
-        grid, block = _over(flat.size)
-        partial = ctx.empty(grid)
-        _kernel("sum_squares", dtype)(grid, block, (flat, partial, np.int64(flat.size)))
-        _kernel("within", dtype)((1,), (1024,), (partial, flat.dtype.type(limit * limit), ok, np.int32(grid[0])))
-    else:
-        _kernel("set_flag", dtype)((1,), (1,), (ok, NULL))
+def sound(ctx: Any, ok: Array, lr: Array, limit: float, flats: Any, *others: Array) -> Array:
+    """Twin of `ops.sound`: one pass over what is given, the result written over `ok`."""
+    alike = len(flats) <= 2 and all(flat.ndim == 1 and flat.size == flats[0].size for flat in flats)
+    if not (alike and flats and _fit(ctx, lr, *flats, *others)):
+        return ops.sound(ctx, ok, lr, limit, flats, *others)
+    dtype, real = lr.dtype.name, lr.dtype.type
+    squares, count = _squares(ctx, *flats) if flats[0].size else (NULL, 0)
+    value = next((a for a in others if a.ndim == 0), NULL)
+    norms = (squares, real(limit * limit), lr, real(ops.LARGEST_RATE), value, ok)
+    _kernel("within", dtype)((1,), (1024,), (*norms, np.int32(len(flats)), np.int32(count)))
     for a in others:
-        if a.size:
+        if a.size and a is not value:
             _kernel("all_finite", dtype)(*_over(a.size), (a, np.int64(a.size), ok))
     return ok
+
+
+def _squares(ctx: Any, a: Array, b: Any = NULL) -> tuple[Array, int]:
+    """Return the sums of squares of one flat array or two of one size, in parts, and how many parts of each."""
+    grid, block = _over(a.size)
+    partial = ctx.empty((grid[0] if b is NULL else 2 * grid[0],))
+    _kernel("sum_squares", a.dtype.name)(grid, block, (a, b, partial, np.int64(a.size)))
+    return partial, grid[0]
+
+
+PAIRS = 4  # of sums that one launch of `tally` adds to
+
+
+def tally(ctx: Any, ok: Array, step: Array, age: Array, sums: Any, parts: Any) -> Any:
+    """Twin of `ops.tally`, in place: one kernel for the counters and up to `PAIRS` pairs."""
+    arrays = [a for trio in parts for a in (trio[0], trio[2]) if not isinstance(a, (int, float))]
+    values = all(not isinstance(value, (int, float)) for value, _, _ in parts)
+    if not (values and _fit(ctx, age, *arrays) and step.dtype == np.int32 and all(a.ndim == 0 for a in arrays)):
+        return ops.tally(ctx, ok, step, age, sums, parts)
+    real, clock = age.dtype.type, (step, age)
+    for first in range(0, max(1, len(sums)), PAIRS):
+        args: list[Any] = []
+        for (total, weight), (value, count, more) in zip(sums[first : first + PAIRS], parts[first:]):
+            number = isinstance(more, (int, float))
+            args += [total, value, real(count), weight, *((NULL, real(more)) if number else (more, real(0)))]
+        while len(args) < 6 * PAIRS:
+            args += [NULL, NULL, real(0), NULL, NULL, real(0)]
+        _kernel("tally", age.dtype.name)((1,), (1,), (ok, *clock, *args))
+        clock = (NULL, NULL)
+    return step, age, sums
+
+
+def rescale(ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak: Array) -> Any:
+    """Twin of `ops.rescale`, in place."""
+    if not (_fit(ctx, scale, streak) and step.dtype == np.int32):
+        return ops.rescale(ctx, ok, alive, step, scale, streak)
+    real = scale.dtype.type
+    args = (ok, alive, step, scale, streak, real(ops.GOOD_STEPS), real(ops.LARGEST_SCALE))
+    _kernel("rescale", scale.dtype.name)((1,), (1,), args)
+    return ok, step, scale, streak
+
+
+def clip_factor(ctx: Any, g: Array, most: float, factor: Array | None) -> Array:
+    """Twin of `ops.clip_factor`."""
+    if not (_fit(ctx, g, *_given(factor)) and g.ndim == 1 and g.size):
+        return ops.clip_factor(ctx, g, most, factor)
+    out, real = ctx.empty(()), g.dtype.type
+    squares, count = _squares(ctx, g)
+    args = (squares, real(most), NULL if factor is None else factor, out, np.int32(count))
+    _kernel("clip_factor", g.dtype.name)((1,), (1024,), args)
+    return out
+
+
+def clip_parts(ctx: Any, g: Array, most: float, factor: Array | None, slices: Any) -> Array:
+    """Twin of `ops.clip_parts`, in the gradient's own memory."""
+    if not (_fit(ctx, g, *_given(factor)) and g.ndim == 1):
+        return ops.clip_parts(ctx, g, most, factor, slices)
+    for part in (g[where] for where in slices):
+        if part.size:
+            scale = clip_factor(ctx, part, most, factor)
+            _kernel("scale", g.dtype.name)(*_over(part.size), (part, scale, np.int64(part.size)))
+    return g
+
+
+def _given(factor: Array | None) -> tuple[Array, ...]:
+    return () if factor is None else (factor,)
 
 
 # Optimizers, in place ---------------------------------------------------------------------------------------
 
 
-def _in_place(ctx: Any, arrays: tuple[Array, ...], decay: float, epsilon: float = 1.0) -> bool:
+def _in_place(
+    ctx: Any, arrays: tuple[Array, ...], factor: Array | None, beta: float, epsilon: float, decay: float
+) -> bool:
     """Return whether a kernel may write the update over the first of these arrays, the weights, and the slots."""
-    return _fit(ctx, *arrays) and arrays[0].ndim == 1 and ops.never_overflows(decay, epsilon)
+    return (
+        _fit(ctx, *arrays, *_given(factor)) and arrays[0].ndim == 1 and ops.never_overflows(beta, epsilon, decay)
+    )
 
 
-def _update(ctx: Any, name: str, arrays: tuple[Array, ...], scalars: tuple[Any, ...]) -> None:
+def _update(
+    ctx: Any, name: str, arrays: tuple[Array, ...], scalars: tuple[Any, ...], decay: float, factor: Array | None
+) -> None:
     """Launch an optimizer's kernel over flat arrays, behind the gate."""
     n, real = arrays[0].size, arrays[0].dtype.type
     args = (x if not isinstance(x, float) else real(x) for x in scalars)
-    gate = NULL if ctx.gate is None else ctx.gate
+    last = (real(decay), NULL if factor is None else factor, NULL if ctx.gate is None else ctx.gate)
     if n:
-        _kernel(name, arrays[0].dtype.name)(*_over(n), (*arrays, *args, gate, np.int64(n)))
+        _kernel(name, arrays[0].dtype.name)(*_over(n), (*arrays, *args, *last, np.int64(n)))
 
 
-def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Array, momentum: float, nesterov: bool) -> Any:
+def sgd(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Array,
+    momentum: float,
+    nesterov: bool,
+    decay: float = 0.0,
+    factor: Array | None = None,
+) -> Any:
     """Twin of `ops.sgd`."""
-    if not _in_place(ctx, (w, g, *slots, lr), momentum):
-        return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov)
+    if not _in_place(ctx, (w, g, *slots, lr), factor, momentum, 1.0, decay):
+        return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
     if slots:
-        _update(ctx, "sgd_momentum", (w, g, *slots), (lr, float(momentum), np.int32(nesterov)))
+        _update(ctx, "sgd_momentum", (w, g, *slots), (lr, float(momentum), np.int32(nesterov)), decay, factor)
     else:
-        _update(ctx, "sgd", (w, g), (lr,))
+        _update(ctx, "sgd", (w, g), (lr,), decay, factor)
     return w, slots
 
 
-def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Array, beta: float) -> Any:
+def momentum(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Array,
+    beta: float,
+    decay: float = 0.0,
+    factor: Array | None = None,
+) -> Any:
     """Twin of `ops.momentum`."""
-    if not _in_place(ctx, (w, g, *slots, lr), beta):
-        return ops.momentum(ctx, w, g, slots, lr, beta)
-    _update(ctx, "momentum", (w, g, *slots), (lr, float(beta), 1.0 - beta))
+    if not _in_place(ctx, (w, g, *slots, lr), factor, beta, 1.0, decay):
+        return ops.momentum(ctx, w, g, slots, lr, beta, decay, factor)
+    _update(ctx, "momentum", (w, g, *slots), (lr, float(beta), 1.0 - beta), decay, factor)
     return w, slots
 
 
-def rmsprop(ctx: Any, w: Array, g: Array, slots: Any, lr: Array, rho: float, epsilon: float, inside: bool) -> Any:
+def rmsprop(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Array,
+    rho: float,
+    epsilon: float,
+    inside: bool,
+    decay: float = 0.0,
+    factor: Array | None = None,
+) -> Any:
     """Twin of `ops.rmsprop`."""
-    if not _in_place(ctx, (w, g, *slots, lr), rho, epsilon):
-        return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside)
-    _update(ctx, "rmsprop", (w, g, *slots), (lr, float(rho), 1.0 - rho, float(epsilon), np.int32(inside)))
+    if not _in_place(ctx, (w, g, *slots, lr), factor, rho, epsilon, decay):
+        return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
+    scalars = (lr, float(rho), 1.0 - rho, float(epsilon), np.int32(inside))
+    _update(ctx, "rmsprop", (w, g, *slots), scalars, decay, factor)
     return w, slots
 
 
@@ -275,33 +437,19 @@ def adam(
     beta_2: float,
     epsilon: float,
     corrected: bool,
+    decay: float = 0.0,
+    factor: Array | None = None,
 ) -> Any:
     """Twin of `ops.adam`."""
-    if not _in_place(ctx, (w, g, *slots, lr, age), max(beta_1, beta_2), epsilon):
-        return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected)
+    if not _in_place(ctx, (w, g, *slots, lr, age), factor, max(beta_1, beta_2), epsilon, decay):
+        return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
     rates = [(float(b), 1.0 - b, math.log(b) if b > 0 else -math.inf) for b in (beta_1, beta_2)]
-    scalars = (lr, age, *rates[0], *rates[1], float(epsilon), np.int32(corrected), 0.0)
-    _update(ctx, "adam", (w, g, *slots), scalars)
+    scalars = (lr, age, *rates[0], *rates[1], float(epsilon), np.int32(corrected))
+    _update(ctx, "adam", (w, g, *slots), scalars, decay, factor)
     return w, slots
 
 
 # Of no operation --------------------------------------------------------------------------------------------
-
-
-def total(ctx: Any, values: Array, weight: Array | None = None, scale: float = 1.0) -> Array:
-    """Return scale * sum(values * weight), 0-d, of arrays of one dimension (at least one element)."""
-    out = ctx.empty(())
-    args = (values, NULL if weight is None else weight, values.dtype.type(scale), out, np.int32(values.size))
-    _kernel("sum_scaled", values.dtype.name)((1,), (1024,), args)
-    return out
-
-
-def hits(ctx: Any, p: Array, target: Array) -> Array:
-    """Return 1 for each row of p whose first largest number is at the target (int32), else 0."""
-    out = ctx.empty(p.shape[:1])
-    args = (p, target, out, np.int32(p.shape[0]), np.int32(p.shape[1]))
-    _kernel("hits", p.dtype.name)(*_by_warp(p.shape[0]), args)
-    return out
 
 
 def keep_mask(keep: Array, key: Any, slot: int, step: Array, rate: float) -> Array:
@@ -322,7 +470,7 @@ def gather(data: Array, order: Array, out: Array) -> Array:
     """Fill `out` with the rows order[0], order[1], ... of `data`, in out's dtype.
 
     Args:
-        data: one of the dtypes of `SOURCES`. order: int32. All are contiguous.
+        data: of one of the dtypes of `SOURCES`. order: int32. All are contiguous.
     """
     if out.size:
         sizes = (np.int32(out.shape[0]), np.int64(out.size // out.shape[0]))

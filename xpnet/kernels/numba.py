@@ -112,68 +112,101 @@ def _dropout(x: Array, keep: Array, scale: Any, y: Array) -> None:
         y[i] = x[i] * (keep[i] * scale)
 
 
-# Optimizers, simplest first. Their loops take the rate of this update as a number in the precision of the weights.
+# Optimizers, simplest first. Their loops take, in the precision of the weights, the rate of this update, what the
+# gradient is multiplied with (f), and what share of the weights decays (shrink).
 
 
-def _at_rate(loop: Any, lr: Array, arrays: Sequence[Array], *numbers: Any) -> None:
-    in_parts(loop, arrays[0].dtype.type(lr), arrays, *numbers)
+def _at_rate(loop: Any, lr: Array, decay: float, factor: Any, arrays: Sequence[Array], *numbers: Any) -> None:
+    real = arrays[0].dtype.type
+    f, shrink = real(1.0 if factor is None else factor), real(lr * decay)
+    in_parts(loop, real(lr), arrays, *numbers, f, shrink)
 
 
-def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nesterov: bool) -> Any:
+def sgd(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Any,
+    momentum: float,
+    nesterov: bool,
+    decay: float = 0.0,
+    factor: Any = None,
+) -> Any:
     """Twin of `ops.sgd`, in one pass."""
-    if not twins.in_place(ctx, w, momentum):
-        return twins.sgd(ctx, w, g, slots, lr, momentum, nesterov)
+    if not twins.in_place(ctx, w, momentum, 1.0, decay):
+        return twins.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
+    given = (lr, decay, factor, (w, g, *slots))
     if slots:
-        ctx.launch(_at_rate, _sgd_momentum, lr, (w, g, *slots), w.dtype.type(momentum), nesterov)
+        ctx.launch(_at_rate, _sgd_momentum, *given, w.dtype.type(momentum), nesterov)
     else:
-        ctx.launch(_at_rate, _sgd, lr, (w, g))
+        ctx.launch(_at_rate, _sgd, *given)
     return w, slots
 
 
 @_loop
-def _sgd(rate: Any, w: Array, g: Array) -> None:
+def _sgd(rate: Any, w: Array, g: Array, f: Any, shrink: Any) -> None:
     for i in range(w.size):
-        w[i] -= rate * g[i]
+        w[i] -= rate * (f * g[i]) + shrink * w[i]
 
 
 @_loop
-def _sgd_momentum(rate: Any, w: Array, g: Array, v: Array, momentum: Any, nesterov: bool) -> None:
+def _sgd_momentum(
+    rate: Any, w: Array, g: Array, v: Array, momentum: Any, nesterov: bool, f: Any, shrink: Any
+) -> None:
     for i in range(w.size):
-        s = rate * g[i]
+        s = rate * (f * g[i])
         v[i] = momentum * v[i] - s
-        w[i] += momentum * v[i] - s if nesterov else v[i]
+        w[i] += (momentum * v[i] - s if nesterov else v[i]) - shrink * w[i]
 
 
-def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> Any:
+def momentum(
+    ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float, decay: float = 0.0, factor: Any = None
+) -> Any:
     """Twin of `ops.momentum`, in one pass."""
-    if not twins.in_place(ctx, w, beta):
-        return twins.momentum(ctx, w, g, slots, lr, beta)
-    ctx.launch(_at_rate, _momentum, lr, (w, g, *slots), w.dtype.type(beta), w.dtype.type(1.0 - beta))
+    if not twins.in_place(ctx, w, beta, 1.0, decay):
+        return twins.momentum(ctx, w, g, slots, lr, beta, decay, factor)
+    numbers = w.dtype.type(beta), w.dtype.type(1.0 - beta)
+    ctx.launch(_at_rate, _momentum, lr, decay, factor, (w, g, *slots), *numbers)
     return w, slots
 
 
 @_loop
-def _momentum(rate: Any, w: Array, g: Array, v: Array, keep: Any, add: Any) -> None:
+def _momentum(rate: Any, w: Array, g: Array, v: Array, keep: Any, add: Any, f: Any, shrink: Any) -> None:
     for i in range(w.size):
-        v[i] = keep * v[i] + add * g[i]
-        w[i] -= rate * v[i]
+        v[i] = keep * v[i] + add * (f * g[i])
+        w[i] -= rate * v[i] + shrink * w[i]
 
 
-def rmsprop(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, rho: float, epsilon: float, inside: bool) -> Any:
+def rmsprop(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Any,
+    rho: float,
+    epsilon: float,
+    inside: bool,
+    decay: float = 0.0,
+    factor: Any = None,
+) -> Any:
     """Twin of `ops.rmsprop`, in one pass."""
-    if not twins.in_place(ctx, w, rho, epsilon):
-        return twins.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside)
+    if not twins.in_place(ctx, w, rho, epsilon, decay):
+        return twins.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
     constants = [w.dtype.type(c) for c in (rho, 1.0 - rho, epsilon)]
-    ctx.launch(_at_rate, _rmsprop, lr, (w, g, *slots), *constants, inside)
+    ctx.launch(_at_rate, _rmsprop, lr, decay, factor, (w, g, *slots), *constants, inside)
     return w, slots
 
 
 @_loop
-def _rmsprop(rate: Any, w: Array, g: Array, s: Array, keep: Any, add: Any, epsilon: Any, inside: bool) -> None:
+def _rmsprop(
+    rate: Any, w: Array, g: Array, s: Array, keep: Any, add: Any, epsilon: Any, inside: bool, f: Any, shrink: Any
+) -> None:
     for i in range(w.size):
-        s[i] = keep * s[i] + add * (g[i] * g[i])
+        slope = f * g[i]
+        s[i] = keep * s[i] + add * (slope * slope)
         root = math.sqrt(s[i] + epsilon) if inside else math.sqrt(s[i]) + epsilon
-        w[i] -= rate * g[i] / root
+        w[i] -= rate * slope / root + shrink * w[i]
 
 
 def adam(
@@ -187,12 +220,15 @@ def adam(
     beta_2: float,
     epsilon: float,
     corrected: bool,
+    decay: float = 0.0,
+    factor: Any = None,
 ) -> Any:
     """Twin of `ops.adam`, in one pass."""
-    if not twins.in_place(ctx, w, max(beta_1, beta_2), epsilon):
-        return twins.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected)
+    if not twins.in_place(ctx, w, max(beta_1, beta_2), epsilon, decay):
+        return twins.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
     constants = [w.dtype.type(c) for c in (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2, twins.smallest(w.dtype))]
-    ctx.launch(_adam_update, w, g, *slots, lr, age, constants, beta_1, beta_2, epsilon, corrected)
+    numbers = (constants, beta_1, beta_2, epsilon, corrected, decay, factor)
+    ctx.launch(_adam_update, w, g, *slots, lr, age, *numbers)
     return w, slots
 
 
@@ -208,19 +244,36 @@ def _adam_update(
     beta_2: float,
     epsilon: float,
     corrected: bool,
+    decay: float,
+    factor: Array | None,
 ) -> None:
     rate, epsilon = twins.rate_and_epsilon(lr, age, beta_1, beta_2, epsilon, corrected)
-    in_parts(_adam, w.dtype.type(rate), (w, g, m, v), w.dtype.type(epsilon), *constants)
+    real = w.dtype.type
+    f, shrink = real(1.0 if factor is None else factor), real(lr * decay)
+    in_parts(_adam, real(rate), (w, g, m, v), real(epsilon), *constants, f, shrink)
 
 
 @_loop
 def _adam(
-    rate: Any, w: Array, g: Array, m: Array, v: Array, epsilon: Any, b1: Any, a1: Any, b2: Any, a2: Any, small: Any
+    rate: Any,
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    epsilon: Any,
+    b1: Any,
+    a1: Any,
+    b2: Any,
+    a2: Any,
+    small: Any,
+    f: Any,
+    shrink: Any,
 ) -> None:
     zero = rate - rate
     for i in range(w.size):
-        mean = b1 * m[i] + a1 * g[i]
-        square = b2 * v[i] + a2 * (g[i] * g[i])
+        slope = f * g[i]
+        mean = b1 * m[i] + a1 * slope
+        square = b2 * v[i] + a2 * (slope * slope)
         m[i] = mean if abs(mean) > small else zero
         v[i] = square if square > small else zero
-        w[i] -= rate * m[i] / (math.sqrt(v[i]) + epsilon)
+        w[i] -= rate * m[i] / (math.sqrt(v[i]) + epsilon) + shrink * w[i]

@@ -193,18 +193,21 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
     return value, g
 
 
-def sound(ctx: Any, limit: float, flat: Array, *others: Array) -> Any:
+def sound(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) -> Any:
     """Twin of `ops.sound`."""
-    if not ctx.inplace or flat.ndim != 1:
-        return ops.sound(ctx, limit, flat, *others)
-    ok = ctx.empty((), np.bool)
-    ctx.launch(_sound, ok, limit * limit, flat, *others)
-    return ok
+    if not ctx.inplace or any(flat.ndim != 1 for flat in flats):
+        return ops.sound(ctx, ok, lr, limit, flats, *others)
+    result = ctx.empty((), np.bool)
+    ctx.launch(_sound, result, ok, lr, limit * limit, tuple(flats), *others)
+    return result
 
 
-def _sound(ok: Array, square: float, flat: Array, *others: Array) -> None:
-    ok[()] = flat.dot(flat) <= square and all(
-        math.isfinite(a) if a.ndim == 0 else np.isfinite(a).all() for a in others
+def _sound(result: Array, ok: Any, lr: Any, square: float, flats: tuple[Array, ...], *others: Array) -> None:
+    result[()] = (
+        ok
+        and lr <= ops.LARGEST_RATE
+        and all(flat.dot(flat) <= square for flat in flats)
+        and all(math.isfinite(a) if a.ndim == 0 else np.isfinite(a).all() for a in others)
     )
 
 
@@ -215,9 +218,9 @@ def tally(ctx: Any, ok: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
 
     def add(kept: Any) -> Any:
         step, age, sums = kept
-        for pair, more in zip(sums, parts):
-            for total, part in zip(pair, more):
-                np.add(total, part, out=total)
+        for (total, weight), (value, count, more) in zip(sums, parts):
+            np.add(total, value if count == 1.0 else value * count, out=total)
+            np.add(weight, more, out=weight)
         return np.add(step, 1, out=step), np.add(age, 1.0, out=age), sums
 
     return ctx.tape.when(ok, add, (step, age, sums))
@@ -227,16 +230,32 @@ def tally(ctx: Any, ok: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
 # the body does it, which leaves weights and slots as they were: the guard may yet hold the update back.
 
 
-def in_place(ctx: Any, w: Array, decay: float, epsilon: float = 1.0) -> bool:
+def in_place(ctx: Any, w: Array, beta: float, epsilon: float, decay: float) -> bool:
     """Return whether weights and slots may be written to."""
-    return ctx.inplace and w.ndim == 1 and ops.never_overflows(decay, epsilon)
+    return ctx.inplace and w.ndim == 1 and ops.never_overflows(beta, epsilon, decay)
 
 
-def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nesterov: bool) -> Any:
+def _decay(ctx: Any, w: Array, lr: Any, decay: float) -> None:
+    if decay:
+        w -= np.multiply(w, lr * decay, out=ctx.empty(w.shape))
+
+
+def sgd(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Any,
+    momentum: float,
+    nesterov: bool,
+    decay: float = 0.0,
+    factor: Any = None,
+) -> Any:
     """Twin of `ops.sgd`."""
-    if not in_place(ctx, w, momentum):
-        return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov)
-    step = np.multiply(g, lr, out=ctx.empty(w.shape))
+    if not in_place(ctx, w, momentum, 1.0, decay):
+        return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
+    _decay(ctx, w, lr, decay)
+    step = np.multiply(g, lr if factor is None else lr * factor, out=ctx.empty(w.shape))
     if not slots:
         return np.subtract(w, step, out=w), ()
     (v,) = slots
@@ -249,31 +268,66 @@ def sgd(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, momentum: float, nest
     return np.add(w, v, out=w), slots
 
 
-def momentum(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float) -> Any:
+def momentum(
+    ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float, decay: float = 0.0, factor: Any = None
+) -> Any:
     """Twin of `ops.momentum`."""
-    if not in_place(ctx, w, beta):
-        return ops.momentum(ctx, w, g, slots, lr, beta)
+    if not in_place(ctx, w, beta, 1.0, decay):
+        return ops.momentum(ctx, w, g, slots, lr, beta, decay, factor)
+    _decay(ctx, w, lr, decay)
     (v,) = slots
     scratch = ctx.empty(w.shape)
     v *= beta
-    v += np.multiply(g, 1.0 - beta, out=scratch)
+    v += np.multiply(g, 1.0 - beta if factor is None else (1.0 - beta) * factor, out=scratch)
     return np.subtract(w, np.multiply(v, lr, out=scratch), out=w), slots
 
 
-def rmsprop(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, rho: float, epsilon: float, inside: bool) -> Any:
+def _scratch(ctx: Any, w: Array, factor: Any) -> tuple[Array, Any]:
+    """Return memory for one block, and for the scaled gradient of one where there is a factor."""
+    shape = (min(w.size, BLOCK),)
+    return ctx.empty(shape), None if factor is None else ctx.empty(shape)
+
+
+def rmsprop(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Any,
+    rho: float,
+    epsilon: float,
+    inside: bool,
+    decay: float = 0.0,
+    factor: Any = None,
+) -> Any:
     """Twin of `ops.rmsprop`, block by block."""
-    if not in_place(ctx, w, rho, epsilon):
-        return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside)
-    ctx.launch(_rmsprop, w, g, slots[0], ctx.empty((min(w.size, BLOCK),)), lr, rho, epsilon, inside)
+    if not in_place(ctx, w, rho, epsilon, decay):
+        return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
+    scratch = _scratch(ctx, w, factor)
+    ctx.launch(_rmsprop, w, g, slots[0], *scratch, lr, rho, epsilon, inside, decay, factor)
     return w, slots
 
 
 def _rmsprop(
-    w: Array, g: Array, squares: Array, scratch: Array, lr: Array, rho: float, epsilon: float, inside: bool
+    w: Array,
+    g: Array,
+    squares: Array,
+    scratch: Array,
+    scaled: Any,
+    lr: Array,
+    rho: float,
+    epsilon: float,
+    inside: bool,
+    decay: float,
+    factor: Any,
 ) -> None:
     keep, add, epsilon = (w.dtype.type(c) for c in (rho, 1.0 - rho, epsilon))
     for wb, gb, s in _blocks(w, g, squares):
         t = scratch[: wb.size]
+        if decay:
+            wb -= np.multiply(wb, lr * decay, t)
+        if factor is not None:
+            gb = np.multiply(gb, factor, scaled[: wb.size])
         s *= keep
         np.multiply(gb, gb, t)
         t *= add
@@ -300,13 +354,15 @@ def adam(
     beta_2: float,
     epsilon: float,
     corrected: bool,
+    decay: float = 0.0,
+    factor: Any = None,
 ) -> Any:
     """Twin of `ops.adam`, block by block."""
-    if not in_place(ctx, w, max(beta_1, beta_2), epsilon):
-        return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected)
+    if not in_place(ctx, w, max(beta_1, beta_2), epsilon, decay):
+        return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
     constants = tuple(np.asarray(c, w.dtype) for c in (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2))
-    scratch = ctx.empty((min(w.size, BLOCK),))
-    ctx.launch(_adam, w, g, *slots, scratch, lr, age, constants, beta_1, beta_2, epsilon, corrected)
+    numbers = (constants, beta_1, beta_2, epsilon, corrected, decay, factor)
+    ctx.launch(_adam, w, g, *slots, *_scratch(ctx, w, factor), lr, age, *numbers)
     return w, slots
 
 
@@ -316,6 +372,7 @@ def _adam(
     means: Array,
     squares: Array,
     scratch: Array,
+    scaled: Any,
     lr: Array,
     age: Array,
     constants: tuple[Array, Array, Array, Array],
@@ -323,6 +380,8 @@ def _adam(
     beta_2: float,
     epsilon: float,
     corrected: bool,
+    decay: float,
+    factor: Any,
 ) -> None:
     rate, epsilon = rate_and_epsilon(lr, age, beta_1, beta_2, epsilon, corrected)
     keep_1, add_1, keep_2, add_2 = constants
@@ -333,6 +392,10 @@ def _adam(
         if flush:
             _flush(m, t)
             _flush(v, t)
+        if decay:
+            wb -= np.multiply(wb, lr * decay, t)
+        if factor is not None:
+            gb = np.multiply(gb, factor, scaled[: wb.size])
         np.multiply(m, keep_1, m)
         np.multiply(gb, add_1, t)
         np.add(m, t, m)
