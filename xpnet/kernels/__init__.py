@@ -27,7 +27,7 @@ _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "numpy": (*_NETWORK, *_GRADIENT, *_OPTIMIZERS),
+        "numpy": (*_NETWORK, "row_total", *_GRADIENT, *_OPTIMIZERS),
         "numba": (*_NETWORK, *_OPTIMIZERS),
     },
     "jax": {"jax": ("pack", "product")},

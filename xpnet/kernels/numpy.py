@@ -37,7 +37,8 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
             dz = activation.backward(np, dy, z, y)
         else:
             dz = backward_of(ctx, dy, y)
-        db = None if bias is None else np.add.reduce(dz, axis=0, out=room_for(ctx, into, "bias", bias))
+        # a product with ones takes a third of the time of a sum
+        db = None if bias is None else np.dot(_ones(len(dz), dz.dtype), dz, out=room_for(ctx, into, "bias", bias))
         return gradients(ctx, x, kernel, dz, db, into, want_dx)
 
     return y, backward
@@ -75,6 +76,11 @@ def _relu(z: Array) -> Array:
 def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return zeros to compare with: an array of them is 2 to 5 times as fast as a single one."""
     return np.zeros(shape, dtype)
+
+
+@lru_cache(maxsize=64)
+def _ones(n: int, dtype: Any) -> Array:
+    return np.ones(n, dtype)
 
 
 def _relu_backward(ctx: Any, da: Array, a: Array) -> Array:
@@ -129,7 +135,8 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     a, dz, values = ctx.empty(z.shape), ctx.empty(z.shape), ctx.empty((rows,))
     weight = np.asarray(weight, z.dtype) if isinstance(weight, float) else weight
     room = ctx.empty((rows,), np.int64), ctx.empty((rows,)), ctx.empty((rows, 1))
-    ctx.launch(_softmax_cross_entropy, z, target, weight, a, dz, values, _starts(rows, classes), *room)
+    constants = _starts(rows, classes), _ones(classes, z.dtype)
+    ctx.launch(_softmax_cross_entropy, z, target, weight, a, dz, values, *constants, *room)
     return values, dz, a
 
 
@@ -141,19 +148,22 @@ def _softmax_cross_entropy(
     dz: Array,
     values: Array,
     starts: Array,
+    ones: Array,
     place: Array,
     picked: Array,
     column: Array,
 ) -> None:
-    np.add(starts, target, place)  # where in the flat array each row's target is
-    np.maximum.reduce(z, axis=-1, keepdims=True, out=column)
+    flat, total = dz.reshape(-1), column.reshape(-1)
+    z.argmax(-1, place)  # finds the largest number in a fifth of the time that `maximum.reduce` takes
+    np.add(starts, place, place)
+    z.reshape(-1).take(place, None, total, "clip")
     np.subtract(z, column, a)
+    np.add(starts, target, place)  # where in the flat array each row's target is
     a.reshape(-1).take(place, None, values, "clip")
     np.exp(a, a)
-    np.add.reduce(a, axis=-1, keepdims=True, out=column)
+    np.dot(a, ones, total)
     np.divide(a, column, a)
     np.multiply(a, weight[:, None] if weight.ndim else weight, dz)
-    flat, total = dz.reshape(-1), column.reshape(-1)
     flat.take(place, None, picked, "clip")
     np.subtract(picked, weight, picked)
     flat.put(place, picked)
@@ -164,6 +174,20 @@ def _softmax_cross_entropy(
 @lru_cache(maxsize=16)
 def _starts(rows: int, classes: int) -> Array:
     return np.arange(rows) * classes
+
+
+def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Any:
+    """Twin of `ops.row_total`: one product."""
+    if not ctx.inplace or values.ndim != 1 or weight is not None:
+        return ops.row_total(ctx, values, weight, scale)
+    total = ctx.empty(())
+    np.dot(values, _filled(len(values), scale, values.dtype), out=total)
+    return total
+
+
+@lru_cache(maxsize=64)
+def _filled(n: int, value: float, dtype: Any) -> Array:
+    return np.full(n, value, dtype)
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
@@ -198,32 +222,39 @@ def sound(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) 
     if not ctx.inplace or any(flat.ndim != 1 for flat in flats):
         return ops.sound(ctx, ok, lr, limit, flats, *others)
     result = ctx.empty((), np.bool)
-    ctx.launch(_sound, result, ok, lr, limit * limit, tuple(flats), *others)
+    ctx.launch(_sound, result, ok, lr, limit * limit, tuple(flats), *(a for a in others if a.size))
     return result
 
 
 def _sound(result: Array, ok: Any, lr: Any, square: float, flats: tuple[Array, ...], *others: Array) -> None:
-    result[()] = (
-        ok
-        and lr <= ops.LARGEST_RATE
-        and all(flat.dot(flat) <= square for flat in flats)
-        and all(math.isfinite(a) if a.ndim == 0 else np.isfinite(a).all() for a in others)
-    )
+    well = ok and float(lr) <= ops.LARGEST_RATE
+    for flat in flats:
+        well = well and flat.dot(flat) <= square
+    for a in others:
+        well = well and (math.isfinite(a) if a.ndim == 0 else np.isfinite(a).all())
+    result[()] = well
 
 
 def tally(ctx: Any, ok: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
     """Twin of `ops.tally`, in place, for a recording, where all these are arrays."""
     if ctx.tape is None:
         return ops.tally(ctx, ok, step, age, sums, parts)
+    pairs = [
+        (*pair, value if count == 1.0 else value * count, more) for pair, (value, count, more) in zip(sums, parts)
+    ]
+    ctx.launch(_tally, ok, step, age, pairs)
+    return step, age, sums
 
-    def add(kept: Any) -> Any:
-        step, age, sums = kept
-        for (total, weight), (value, count, more) in zip(sums, parts):
-            np.add(total, value if count == 1.0 else value * count, out=total)
-            np.add(weight, more, out=weight)
-        return np.add(step, 1, out=step), np.add(age, 1.0, out=age), sums
 
-    return ctx.tape.when(ok, add, (step, age, sums))
+def _tally(ok: Array, step: Array, age: Array, pairs: list[tuple[Array, Array, Any, Any]]) -> None:
+    """Add with Python's numbers: a ufunc that writes one number over its argument takes six times as long.
+
+    The sum of two numbers in double precision, rounded, is their sum in single precision.
+    """
+    if ok:
+        step[()], age[()] = int(step) + 1, float(age) + 1.0
+        for total, weight, value, more in pairs:
+            total[()], weight[()] = float(total) + float(value), float(weight) + float(more)
 
 
 # Optimizers: in place where no update can overflow, since the guard has seen gradient and weights. Otherwise
@@ -360,7 +391,8 @@ def adam(
     """Twin of `ops.adam`, block by block."""
     if not in_place(ctx, w, max(beta_1, beta_2), epsilon, decay):
         return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
-    constants = tuple(np.asarray(c, w.dtype) for c in (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2))
+    # the last two are the rate and epsilon, which each update works out
+    constants = tuple(np.array(c, w.dtype) for c in (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2, 0.0, 0.0))
     numbers = (constants, beta_1, beta_2, epsilon, corrected, decay, factor)
     ctx.launch(_adam, w, g, *slots, *_scratch(ctx, w, factor), lr, age, *numbers)
     return w, slots
@@ -375,7 +407,7 @@ def _adam(
     scaled: Any,
     lr: Array,
     age: Array,
-    constants: tuple[Array, Array, Array, Array],
+    constants: tuple[Array, ...],
     beta_1: float,
     beta_2: float,
     epsilon: float,
@@ -383,10 +415,9 @@ def _adam(
     decay: float,
     factor: Any,
 ) -> None:
-    rate, epsilon = rate_and_epsilon(lr, age, beta_1, beta_2, epsilon, corrected)
-    keep_1, add_1, keep_2, add_2 = constants
-    rate, epsilon = w.dtype.type(rate), w.dtype.type(epsilon)
-    flush = age % FLUSH == 0
+    keep_1, add_1, keep_2, add_2, rate, small = constants
+    rate[()], small[()] = rate_and_epsilon(lr, age, beta_1, beta_2, epsilon, corrected)
+    flush = float(age) % FLUSH == 0
     for wb, gb, m, v in _blocks(w, g, means, squares):
         t = scratch[: wb.size]
         if flush:
@@ -404,7 +435,7 @@ def _adam(
         np.multiply(t, add_2, t)
         np.add(v, t, v)
         np.sqrt(v, t)
-        np.add(t, epsilon, t)
+        np.add(t, small, t)
         np.divide(m, t, t)
         np.multiply(t, rate, t)
         np.subtract(wb, t, wb)

@@ -189,25 +189,26 @@ class Traced(np.ndarray):
         if func in _REDUCTIONS:
             axis = args[1:] or (kwargs.pop("axis", None),)
             return _REDUCTIONS[func](args[0], *axis, **kwargs)
+        given = kwargs.get("out")
         args, kwargs = _plain(args), _plain(kwargs)
         result = func(*args, **kwargs)
-        if result is None or kwargs.get("out") is not None:
+        if result is None or given is not None:
             self.tape.note(func, *args, **kwargs)
-        elif not isinstance(result, (np.ndarray, np.generic)):
+            return given if given is None or type(given) is Traced else self.tape.trace(given)
+        if not isinstance(result, (np.ndarray, np.generic)):
             raise CannotRecord(f"numpy.{func.__name__}, which gives {type(result).__name__}")
-        elif isinstance(result, np.ndarray) and result.base is not None and _of(result, args):
+        if isinstance(result, np.ndarray) and result.base is not None and _of(result, args):
             return self.tape.trace(result)
+        result = np.asarray(result)
+        if func in _INTO:
+            self.tape.note(func, *args, **kwargs, out=result)
+        elif func in _FILLED or func is np.full_like:
+            self.tape.note(result.fill, _FILLED.get(func, args[-1]))
+        elif func is np.astype:
+            self.tape.note(np.copyto, result, args[0], casting="unsafe")
         else:
-            result = np.asarray(result)
-            if func in _INTO:
-                self.tape.note(func, *args, **kwargs, out=result)
-            elif func in _FILLED or func is np.full_like:
-                self.tape.note(result.fill, _FILLED.get(func, args[-1]))
-            elif func is np.astype:
-                self.tape.note(np.copyto, result, args[0], casting="unsafe")
-            else:
-                self.tape.note(_fill, result, func, args, kwargs)
-        return None if result is None else self.tape.trace(result)
+            self.tape.note(_fill, result, func, args, kwargs)
+        return self.tape.trace(result)
 
     def __getitem__(self, index: Any) -> Any:
         """Return a view, or the result of a noted look-up."""
