@@ -26,6 +26,7 @@ HEADER = Path(__file__).with_name("cuda_stand_in.h")
 TYPES = {
     "bool": (np.bool_, ctypes.c_bool),
     "unsigned char": (np.uint8, ctypes.c_ubyte),
+    "unsigned short": (np.uint16, ctypes.c_ushort),  # and float16
     "int": (np.int32, ctypes.c_int),
     "long long": (np.int64, ctypes.c_longlong),
     "i64": (np.int64, ctypes.c_longlong),
@@ -33,7 +34,6 @@ TYPES = {
     "float": (np.float32, ctypes.c_float),
     "double": (np.float64, ctypes.c_double),
 }
-NARROW = {"__half": np.float16, "__nv_bfloat16": np.uint16}  # the latter as CuPy keeps it, which has no such dtype
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 QUALIFIERS = {"const", "__restrict__"}
 
@@ -48,11 +48,8 @@ class Parameter:
         *kind, self.name = [word for word in text.replace("*", " * ").split() if word not in QUALIFIERS]
         self.pointer = kind[-1] == "*"
         kind = " ".join(kind[:-1] if self.pointer else kind)
-        if kind in NARROW:
-            self.dtype, value = np.dtype(NARROW[kind]), None  # there is none by value
-        else:
-            scalar, value = TYPES[kind]
-            self.dtype = np.dtype(scalar)
+        scalar, value = TYPES[kind]
+        self.dtype = np.dtype(scalar)
         self.ctype = ctypes.c_void_p if self.pointer else value
 
     def take(self, x):
@@ -65,7 +62,7 @@ class Parameter:
             return None
         if not isinstance(x, Array):
             raise TypeError(f"{self.name} takes an array; got {x!r}, {type(x).__name__}")
-        if x.dtype != self.dtype:
+        if x.dtype != self.dtype and (x.dtype, self.dtype) != (np.float16, np.uint16):
             raise TypeError(f"{self.name} takes an array of {self.dtype}; got {x.dtype}")
         if not x.memory.flags.c_contiguous:
             raise TypeError(f"{self.name} takes a contiguous array; got strides {x.memory.strides}")
@@ -78,7 +75,7 @@ class RawModule:
     def __init__(self, *, code, options=()):
         key = (code, tuple(options))
         if key not in _libraries:
-            _libraries[key] = _compile(code, [o for o in options if not o.startswith("-DXP_HEADER=")])
+            _libraries[key] = _compile(code, list(options))
         self._library, self._kernels = _libraries[key]
 
     def get_function(self, name):
@@ -184,5 +181,5 @@ def _multiply(a, b, out):
     np.matmul(a, b, out=out)
 
 
-# What kernels/cupy.py takes from CuPy.
+# What the kernels take from CuPy.
 cupy = SimpleNamespace(RawModule=RawModule, matmul=matmul)

@@ -46,39 +46,6 @@ inline long long __double_as_longlong(double x) {
     return bits;
 }
 
-// The upper half of a float, rounded to the nearest (to even at a tie).
-struct __nv_bfloat16 {
-    unsigned short bits;
-    explicit __nv_bfloat16(float x) {
-        const unsigned u = __float_as_uint(x);
-        bits = x != x ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
-    }
-    operator float() const {
-        const unsigned u = (unsigned)bits << 16;
-        float x;
-        memcpy(&x, &u, sizeof x);
-        return x;
-    }
-};
-
-// float16, rounded to the nearest (to even at a tie).
-struct __half {
-    unsigned short bits;
-    explicit __half(float x) {
-        unsigned u = __float_as_uint(x);
-        const unsigned sign = u >> 16 & 0x8000;
-        u &= 0x7fffffff;
-        if (x != x)
-            bits = 0x7fff;
-        else if (u >= 0x477ff000)  // 65520, half way between the largest number and the next
-            bits = sign | 0x7c00;
-        else if (u < 0x38800000)  // 2^-14: below, numbers are multiples of 2^-24
-            bits = sign | (unsigned)nearbyintf(fabsf(x) * 16777216.0f);
-        else
-            bits = sign | ((u + 0xfff + (u >> 13 & 1) - 0x38000000) >> 13);
-    }
-};
-
 extern "C" {
 bool cuda_stand_in_reversed = false;
 static bool misaligned;

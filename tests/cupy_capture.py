@@ -23,12 +23,11 @@ from types import SimpleNamespace
 import cuda_on_host
 import cupy_like
 import numpy as np
-from cupy_like import Array, Device, Eager, Namespace, _strip
+from cupy_like import DEVICE, Array, Device, Eager, Namespace, _strip
 
 from xpnet import kernels
 from xpnet.backend import _make
-from xpnet.kernels import blas, graph
-from xpnet.kernels import cupy as twins
+from xpnet.kernels import blas, check, cuda, graph
 
 UNIT = 512  # bytes: memory comes in multiples of it (cupy/cuda/memory.pyx, ALLOCATION_UNIT_SIZE)
 LARGE = 1 << 20  # bytes: memory of this size is not filled (cuBLAS' workspaces)
@@ -49,12 +48,12 @@ class CUDARuntimeError(RuntimeError):
 class Block:
     """A piece of the device's memory: in use, in a pool's list of free ones, or given back to the driver."""
 
-    def __init__(self, size, pool=None):
+    def __init__(self, size):
         whole = np.empty(size + UNIT, np.uint8)
         start = -whole.ctypes.data % UNIT
         self.raw = whole[start : start + size]
-        self.address, self.used = self.raw.ctypes.data, False
-        self.pool = weakref.ref(pool) if pool is not None else lambda: None
+        self.address, self.used, self.device = self.raw.ctypes.data, False, Device().id
+        self.pool = lambda: None
         self.spoil()
 
     def spoil(self):
@@ -70,40 +69,60 @@ class Memory:
     """What arrays hold, as `cupy.cuda.BaseMemory`: when the last one is gone, the block is free."""
 
     def __init__(self, block, free):
-        self.block, self._free, self.ptr = block, free, block.address
+        self.block, self.free, self.ptr = block, free, block.address
         block.used = True
         self.__array_interface__ = {
             "shape": block.raw.shape, "typestr": "|u1", "data": (block.address, False), "version": 3,
         }  # fmt: skip
 
     def __del__(self):
-        self._free(self.block)
+        self.free(self.block)
         self.block.used = False
 
 
 class Pool:
     """As `cupy.cuda.MemoryPool`: what was allocated on a stream is handed out again on that one only."""
 
-    def __init__(self, engine):
+    def __init__(self, engine, allocator=None):
         self._engine, self._free, self._total = engine, defaultdict(list), 0
+        self._allocate = allocator or engine.driver_memory
 
     def malloc(self, size):
         size, stream = -(-size // UNIT) * UNIT, self._engine.current
-        free = self._free[stream.ptr, size]
+        free = self._free[Device().id, stream.ptr, size]
         if free:
             block = free.pop()
             if not stream.is_capturing():
                 stream.note(block.spoil, ())
         else:
-            block = self._engine.allocate(size, self)
+            block = self._new(size)
             self._total += size
         return SimpleNamespace(mem=Memory(block, free.append), ptr=block.address)
+
+    def _new(self, size):
+        try:
+            memory = self._allocate(size).mem
+        except CUDARuntimeError:  # cupy/cuda/memory.pyx, _try_malloc
+            self.free_all_blocks()
+            try:
+                memory = self._allocate(size).mem
+            except CUDARuntimeError as error:
+                raise MemoryError(f"Out of memory allocating {size:,} bytes") from error
+        memory.block.pool, memory.free = weakref.ref(self), lambda block: None
+        return memory.block
+
+    def free_all_blocks(self):
+        self._total -= self.free_bytes()
+        for blocks in self._free.values():
+            for block in blocks:
+                block.pool = lambda: None
+            blocks.clear()
 
     def total_bytes(self):
         return self._total
 
     def free_bytes(self):
-        return sum(size * len(blocks) for (_, size), blocks in self._free.items())
+        return sum(size * len(blocks) for (*_, size), blocks in self._free.items())
 
     def __del__(self):
         self._engine.settle()  # cudaFree waits for the device
@@ -139,23 +158,28 @@ class Stream:
     def __init__(self, engine, null=False, non_blocking=False):
         if not (null or non_blocking):
             raise NotImplementedError("the stand-in has no streams that wait for the null stream")
-        self._engine = engine
+        self._engine, self.device_id = engine, Device().id
         self.ptr = len(engine.streams)  # 0 is the null stream
         engine.streams.append(self)
         self._queue, self._asked, self._done = deque(), 0, 0
         self._captured, self._invalid = None, False
 
     def __enter__(self):
-        self._engine.stack.append(self)
+        # cupy/cuda/stream.pyx, check_stream_device_match
+        if self.device_id != Device().id:
+            raise RuntimeError("The device that the stream is created on does not match with the current device")
+        self._engine.stacks[self.device_id].append(self)
         return self
 
     def __exit__(self, *args):
-        self._engine.stack.pop()
+        self._engine.stacks[self.device_id].pop()
 
     def note(self, work, blocks):
         """Ask for work on memory: it is done when somebody waits for it, or at every launch of a graph."""
         if self._invalid:
             raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
+        # CuPy takes it where one device can reach the other's memory, but in no order with the other's streams
+        assert {b.device for b in blocks} <= {self.device_id}, "the memory of one device, a stream of another"
         if self._captured is not None:
             self._captured.append((work, blocks))
         else:
@@ -262,17 +286,32 @@ class Engine(Eager):
 
     def __init__(self):
         self.streams, self._blocks = [], []
-        self.stack = [Stream(self, null=True)]
-        self.pool, self.free = Pool(self), 1 << 30  # bytes
+        self.stacks = {0: [Stream(self, null=True)]}  # by device: the current stream is the last
+        self.pool, self.free, self.devices = Pool(self), 1 << 30, 1  # free: bytes
+        self.full = False  # whether the driver has no memory left
         self.alloc = self.pool.malloc
 
     @property
     def current(self):
-        return self.stack[-1]
+        device = Device().id
+        if device not in self.stacks:
+            self.stacks[device] = [Stream(self, null=True)]
+        return self.stacks[device][-1]
 
-    def allocate(self, size, pool=None):
+    def device_of(self, a):
+        """Return the device whose memory an array is in."""
+        memory = _memory_of(a.memory)
+        return DEVICE if memory is None else Device(memory.block.device)
+
+    def driver_memory(self, size):
+        """As `cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)`."""
+        return SimpleNamespace(mem=Memory(self.allocate(size), lambda block: self.settle()))
+
+    def allocate(self, size):
         """Return memory of the driver's."""
-        block = Block(size, pool)
+        if self.full:
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+        block = Block(size)
         bisect.insort(self._blocks, block, key=operator.attrgetter("address"))
         return block
 
@@ -492,27 +531,36 @@ def _tf32(x):
 
 # All of it ----------------------------------------------------------------------------------------------
 
-CACHES = (twins._module, twins._kernel, _make, kernels._table, blas.available, blas._handle)
+CACHES = (check._right, cuda.module, cuda.kernel_of, _make, kernels._table, blas.available, blas._handle)
 
 
 @contextmanager
-def pretended_cupy(monkeypatch, bindings=True):
-    """Let the backend "cupy" itself run on the pretended device; `bindings`: whether there are those of cuBLAS."""
+def pretended_cupy(monkeypatch, bindings=True, checked=False):
+    """Let the backend "cupy" itself run on the pretended device.
+
+    Args:
+        bindings: whether there are those of cuBLAS. checked: whether kernels are checked before they are used.
+    """
+    if not checked:
+        monkeypatch.delitem(kernels.CHECKS, "cupy", raising=False)
     engine = Engine()
     cublas = engine.cublas = Cublas(engine)
     cuda = SimpleNamespace(
         Device=Device,
         Event=Event,
         Graph=Graph,
-        Memory=lambda size: Memory(engine.allocate(size), lambda block: engine.settle()),
-        MemoryPool=lambda: Pool(engine),
+        Memory=lambda size: engine.driver_memory(size).mem,
+        MemoryPointer=lambda memory, offset: SimpleNamespace(mem=memory, ptr=memory.ptr + offset),
+        MemoryPool=lambda allocator=None: Pool(engine, allocator),
         Stream=lambda **kwargs: Stream(engine, **kwargs),
         alloc=lambda size: engine.alloc(size),
         get_current_stream=lambda: engine.current,
-        get_device_id=lambda: 0,
+        get_device_id=lambda: Device().id,
         get_elapsed_time=get_elapsed_time,
         runtime=SimpleNamespace(
-            getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError, memGetInfo=lambda: (engine.free, 1 << 30)
+            getDeviceCount=lambda: engine.devices,
+            CUDARuntimeError=CUDARuntimeError,
+            memGetInfo=lambda: (engine.free, 1 << 30),
         ),
         using_allocator=engine.using_allocator,
     )

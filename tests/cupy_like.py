@@ -82,21 +82,27 @@ class Eager:
     def settle(self):
         """Wait for all there is to do, for a test that wants to see memory."""
 
+    def device_of(self, a):
+        """Return the device whose memory an array is in."""
+        return DEVICE
+
 
 engine = Eager()
+_entered = [0]  # the numbers of devices; the last one is the current
 
 
 class Device:
     """The pretended device, as `cupy.cuda.Device`."""
 
     def __init__(self, device=None):
-        self.id = int(device or 0)
+        self.id = _entered[-1] if device is None else getattr(device, "id", device)
 
     def __enter__(self):
+        _entered.append(self.id)
         return self
 
     def __exit__(self, *args):
-        pass
+        _entered.pop()
 
     def __eq__(self, other):
         return isinstance(other, Device) and other.id == self.id
@@ -148,7 +154,8 @@ class Array:
     def get(self):
         """Copy to the host."""
         _no_sync("get()")
-        engine.wait("get()")
+        with self.device:
+            engine.wait("get()")
         return self.memory.copy()
 
     def __array__(self, *args, **kwargs):
@@ -163,7 +170,7 @@ class Array:
     size = property(lambda self: self.memory.size)
     T = property(lambda self: Array(self.memory.T))
     mT = property(lambda self: Array(self.memory.mT))
-    device = DEVICE
+    device = property(lambda self: engine.device_of(self))
 
     def __len__(self):
         return len(self.memory)
@@ -211,7 +218,8 @@ class Array:
 def _look(name, read):
     def look(self, *args):
         _no_sync(name)
-        engine.wait(name)
+        with self.device:
+            engine.wait(name)
         return read(self.memory, *args)
 
     setattr(Array, name, look)
@@ -268,7 +276,10 @@ class Namespace:
             return found
 
         def function(*args, device=None, **kwargs):
-            assert device in (None, DEVICE), device
+            with Device(device):
+                return compute(*args, **kwargs)
+
+        def compute(*args, **kwargs):
             if name in SYNCHRONISING:
                 _no_sync(name)
                 engine.wait(name)
@@ -279,11 +290,11 @@ class Namespace:
         return function
 
     def asarray(self, x, dtype=None, device=None, copy=None):
-        assert device in (None, DEVICE), device
-        if isinstance(x, Array):
-            return engine.compute(np.array, (x,), {"dtype": dtype, "copy": copy})
-        _no_sync("a transfer of host memory")
-        return engine.upload(np.array(x, dtype=dtype, copy=copy))
+        with Device(device):
+            if isinstance(x, Array):
+                return engine.compute(np.array, (x,), {"dtype": dtype, "copy": copy})
+            _no_sync("a transfer of host memory")
+            return engine.upload(np.array(x, dtype=dtype, copy=copy))
 
     def astype(self, x, dtype, copy=True, device=None):
         return engine.compute(np.ndarray.astype, (x, dtype), {"copy": copy})

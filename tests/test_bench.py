@@ -12,7 +12,7 @@ import pytest
 
 from xpnet import cli, datasets, kernels
 from xpnet.backend import np
-from xpnet.bench import JOBS, NETWORKS, Case, Result, jobs, measure, memory, ours, report, run
+from xpnet.bench import JOBS, NETWORKS, Case, Result, jobs, measure, memory, of_jax, ours, report, run
 from xpnet.bench.cases import TO_98
 from xpnet.bench.jobs import Runner, passes
 from xpnet.bench.machine import describe, in_words
@@ -138,6 +138,18 @@ def test_there_are_no_more_trainings_and_epochs_than_it_takes(mnist, monkeypatch
     monkeypatch.setitem(CONTESTANTS["to98"], "peer", Contestant(jobs.until(make), "none"))
     assert measure(TO_BE_LEARNED, ["peer"], rounds=7, seconds=10.0).failures == {}
     assert epochs == [0, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_jax_compiles_once_for_all_trainings(scan):
+    pytest.importorskip("jax")
+    case = TINY["mnist"]._replace(rate=2e-2)
+    data, traced, count = case.data(), [], of_jax.loss_of
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(of_jax, "loss_of", lambda *args: traced.append(args) or count(*args))
+        for _ in range(3):
+            of_jax.epoch(scan)(case, data).run(2)
+    assert len(traced) == 2  # a batch of 16 rows, and one of 8
 
 
 def test_without_mnist_nobody_trains_until_a_goal(monkeypatch):
@@ -509,7 +521,35 @@ def test_a_process_that_ends_does_not_end_the_run(tmp_path, capsys, monkeypatch)
     ]
 
 
+def test_a_run_that_is_cut_off_leaves_what_it_has(tmp_path, monkeypatch):
+    """Also where that is while it writes."""
+    path = tmp_path / "bench.json"
+    good = {"results": [STEPS[1]._asdict()], "failures": {}, "left_out": {"peer": "no module"}}
+    answers, dump = iter([good, good]), json.dump
+    monkeypatch.setattr(run, "_process", lambda task: next(answers))
+
+    def cut_off(about, file, **how):
+        if len(about["results"]) > 1:
+            file.write("{")
+            raise KeyboardInterrupt
+        dump(about, file, **how)
+
+    monkeypatch.setattr(run.json, "dump", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["bench", "--networks", "1", "2", "3", "--threads", "1", "--json", str(path)])
+    written = json.loads(path.read_text())
+    assert [r["contestant"] for r in written["results"]] == [BASE]
+    assert written["left_out"] == [
+        {"network": NETWORKS[0].name, "threads": 1, "contestant": "peer", "reason": "no module"}
+    ]
+
+
 def test_a_process_says_how_it_ended(capfd):
     task = {"threads": 1, "case": STEP._asdict()}
     assert run._process(task) == "the process ended with status 1"
     assert "KeyError" in capfd.readouterr().err
+
+
+def test_a_process_that_takes_too_long_is_ended():
+    task = {"threads": 1, "case": STEP._asdict(), "limit": 0.01}
+    assert run._process(task) == "the process was ended after 0.01 s (--limit)"

@@ -17,8 +17,9 @@ from xpnet import cli, datasets
 from xpnet.backend import get_backend
 from xpnet.bench import JOBS, NETWORKS, Case, Result, cases, gpu, jobs, measure, ours, report, run
 from xpnet.bench.cases import LARGE, PRECISIONS, TO_98
+from xpnet.bench.jobs import Runner
 from xpnet.bench.machine import describe, in_words
-from xpnet.bench.peers import GPU, ON_GPU, PEAK, PRODUCTS, choose
+from xpnet.bench.peers import GPU, ON_GPU, PEAK, PRODUCTS, Contestant, choose
 from xpnet.errors import InvalidValueError
 
 if get_backend().name != "numpy":
@@ -135,6 +136,45 @@ def test_large_batches_come_alone(device, monkeypatch):
     assert found.left_out == {SEVERAL: "batches of 16 x 6 numbers are not stacked 50 at a time"}
 
 
+def test_a_graph_of_several_steps_is_there_before_the_time_of_one_is_taken(monkeypatch):
+    """It is captured at its second unit."""
+    counts = []
+    row = Contestant(lambda case, data: Runner(counts.append, unit=50), "peer")
+    monkeypatch.setitem(ON_GPU["step"], "graph", row)
+    assert measure(STEP, ["graph"], rounds=2, seconds=0.0).failures == {}
+    assert counts == [150, 50, 50, 50]
+
+
+CUDA_R_32F, CUDA_R_64F, CUDA_R_16BF = 0, 1, 14  # library_types.h
+
+
+@pytest.mark.parametrize("name", [GPU, SEVERAL, PRODUCTS, PEAK])
+@pytest.mark.parametrize(
+    ("precision", "kind", "way"),
+    [
+        ("float32", CUDA_R_32F, "COMPUTE_32F"),
+        ("tf32", CUDA_R_32F, "COMPUTE_32F_FAST_TF32"),
+        ("bfloat16", CUDA_R_16BF, "COMPUTE_32F"),
+        ("float64", CUDA_R_64F, "COMPUTE_64F"),
+    ],
+)
+def test_rows_multiply_in_the_precision_of_the_case(device, monkeypatch, name, precision, kind, way):
+    """Each product that they ask cuBLAS for, in the environment that the command gives them."""
+    case = STEP._replace(dtype="float64") if precision == "float64" else STEP.in_precision(precision)
+    monkeypatch.setenv("XPNET_MATMUL_PRECISION", run._environment(1, case)["XPNET_MATMUL_PRECISION"])
+    asked, gemm_ex = [], device.cublas.gemm_ex
+
+    def noted(*args):
+        asked.append((args[8], args[11], args[17].name))
+        gemm_ex(*args)
+
+    device.cublas.gemm_ex = noted
+    ON_GPU["step"][name].make(case, case.data()).run(150)
+    assert set(asked) == {(kind, kind, way)}
+    each = 1 if name == PEAK else 8  # see `products_only`
+    assert len(asked) % each == 0
+
+
 # Products -----------------------------------------------------------------------------------------------
 
 
@@ -144,7 +184,7 @@ def products_of(monkeypatch, make, case):
 
     def captured(step, room):
         rooms.append(step(room, ()))
-        return jobs.Runner(lambda n: None)
+        return Runner(lambda n: None)
 
     monkeypatch.setattr(gpu, "captured", captured)
     make(case, case.data())
@@ -297,15 +337,17 @@ def options(*arguments):
     return parser.parse_args(["--backend", "cupy", *arguments])
 
 
-def on_gpu(steps, chosen=()):
-    steps = [case.in_precision(name) for case in steps for name in PRECISIONS]
+def on_gpu(steps, chosen=(), only=PRECISIONS):
+    steps = [case.in_precision(name) for case in steps for name in only]
     return [case._replace(device="cuda") for case in (*steps, *chosen)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ("", on_gpu([*NETWORKS, *LARGE], [JOBS["mnist"], TO_98])),
+        ("", on_gpu(NETWORKS, only=["float32"]) + on_gpu(LARGE, [JOBS["mnist"], TO_98], ["tf32", "bfloat16"])),
+        ("--precision tf32", on_gpu([*NETWORKS, *LARGE], [JOBS["mnist"], TO_98], ["tf32"])),
+        ("--networks 5 --optimizer sgd", on_gpu([LARGE[0]._replace(optimizer="sgd")])),
         ("--networks 7 1", on_gpu([LARGE[2], NETWORKS[0]])),
         ("--jobs predict", on_gpu([], [JOBS["predict"]])),
         ("--networks 1 --precision tf32", [NETWORKS[0]._replace(device="cuda", tf32=True)]),
@@ -336,6 +378,12 @@ def test_options_that_do_not_go_together(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_the_usual_turns_are_shorter_on_a_gpu():
+    assert run._how(options()) == {"rounds": 5, "seconds": 0.1, "limit": 240.0}
+    asked = run._how(options("--rounds", "2", "--seconds", "0", "--limit", "9"))
+    assert asked == {"rounds": 2, "seconds": 0.0, "limit": 9.0}
+
+
 def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(run, "_process", lambda task: pytest.fail("nothing may be measured"))
@@ -362,6 +410,7 @@ def test_the_command(device, monkeypatch, tmp_path, capsys):
 
     def process(task):
         found = measure(run._case(task), task["contestants"], task["rounds"], task["seconds"], task["threads"])
+        assert task["limit"] == 240.0
         return json.loads(json.dumps({**found._asdict(), "results": [r._asdict() for r in found.results]}))
 
     monkeypatch.setattr(run, "_process", process)
@@ -378,6 +427,9 @@ def test_the_command(device, monkeypatch, tmp_path, capsys):
     assert out.count("finds no CUDA device") >= 3 * 5
     written = json.loads(path.read_text())
     assert written["failures"] == []
+    out_of = {(row["network"], row["precision"], row["contestant"]) for row in written["left_out"]}
+    assert ("6-8-5-3, 16", "tf32", "torch fused") in out_of
+    assert all("finds no CUDA device" in row["reason"] for row in written["left_out"])
     assert [r["precision"] for r in written["results"]] == [p for p in PRECISIONS for _ in range(4)] + ["float32"]
     assert {r["threads"] for r in written["results"]} == {run.os.cpu_count()}
     assert written["machine"]["gpu"]["name"] == "a GPU"

@@ -1,7 +1,7 @@
 """The CUDA kernels, run on the host (see cuda_on_host.py): against the bodies of `ops.py`, and through the twins.
 
 NVRTC, which compiles them where there is a GPU, has to accept them too; it needs no GPU (pip install
-nvidia-cuda-nvrtc nvidia-cuda-runtime).
+nvidia-cuda-nvrtc).
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cuda_on_host
 import cupy_like
@@ -22,8 +23,8 @@ from cupy_like import Array, CupyLike, inside_a_step
 from xpnet import activations, initializers, kernels, ops
 from xpnet.backend import BACKENDS, _make, get_backend
 from xpnet.context import Arena, Context
-from xpnet.kernels import blas
-from xpnet.kernels import cupy as twins
+from xpnet.kernels import blas, cuda, cupy, cupy_flat
+from xpnet.kernels import device as makers
 from xpnet.params import Layout, ParamSpec
 from xpnet.random import DRAW, Stream, keep_mask
 
@@ -32,7 +33,8 @@ if get_backend().name != "numpy":
 
 from test_ops import CASES, compare, hosts
 
-SOURCE = Path(twins.__file__).with_name("cuda_kernels.cu")
+SOURCE = Path(cuda.__file__).with_name("cuda_kernels.cu")
+twins = SimpleNamespace(**{**vars(cupy_flat), **vars(cupy)})
 NAMES = set(re.findall(r"__global__ void (\w+)\(", SOURCE.read_text()))
 NULL = np.uintp(0)
 TOLERANCES = {"float32": {"rtol": 1e-5, "atol": 1e-6}, "float64": {"rtol": 1e-12, "atol": 1e-13}}
@@ -49,7 +51,7 @@ class Device:
         self.dtype = np.dtype(dtype)
         self.real = self.dtype.type
         self.tolerance = TOLERANCES.get(dtype)
-        self._module = twins._module(dtype)
+        self._module = cuda.module(dtype)
         self._guarded = []
 
     def room(self, shape, dtype=None):
@@ -85,7 +87,7 @@ def compiler(monkeypatch):
     monkeypatch.setattr(cupy_like, "KNOW_CUPY", (*cupy_like.KNOW_CUPY, "test_ops"))  # its cases write to views
     monkeypatch.setitem(sys.modules, "cupy", cuda_on_host.cupy)
     monkeypatch.setitem(sys.modules, "nvmath", None)  # products by cupy.matmul
-    caches = (twins._module, twins._kernel, _make, kernels._table, blas.available)
+    caches = (cuda.module, cuda.kernel_of, _make, kernels._table, blas.available)
     for cache in caches:
         cache.cache_clear()
     RawKernel.launched.clear()
@@ -139,7 +141,7 @@ def test_bias_act(device, kind, shape):
 
 
 def test_kinds_are_those_of_the_twin():
-    assert {name: i for i, name in enumerate(KINDS)} == twins._KINDS
+    assert {name: i for i, name in enumerate(KINDS)} == cupy._KINDS
     assert re.search(r"enum \{ (.*) \}", SOURCE.read_text())[1].lower().split(", ") == KINDS
 
 
@@ -515,7 +517,7 @@ def philox_key(seed):
 
 
 def test_keep_masks_are_bit_equal(compiler):
-    rng, launch = np.random.default_rng(13), twins._kernel("keep_mask", "float32")
+    rng, launch = np.random.default_rng(13), cuda.kernel_of("keep_mask", "float32")
     rates = [0.0, 0.5, 0.2, 1 - 2**-24, 2**-24, 1e-9, *rng.random(50)]
     for i in range(10_000):
         seed, slot, step = int(rng.integers(0, 2**32)), int(rng.integers(0, 2**40)), int(rng.integers(0, 2**31))
@@ -528,7 +530,7 @@ def test_keep_masks_are_bit_equal(compiler):
             args = (np.int64(keep.size), *philox_key(seed), np.uint64(slot), Array(np.int32(step)), threshold)
             launch((1,), (1 + i % 5,), (keep, *args))
         else:
-            twins.keep_mask(keep, philox_key(seed), slot, Array(np.int32(step)), rate)
+            makers.keep_mask(keep, philox_key(seed), slot, Array(np.int32(step)), rate)
         wanted = keep_mask(Stream(seed), slot, step, shape, rate)
         assert keep.values.tobytes() == wanted.tobytes(), (seed, slot, step, shape, rate)
 
@@ -536,7 +538,7 @@ def test_keep_masks_are_bit_equal(compiler):
 def test_a_number_at_the_threshold_is_kept(compiler):
     drawn = Stream(5).at(DRAW, 1, 3).random(16, dtype=np.float32)
     for i, rate in enumerate(drawn):  # a multiple of 2^-24
-        keep = twins.keep_mask(Array(np.empty(16, bool)), philox_key(5), 1, Array(np.int32(3)), float(rate))
+        keep = makers.keep_mask(Array(np.empty(16, bool)), philox_key(5), 1, Array(np.int32(3)), float(rate))
         assert keep.values[i]
         np.testing.assert_array_equal(keep.values, keep_mask(Stream(5), 1, 3, (16,), float(rate)))
 
@@ -548,7 +550,7 @@ def test_keep_masks_in_any_memory(compiler, shape, offset):
     memory = np.full(size + 64, True)
     memory.view(np.uint8)[:] = 255
     keep = Array(memory[offset : offset + size].reshape(shape))
-    found = twins.keep_mask(keep, philox_key(3), 2, Array(np.int32(11)), 0.4)
+    found = makers.keep_mask(keep, philox_key(3), 2, Array(np.int32(11)), 0.4)
     assert found is keep
     np.testing.assert_array_equal(keep.values, keep_mask(Stream(3), 2, 11, shape, 0.4))
     around = memory.view(np.uint8)
@@ -570,7 +572,7 @@ def test_gather(compiler, source, dtype, shape):
     order = rng.permutation(50).astype(np.int32)
     for first, rows in ((0, 1), (3, 7), (40, 10), (0, 50), (5, 0)):
         out = Array(np.full((rows, *shape), 77, dtype))
-        found = twins.gather(Array(data), Array(order[first : first + rows]), out)
+        found = makers.gather(Array(data), Array(order[first : first + rows]), out)
         assert found is out
         np.testing.assert_array_equal(out.values, data[order[first : first + rows]].astype(dtype))
 
@@ -580,7 +582,7 @@ def test_gather_goes_over_its_grid_several_times(compiler):
     for grid, block in (((1,), (5,)), ((2,), (32,)), ((3,), (7,)), ((1,), (1000,))):
         out = Array(np.zeros((90, 7), np.float32))
         args = (Array(data), Array(order), out, np.int32(90), np.int64(7))
-        twins._kernel("gather", "float32", "float64")(grid, block, args)
+        cuda.kernel_of("gather", "float32", "float64")(grid, block, args)
         np.testing.assert_array_equal(out.values, data[order])
 
 
@@ -602,9 +604,10 @@ def test_factors_are_rounded_to_the_nearest(compiler, narrow):
     ties = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 2.0**-25, 3 * 2.0**-25, 65519.0, 65520.0]
     small = 2.0 ** rng.uniform(-26, -13, 2000)
     values = np.concatenate([rng.standard_normal(500), small, ties, [0.0, -0.0, np.inf, -np.inf, 1e30, -70000.0]])
-    values = np.concatenate([values, -values]).astype(np.float32)
-    out = Array(np.zeros(values.size, twins._KEPT_IN[narrow]))
-    kernel = twins._kernel("narrow", "float32", None, narrow)
+    everywhere = np.arange(0, 1 << 32, 20011, dtype=np.uint32).view(np.float32)
+    values = np.concatenate([values, -values, everywhere[~np.isnan(everywhere)]]).astype(np.float32)
+    out = Array(np.zeros(values.size, cuda.KEPT_IN[narrow]))
+    kernel = cuda.kernel_of("narrow", "float32", None, narrow)
     for grid, block in GRIDS:
         out.memory[...] = 1
         kernel(grid, block, (Array(values), out, np.int64(values.size)))
@@ -616,11 +619,11 @@ def test_a_derivative_is_rounded_and_its_sums_are_not(compiler, narrow):
     device, rng = Device("float32"), np.random.default_rng(16)
     z, dy = (rng.standard_normal((9, 40)).astype(np.float32) for _ in range(2))
     sizes = np.int32(9), np.int32(40)
-    kernel = twins._kernel("act_backward", "float32", None, narrow)
+    kernel = cuda.kernel_of("act_backward", "float32", None, narrow)
     for kind, name in enumerate(KINDS):
         f = activations.get(name)
         y = f.forward(np, z)
-        dz, sums = device.room(z.shape, twins._KEPT_IN[narrow]), device.room((1, 40))
+        dz, sums = device.room(z.shape, cuda.KEPT_IN[narrow]), device.room((1, 40))
         kernel((2, 1), WARPS, (device.put(dy), device.put(y), dz, sums, *sizes, np.int32(kind)))
         wanted = f.backward(np, dy, y, y)
         np.testing.assert_allclose(sums.values, wanted.sum(0)[None], rtol=1e-5, atol=1e-5)
@@ -1113,12 +1116,7 @@ def nvrtc_options(monkeypatch, dtype, source=None, narrow=None):
     given = []
     stand_in = type("cupy", (), {"RawModule": lambda code, options: given.extend(options)})
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
-    twins._module.__wrapped__(dtype, source, narrow)
-    if any("XP_HEADER" in option for option in given):
-        header = nvidia_file("cuda_fp16.h")
-        if header is None:
-            pytest.skip("nvidia-cuda-runtime, which has the header of half precision, is not installed")
-        given.append(f"-I{header.parent}")
+    cuda.module.__wrapped__(dtype, source, narrow)
     return given
 
 

@@ -39,9 +39,9 @@ def device(monkeypatch):
         yield engine
 
 
-def make(loss="sparse_categorical_crossentropy", backend="cupy", dtype="float32", **kwargs):
+def make(loss="sparse_categorical_crossentropy", backend="cupy", dtype="float32", device=None, **kwargs):
     layers = [Flatten(), Dense(5, activation="tanh"), Dropout(0.4), Dense(3, activation="softmax")]
-    model = xn.Sequential(layers, seed=1, backend=backend, dtype=dtype)
+    model = xn.Sequential(layers, seed=1, backend=backend, dtype=dtype, device=device)
     model.compile("adam", loss, ["accuracy"], **kwargs)
     return model
 
@@ -212,6 +212,42 @@ def test_a_batch_is_brought_while_the_step_before_is_still_at_work(device):
     model.fit(X, CLASSES, batch_size=8, epochs=5, verbose=0, callbacks=Look())
     assert overlapped[0] is False  # a step that runs as it is reads the batch itself
     assert sum(overlapped) > 5
+
+
+def test_memory_that_is_in_pieces(device, monkeypatch):
+    """There seems to be room for the data set, and then there is none."""
+
+    def alloc(size):
+        if size == X.size * 4:
+            raise MemoryError
+        return device.pool.malloc(size)
+
+    monkeypatch.setattr(device, "alloc", alloc)
+    model = make()
+    assert type(fed_by(model, X, CLASSES)) is Feed
+    model.fit(X, CLASSES, batch_size=8, epochs=2, verbose=0)
+    assert model.step == 6
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("held", [True, False])
+def test_another_device_than_the_current_one(device, held, graph):
+    """All that a model does, on "cuda:1": in that device's memory, on its streams."""
+    device.devices, device.free = 2, (1 << 30) * (1 if held else -1)
+    models = [make(device=f"cuda:{i}", graph=graph) for i in range(2)]
+    kwargs = {"batch_size": 8, "epochs": 3, "verbose": 0, "class_weight": {0: 3.0}, "sample_weight": WEIGHTS}
+    found = []
+    for model in models:
+        model.build((6,))
+        before = {id(block) for block in device._blocks}
+        log = model.fit(X, CLASSES, validation_data=(X, ONE_HOT.argmax(1)), **kwargs).history
+        found.append([log, model.evaluate(X, CLASSES), model.predict(X).tolist(),
+                      model.train_on_batch(X, CLASSES), [w.tolist() for w in model.get_weights()]])  # fmt: skip
+        used = {block.device for block in device._blocks if id(block) not in before}
+        assert used == {int(model.backend.device_name[-1])}
+    assert found[0] == found[1]
+    models[0].to(device="cuda:1")
+    assert models[0].evaluate(X, CLASSES) == models[1].evaluate(X, CLASSES)
 
 
 def test_rows_are_uploaded_once_an_epoch(device, monkeypatch):

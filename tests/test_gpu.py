@@ -1,9 +1,11 @@
 """What only a GPU can show, in one file: `python -m pytest -m gpu` where there is one.
 
-Every check runs twice, on the device that cupy_capture.py pretends and on the GPU of this machine.
+Every check runs twice, on the device that cupy_capture.py pretends and on the GPU of this machine. Without a GPU
+the second half is not collected, and `test_there_is_a_gpu` says so.
 """
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -17,11 +19,11 @@ from cupy_capture import pretended_cupy
 
 import xpnet as xn
 from xpnet import activations, cli, kernels, losses, metrics, ops, optimizers, parity
-from xpnet.backend import get_backend
+from xpnet.backend import POLICIES, get_backend
 from xpnet.context import Arena, Context
 from xpnet.errors import BackendError
-from xpnet.kernels import blas
-from xpnet.kernels import cupy as twins
+from xpnet.kernels import blas, check
+from xpnet.kernels import device as makers
 from xpnet.kernels.graph import Recorder
 from xpnet.layers import BatchNormalization, Dense, Dropout, Flatten
 from xpnet.random import Stream, keep_mask
@@ -34,16 +36,35 @@ from test_graph import CLASSES, LOSSES, ONE_HOT, WEIGHTS, X, everything, small
 from test_ops import CASES, hosts
 
 ROOT = Path(__file__).resolve().parents[1]
+WARM = 10  # batches after which the pools have what a replay takes from them
 REPLAYS = {"pretended": 300, "gpu": 10_000}
 
 
-@pytest.fixture(params=["pretended", pytest.param("gpu", marks=pytest.mark.gpu)])
+def why_no_gpu():
+    try:
+        get_backend("cupy")
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+NO_GPU = why_no_gpu()
+DEVICES = ["pretended"] if NO_GPU else ["pretended", pytest.param("gpu", marks=pytest.mark.gpu)]
+on_a_gpu = pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)
+
+
+@pytest.mark.gpu
+def test_there_is_a_gpu():
+    if NO_GPU:
+        pytest.skip(f"nothing in this file was run on a GPU: {NO_GPU}")
+
+
+@pytest.fixture(params=DEVICES)
 def device(request, monkeypatch):
     """Let CuPy compute on one of the two; returns which."""
     for name in ("XPNET_GRAPH", "XPNET_KERNELS", "XPNET_MATMUL_PRECISION", "XPNET_DEVICE", "XPNET_DTYPE"):
         monkeypatch.delenv(name, raising=False)
     if request.param == "gpu":
-        need_gpu()
         yield request.param
         return
     if cuda_on_host.COMPILER is None:
@@ -51,13 +72,6 @@ def device(request, monkeypatch):
     monkeypatch.setattr(cupy_like, "KNOW_CUPY", (*cupy_like.KNOW_CUPY, "test_ops", __name__))
     with pretended_cupy(monkeypatch):
         yield request.param
-
-
-def need_gpu():
-    try:
-        get_backend("cupy")
-    except BackendError as error:
-        pytest.skip(str(error))
 
 
 def need_float16(dtype):
@@ -128,9 +142,12 @@ SHAPES = [(8, 4), (1, 1), (1, 5), (7, 1), (13, 9), (37, 70), (600, 3), (257, 131
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("rows", "units"), SHAPES)
-@pytest.mark.parametrize("name", kernels.TWINS["cupy"]["cupy"])
-def test_twin_equals_body(device, name, rows, units, dtype):
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module, names in kernels.TWINS["cupy"].items() for name in names]
+)
+def test_twin_equals_body(device, module, name, rows, units, dtype):
     """The body on NumPy, the twin on CuPy: of one element, of odd sizes, of more than a block."""
+    twin = getattr(importlib.import_module(f"xpnet.kernels.{module}"), name)
     body = Context(get_backend("numpy", dtype=dtype), True)
     backend = get_backend("cupy", dtype=dtype)
     ctx = Context(backend, True, None, Arena(backend.xp))
@@ -139,12 +156,19 @@ def test_twin_equals_body(device, name, rows, units, dtype):
     assert wanted
     for _ in range(2):  # the second time in used memory
         ctx.restart({})
-        found = CASES[name](getattr(twins, name), ctx, np.random.default_rng(5), rows, units)
+        found = CASES[name](twin, ctx, np.random.default_rng(5), rows, units)
         for a, b in zip(hosts(ctx, found), wanted, strict=True):
             rtol, share = ROUNDING[dtype]
             largest = np.abs(np.where(np.isfinite(b), b, 0)).max(initial=0)
             assert a.dtype == b.dtype
             np.testing.assert_allclose(a, b, rtol=rtol, atol=share * largest)
+
+
+@pytest.mark.parametrize("precision", ["highest", "tf32"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_kernels_pass_their_own_check(device, monkeypatch, policy, precision):
+    monkeypatch.setenv("XPNET_MATMUL_PRECISION", precision)
+    assert check.right(get_backend("cupy", dtype=policy))
 
 
 @pytest.mark.parametrize("precision", ["highest", "tf32"])
@@ -180,7 +204,7 @@ def test_masks_are_numpys_bit_for_bit(device):
         shape, rate = (int(rng.integers(1, 40)), int(rng.integers(1, 40))), (0.0, 0.5, 1e-9, rng.random())[i % 4]
         stream = Stream(seed)
         on_device = backend.scalar(step, backend.xp.int32)
-        keep = twins.keep_mask(cupy.empty(shape, bool), stream.key, slot, on_device, rate)
+        keep = makers.keep_mask(cupy.empty(shape, bool), stream.key, slot, on_device, rate)
         wanted = keep_mask(stream, slot, step, shape, rate)
         assert np.array_equal(backend.host(keep), wanted), (seed, slot, step, shape, rate)
 
@@ -273,7 +297,7 @@ def test_many_replays_take_no_more_memory(device):
     import cupy
 
     model = model_of(everything)
-    for _ in range(3):
+    for _ in range(WARM):
         model.train_on_batch(X[:8], CLASSES[:8])
     recorder = model.program().recorder
     gc.collect()
@@ -284,7 +308,7 @@ def test_many_replays_take_no_more_memory(device):
     before = taken()
     for _ in range(REPLAYS[device]):
         model.train_on_batch(X[:8], CLASSES[:8])
-    assert model.step == 3 + REPLAYS[device]
+    assert model.step == WARM + REPLAYS[device]
     assert taken() == before
 
 
@@ -337,7 +361,6 @@ def test_predictions_come_in_the_callers_library(device):
 
 def pytest_on_cupy(*arguments):
     """Run pytest in a process of its own, with CuPy as the backend under test."""
-    need_gpu()
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "XPNET_BACKEND": "cupy", "PYTHONPATH": os.pathsep.join(places)}
     call = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", *arguments]
@@ -345,12 +368,14 @@ def pytest_on_cupy(*arguments):
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
 
 
+@on_a_gpu
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_the_whole_suite_on_cupy():
     pytest_on_cupy("--ignore=tests/test_examples.py")
 
 
+@on_a_gpu
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_the_examples_on_cupy():

@@ -676,6 +676,45 @@ def test_graphs_of_several_shapes_share_a_pool(recorder, device):
     assert sizes == [recorder.pool.total_bytes()] * 3
 
 
+def test_no_memory_for_another_graph(recorder, device):
+    """The step is not captured, and those that are have all their memory: CuPy's pools give back what is free."""
+    xp = get_backend("cupy").xp
+    state, batch, wide = pair(xp, 1.0, 0.0), (xp.asarray(np.full(3, 10.0)),), (xp.asarray(np.ones((300, 3))),)
+
+    def step(state, batch):
+        return Pair(state.total + xp.sum(xp.reshape(batch[0] * 2.0, (-1, 3)), axis=0), state.count + 1.0)
+
+    with recorder.surroundings():
+        play = recorder.record(step, state, batch)
+        spare = [a + 1.0 for a in state]  # what the copies of the state will take
+        del spare
+        device.full = True
+        why = pytest.warns(RuntimeWarning, match=REFUSED + "MemoryError: .* bytes")
+        with why, pytest.raises(CannotRecord):
+            recorder.record(step, state, wide)
+        play()
+    assert state.total.values.tolist() == [41.0] * 3
+    assert state.count.values == 2.0
+
+
+def test_batches_wait_for_a_step_that_failed(recorder, device):
+    """Its stream may still read a batch whose memory is free again, and nobody waits for it."""
+    xp = get_backend("cupy").xp
+    recorder.begin_feeding()
+    with recorder.feeding():
+        batch = xp.asarray(np.full(3, 10.0))
+    with suppress(ZeroDivisionError), recorder.surroundings():
+        doubled = batch * 2.0
+        raise ZeroDivisionError
+    del batch
+    with sys.modules["cupy"].cuda.Stream(non_blocking=True):
+        recorder.begin_feeding()
+        with recorder.feeding():
+            xp.asarray(np.full(3, 77.0))
+    recorder.feeder.run()
+    assert doubled.values.tolist() == [20.0] * 3
+
+
 @pytest.mark.parametrize("why", ["other requests", "many shapes"])
 def test_buffers_that_a_graph_writes_to_stay_its_own(device, why):
     """Later steps exchange the buffers that twins write to, or forget them: those of a graph are still its own."""

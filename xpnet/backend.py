@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -124,6 +124,10 @@ class Backend:
         """Return `update(kept)` where the 0-d boolean array `ok` holds, else `kept`: no host sync."""
         return tree_map(partial(self.xp.where, ok), update(kept), kept)
 
+    def here(self) -> AbstractContextManager[Any]:
+        """Return a context in which the library computes on this device, where arrays alone do not decide that."""
+        return nullcontext()
+
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return `function`, compiled where the library can."""
         return function
@@ -135,7 +139,7 @@ class Backend:
         """
 
         def run(state: Tree, batches: Sequence[Tree]) -> Tree:
-            with np.errstate(all="ignore"):  # the guard finds what is not finite
+            with self.here(), np.errstate(all="ignore"):  # the guard finds what is not finite
                 for batch in batches:
                     state = step(state, batch)
             return state
@@ -418,15 +422,9 @@ class CupyBackend(Backend):  # needs a GPU
         """Choose on the device; what was written in place, the kernels have held back themselves (`ctx.gate`)."""
         return tree_map(lambda new, old: new if new is old else self.xp.where(ok, new, old), update(kept), kept)
 
-    def compile(self, step: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Sequence[Tree]], Tree]:
-        """Return `run(state, batches)` that works on this device."""
-        run = super().compile(step)
-
-        def on_device(state: Tree, batches: Sequence[Tree]) -> Tree:
-            with self.device:
-                return run(state, batches)
-
-        return on_device
+    def here(self) -> AbstractContextManager[Any]:
+        """Make this device the current one: CuPy computes there, on its streams, wherever the arrays are."""
+        return self.device
 
 
 BACKENDS: dict[str, type[Backend]] = {

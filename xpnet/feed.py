@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .backend import Array, np
@@ -94,7 +95,10 @@ class DeviceFeed(Feed):
 
 def make_feed(model: Any, program: Any, data: Data, class_weight: Mapping[int, float] | None) -> Feed:
     """Return what feeds a training run: from the device where a step can, and the data set fits there."""
-    held = None if program.maker is None else _hold(model, program, data, class_weight)
+    held = None
+    if program.maker is not None:
+        with suppress(MemoryError):  # what is free may be in pieces, or not be this process' to take
+            held = _hold(model, program, data, class_weight)
     if held is None:
         return Feed(model, program, data, class_weight)
     return DeviceFeed(model, program, data, class_weight, *held)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .backend import Array, np
 from .callbacks import Callback, History, ProgressBar
@@ -18,6 +19,22 @@ from .training import Batch, deferred_interrupt, read_sums, zero_sums
 __all__ = ["evaluate", "fit", "make_inference", "predict", "train_on_batch"]
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _on_its_device(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Return `function(model, ...)` that works on the model's device."""
+
+    @wraps(function)
+    def run(model: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        with model.backend.here():
+            return function(model, *args, **kwargs)
+
+    return run
+
+
+@_on_its_device
 def fit(
     model: Any,
     data: Data,
@@ -159,6 +176,7 @@ def _groups(rows: int, batch_size: int, per_execution: int) -> Iterator[tuple[in
         yield whole, rows, 1
 
 
+@_on_its_device
 def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, float]:
     """Return loss and metrics by name."""
     program, backend, state = model.program(), model.backend, model.state
@@ -171,6 +189,7 @@ def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, float]:
     return read_sums(backend, sums, program.names)
 
 
+@_on_its_device
 def predict(model: Any, data: Data, batch_size: int) -> Array:
     """Return the outputs for all rows in the library of the inputs, on their device."""
     backend, state, forward = model.backend, model.state, model.inference()
@@ -193,6 +212,7 @@ def make_inference(model: Any) -> Any:
     return backend.jit(forward)
 
 
+@_on_its_device
 def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> dict[str, float]:
     """Take one step on all the rows; return loss and metrics by name."""
     backend = model.backend

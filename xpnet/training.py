@@ -55,7 +55,7 @@ class TrainState(NamedTuple):
 
 def _contexts(backend: Backend) -> Callable[..., Context]:
     """Return a maker of training contexts, which keeps one for each batch shape where twins need memory."""
-    if not backend.inplace or kernels.chosen() == "bodies":
+    if not (backend.inplace and kernels.usable(backend)):
         return lambda draws, shape, tape: Context(backend, True, draws)
     if backend.pooled:  # what a CUDA graph writes to must come from its own pool, so nothing is kept here
         return lambda draws, shape, tape: Context(backend, True, draws, Arena(backend.xp))

@@ -105,7 +105,8 @@ def check_reached(accuracy: float, goal: float) -> None:
 def until(make: Make) -> Make:
     """Return a contestant that trains anew until the goal is reached, looking after each epoch.
 
-    What is timed begins with data on the host, and has in it what a library compiles for each training.
+    What is timed begins with data on the host, and has in it what a library does anew for each training, such as
+    capturing a graph; what it compiles is there from the training before.
 
     Args:
         make: makes what trains whole epochs, see `epochs`.

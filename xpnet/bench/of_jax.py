@@ -6,6 +6,7 @@ On a GPU, too, it is timed by the host's clock, which stops when the state is th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from ..backend import np
@@ -123,6 +124,29 @@ def step(scan: bool = False) -> Make:
     return make
 
 
+@cache
+def jitted(case: Case, scan: bool) -> Any:
+    """Return `train(state, x, y, rows) -> state`, or with `scan` an epoch, `train(state, x, y, key) -> state`.
+
+    Whoever trains again finds it compiled, as it is with PyTorch's.
+    """
+    import jax
+
+    one, _ = make_step(case)
+
+    def on_rows(state: Any, x: Any, y: Any, rows: Any) -> Any:
+        return one(state, x[rows], y[rows])
+
+    def on_epoch(state: Any, x: Any, y: Any, key: Any) -> Any:
+        whole = len(x) // case.batch * case.batch
+        order = jax.random.permutation(key, len(x))
+        batches = order[:whole].reshape(-1, case.batch)
+        state = jax.lax.scan(lambda s, rows: (on_rows(s, x, y, rows), None), state, batches)[0]
+        return on_rows(state, x, y, order[whole:]) if whole < len(x) else state
+
+    return jax.jit(on_epoch if scan else on_rows, donate_argnums=0)
+
+
 def epoch(scan: bool = False) -> Make:
     """Return a shuffled epoch over data on the device: a `jit` call a step, or one for the epoch."""
 
@@ -130,21 +154,9 @@ def epoch(scan: bool = False) -> Make:
         import jax
 
         device = place(case)
-        one, first = make_step(case)
-        state, rng = [first], np.random.default_rng(0)
+        _, first = make_step(case)
+        fast, state, rng = jitted(case, scan), [first], np.random.default_rng(0)
         x, y = jax.device_put(data.x, device), jax.device_put(data.y, device)
-        whole = len(x) // case.batch * case.batch
-
-        def on_rows(state: Any, x: Any, y: Any, rows: Any) -> Any:
-            return one(state, x[rows], y[rows])
-
-        def on_epoch(state: Any, x: Any, y: Any, key: Any) -> Any:
-            order = jax.random.permutation(key, len(x))
-            batches = order[:whole].reshape(-1, case.batch)
-            state = jax.lax.scan(lambda s, rows: (on_rows(s, x, y, rows), None), state, batches)[0]
-            return on_rows(state, x, y, order[whole:]) if whole < len(x) else state
-
-        fast = jax.jit(on_epoch if scan else on_rows, donate_argnums=0)
 
         def run(n: int) -> None:
             for _ in range(n):

@@ -22,11 +22,16 @@ from .peers import choose
 
 __all__ = ["add_arguments", "main"]
 
+# On the CPU, and with a GPU: these are often lent by the minute, and the usual run is to end within ten, with
+# what PyTorch and XLA compile for it.
+ROUNDS, SECONDS, LIMIT = (7, 5), (0.2, 0.1), (None, 240.0)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `python -m xpnet bench`."""
     what = parser.add_argument_group(
-        "what to measure (default: the first four networks, mnist, predict; on a GPU all networks, mnist, to98)"
+        "what to measure (default: the first four networks, mnist, predict; on a GPU these networks in float32, "
+        "the others in tf32 and bfloat16, mnist, to98)"
     )
     what.add_argument("--networks", type=int, nargs="+", choices=range(1, 1 + len(NETWORKS + LARGE)),
                       help="steps of these networks; 5 to 7 are for a GPU")  # fmt: skip
@@ -37,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--optimizer", choices=["adam", "sgd"], default="adam", help="of the steps")
     what.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the steps")
     what.add_argument("--precision", nargs="+", choices=PRECISIONS,
-                      help="of the products of the steps on a GPU (default: each in turn)")  # fmt: skip
+                      help="of the products of steps on a GPU (default of networks asked for: all)")  # fmt: skip
     who = parser.add_argument_group("who takes part (default: xpnet on NumPy and JAX, and the peers installed)")
     who.add_argument("--peers", nargs="+", action="extend", default=[], metavar="LIBRARY",
                      help="all rows of these: sklearn,torch,jax,keras")  # fmt: skip
@@ -47,8 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--threads", type=_count, nargs="+",
                      help="of the host (default: 1, then all cores; with a GPU all cores)")  # fmt: skip
-    how.add_argument("--rounds", type=_count, default=7, help="turns of each contestant")
-    how.add_argument("--seconds", type=float, default=0.2, help="length of a turn, at least one epoch or 10 steps")
+    how.add_argument("--rounds", type=_count, help="turns of each contestant (default: 7, GPU: 5)")
+    how.add_argument("--seconds", type=float,
+                     help="of a turn, at least one epoch or 10 steps (default: 0.2, GPU: 0.1)")  # fmt: skip
+    how.add_argument("--limit", type=float, metavar="SECONDS",
+                     help="after which a case's process is ended (default: never, GPU: 240)")  # fmt: skip
     how.add_argument("--memory", action="store_true", help="the peak, too: a process for each row")
     out = parser.add_argument_group("where to")
     out.add_argument("--json", metavar="FILE", help="all figures, machine, versions, command")
@@ -82,37 +90,48 @@ def main(options: argparse.Namespace) -> int:
         machine["gpu"] = gpu.describe()
     print(in_words(machine), command, sep="\n", flush=True)
     results: list[Result] = []
-    failures: list[dict[str, Any]] = []
+    notes: dict[str, list[dict[str, Any]]] = {"failures": [], "left_out": []}
+    how = _how(options)
     cores = os.cpu_count() or 1
     for threads in dict.fromkeys(options.threads or ([cores] if _on_gpu(options) else [1, cores])):
         for case in cases:
-            task = {"case": case._asdict(), "rounds": options.rounds, "seconds": options.seconds}
+            task = {"case": case._asdict(), **how}
             measured = _measure(task, chosen[case.kind], threads)
             if options.memory:
                 measured = _add_memory(task, measured, threads)
             results += measured.results
             _print(case, measured)
-            failures += [
-                {
-                    "network": case.name,
-                    "threads": threads,
-                    "contestant": name,
-                    "reason": reason,
-                    **({} if case.device == "cpu" else {"precision": case.precision}),
-                }
-                for name, reason in measured.failures.items()
-            ]
-            _write(options, {"machine": machine, "command": command, "failures": failures}, results)
-    if failures:
-        print(f"error: {len(failures)} of the contestants failed, see above", file=sys.stderr)
-    return 1 if failures else 0
+            for name, found in notes.items():
+                found += _reasons(case, threads, getattr(measured, name))
+            _write(options, {"machine": machine, "command": command, **notes}, results)
+    failed = len(notes["failures"])
+    if failed:
+        print(f"error: {failed} of the contestants failed, see above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the rounds, their seconds and the limit: those asked for, else the usual ones."""
+    usual = {"rounds": ROUNDS, "seconds": SECONDS, "limit": LIMIT}
+    asked = {name: getattr(options, name) for name in usual}
+    return {n: pair[_on_gpu(options)] if asked[n] is None else asked[n] for n, pair in usual.items()}
+
+
+def _reasons(case: Case, threads: int, by_name: dict[str, str]) -> list[dict[str, Any]]:
+    """Return why there is no result, a row for each contestant."""
+    where = {"network": case.name, "threads": threads}
+    if case.device != "cpu":
+        where["precision"] = case.precision
+    return [{**where, "contestant": name, "reason": reason} for name, reason in by_name.items()]
 
 
 def _write(options: argparse.Namespace, about: dict[str, Any], results: list[Result]) -> None:
     """Write the files that were asked for, with all that there is so far."""
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({**about, "results": [r._asdict() for r in results]}, file, indent=1, allow_nan=False)
+        whole = {**about, "results": [r._asdict() for r in results]}
+        with open(f"{options.json}.part", "w", encoding="utf-8") as file:
+            json.dump(whole, file, indent=1, allow_nan=False)
+        os.replace(f"{options.json}.part", options.json)  # whoever ends the run in between: the last one is whole
     if options.markdown:
         with open(options.markdown, "w", encoding="utf-8") as file:
             file.write(report.markdown(results, in_words(about["machine"]), about["command"]))
@@ -160,12 +179,21 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         ["mnist", "to98"] if on_gpu else list(JOBS)
     )  # fmt: skip
     jobs = [{**JOBS, "to98": TO_98}[name] for name in names]
-    steps = [case._replace(optimizer=options.optimizer, dtype=options.dtype) for case in steps]
+    if on_gpu and options.dtype == "float32":
+        steps = [c.in_precision(name) for c in steps for name in options.precision or _usual(c, everything)]
+    else:
+        steps = [case._replace(dtype=options.dtype) for case in steps]
+    steps = [case._replace(optimizer=options.optimizer) for case in steps]
     if not on_gpu:
         return [*steps, *jobs]
-    if options.dtype == "float32":
-        steps = [case.in_precision(name) for case in steps for name in options.precision or PRECISIONS]
     return [case._replace(device="cuda") for case in (*steps, *jobs)]
+
+
+def _usual(case: Case, everything: bool) -> Sequence[str]:
+    """Return the precisions of a network on a GPU: all if it was asked for, else what its size makes worth it."""
+    if not everything:
+        return PRECISIONS
+    return ("tf32", "bfloat16") if case in LARGE else ("float32",)
 
 
 def _contestants(options: argparse.Namespace, kind: str) -> list[str]:
@@ -214,7 +242,11 @@ def _process(task: dict[str, Any]) -> Any:
     """Do a task in a process of its own; return what it says, or in words how it ended."""
     call = [sys.executable, "-m", "xpnet", "bench", "--worker", json.dumps(task)]
     environment = _environment(task["threads"], _case(task))
-    done = subprocess.run(call, env=environment, stdout=subprocess.PIPE, check=False)
+    limit = task.get("limit")
+    try:
+        done = subprocess.run(call, env=environment, stdout=subprocess.PIPE, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return f"the process was ended after {limit:g} s (--limit)"
     return json.loads(done.stdout) if done.returncode == 0 else f"the process ended with status {done.returncode}"
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from .. import ops
 from ..errors import MissingExtraError, unknown_name
 
-__all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "using"]
+__all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "usable", "using"]
 
 _OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 _GRADIENT = ("pack", "penalize", "sound", "tally")
@@ -31,10 +31,14 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
         "numba": (*_NETWORK, *_OPTIMIZERS),
     },
     "jax": {"jax": ("pack", "product")},
-    "cupy": {"cupy": (*_NETWORK, "hits", "row_total", "rescale", *_GRADIENT, *_CLIPPING, *_OPTIMIZERS)},
+    "cupy": {
+        "cupy": (*_NETWORK, "hits", "row_total"),
+        "cupy_flat": (*_GRADIENT, *_CLIPPING, "rescale", *_OPTIMIZERS),
+    },
 }
 RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed
 MAKERS = {"cupy": "device"}  # modules that make masks and batches in a recorded step
+CHECKS = {"cupy": "check"}  # modules that compare the twins with their bodies on the device at hand
 CHOICES = ("bodies", "numpy", "fast")
 _chosen: ContextVar[str | None] = ContextVar("xpnet_kernels", default=None)
 
@@ -76,9 +80,17 @@ def ops_for(backend_name: str) -> SimpleNamespace:
     return _table(backend_name, chosen())
 
 
+def usable(backend: Any) -> bool:
+    """Return whether the twins of a backend are wanted, and right on its device: only then may they write."""
+    if chosen() == "bodies":
+        return False
+    name = CHECKS.get(backend.name)
+    return name is None or importlib.import_module(f"{__name__}.{name}").right(backend)
+
+
 def recorder_for(backend: Any) -> Any:
     """Return what records steps on a backend (see `xpnet.replay`), or None."""
-    if chosen() == "bodies" or os.environ.get("XPNET_GRAPH", "1") == "0" or backend.name not in RECORDERS:
+    if os.environ.get("XPNET_GRAPH", "1") == "0" or backend.name not in RECORDERS or not usable(backend):
         return None
     module = importlib.import_module(f"{__name__}.{RECORDERS[backend.name]}")
     return module.Recorder(backend.device) if hasattr(module, "Recorder") else module

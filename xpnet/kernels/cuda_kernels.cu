@@ -1,7 +1,6 @@
 // The kernels of the CuPy backend, compiled by NVRTC with
 //   -DXP_A=  A, what is stored, computed and added up in: float or double (int for `gather`)
-//   -DXP_N=  N, what factors of products are rounded to: __half, __nv_bfloat16 (with -DXP_HEADER=<cuda_fp16.h>,
-//            <cuda_bf16.h>), else A
+//   -DXP_N=  to_float16 or to_bfloat16, by which factors of products are rounded to N, of 16 bits; else N is A
 //   -DXP_S=  S: only `gather` is compiled then, which reads S and writes A
 // (not -DA=: NVRTC reads its own header, where such names are a template's, after it has heard of the options).
 //
@@ -11,15 +10,12 @@
 // moved per element, for A = float. Scalars that change from step to step come as pointers, for a CUDA graph
 // freezes the rest. A pointer that may be null says so.
 
-#ifdef XP_HEADER
-#include XP_HEADER
-#endif
-
 #define A XP_A
 #ifdef XP_N
-#define N XP_N
+#define N unsigned short
 #else
 #define N XP_A
+#define XP_N A
 #endif
 
 typedef long long i64;
@@ -60,6 +56,20 @@ constexpr unsigned ALL = 0xffffffffu;
 __device__ inline bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 __device__ inline bool is_finite(double x) {
     return ((u64)__double_as_longlong(x) & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
+}
+
+// The nearest number of 16 bits (at a tie, the even one). Made of integers: CUDA's own need headers of the toolkit.
+__device__ inline unsigned short to_bfloat16(float x) {
+    const unsigned u = __float_as_uint(x);
+    return x != x ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+__device__ inline unsigned short to_float16(float x) {
+    const unsigned bits = __float_as_uint(x), sign = bits >> 16 & 0x8000, u = bits & 0x7fffffff;
+    if (u > 0x7f800000) return 0x7fff;          // NaN
+    if (u >= 0x477ff000) return sign | 0x7c00;  // 65520, half way between the largest number and the next
+    if (u < 0x38800000)                         // below 2^-14: multiples of 2^-24, as those of float32 from 0.5 on
+        return sign | (__float_as_uint(fabsf(x) + 0.5f) - 0x3f000000);
+    return sign | ((u + 0xfff + (u >> 13 & 1) - 0x38000000) >> 13);
 }
 
 // The larger number; a NaN is larger than any.
@@ -136,7 +146,7 @@ extern "C" __global__ void act_backward(const A* __restrict__ dy, const A* __res
         for (i64 row = first + threadIdx.y; row < end; row += ROWS) {
             const i64 i = row * units + column;
             const A d = pull_back(dy[i], kind == LINEAR ? A(0) : y[i], kind);
-            if (dz) dz[i] = N(d);
+            if (dz) dz[i] = XP_N(d);
             total += d;
         }
     if (sums) column_totals(total, part, sums + (i64)blockIdx.y * units, column, units);
@@ -154,7 +164,7 @@ extern "C" __global__ void column_sums(const A* __restrict__ partial, A* __restr
 
 // y = x rounded: 6 B.
 extern "C" __global__ void narrow(const A* __restrict__ x, N* __restrict__ y, i64 n) {
-    for (EACH(i, n)) y[i] = N(x[i]);
+    for (EACH(i, n)) y[i] = XP_N(x[i]);
 }
 
 // y = x * (keep ? scale : 0): 9 B.

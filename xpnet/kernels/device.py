@@ -5,12 +5,15 @@ Inside a captured step both cost a kernel, and nothing on the host: a batch is t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from . import cupy as twins
+import numpy as np
 
-__all__ = ["fits", "hold", "own", "pick", "with_masks"]
+from .cuda import SOURCES, kernel_of, over
+
+__all__ = ["fits", "gather", "hold", "keep_mask", "own", "pick", "with_masks"]
 
 Array = Any  # a CuPy array
 
@@ -29,7 +32,7 @@ def with_masks(step: Callable[[Any, Any], Any], draws: Sequence[Any], key: Any) 
 
         rows = batch.x.shape[0]
         masks = {
-            name: twins.keep_mask(cupy.empty((rows, *draw.shape), bool), key, slot, state.step, draw.rate)
+            name: keep_mask(cupy.empty((rows, *draw.shape), bool), key, slot, state.step, draw.rate)
             for name, slot, draw in draws
         }
         return step(state, batch._replace(draws=masks))
@@ -48,7 +51,7 @@ def fits(device: Any, size: int) -> bool:
 
 def own(values: Array, device: Any) -> bool:
     """Return whether `pick` can read a CuPy array as it is: it lies on the device, row by row."""
-    return values.device == device and values.dtype.name in twins.SOURCES and values.flags.c_contiguous
+    return values.device == device and values.dtype.name in SOURCES and values.flags.c_contiguous
 
 
 def hold(shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[slice, Array]]) -> Array:
@@ -65,4 +68,31 @@ def pick(data: Array, rows: Array, dtype: Any) -> Array:
     """Return some rows of what is held, in a dtype. Args: data: shape (n, ...). rows: int32, shape (batch,)."""
     import cupy
 
-    return twins.gather(data, rows, cupy.empty((rows.shape[0], *data.shape[1:]), dtype))
+    return gather(data, rows, cupy.empty((rows.shape[0], *data.shape[1:]), dtype))
+
+
+def keep_mask(keep: Array, key: Any, slot: int, step: Array, rate: float) -> Array:
+    """Fill the boolean array `keep` with the mask of `xpnet.random.keep_mask`, bit for bit.
+
+    Args:
+        key: the two words of the seed's Philox key, `SeedSequence(seed).generate_state(2, np.uint64)`.
+        step: int32, 0-d, on the device.
+    """
+    threshold = np.float32(math.ceil(rate * 2**24) * 2.0**-24)
+    if keep.size:
+        args = (keep, np.int64(keep.size), *map(np.uint64, key), np.uint64(slot), step, threshold)
+        kernel_of("keep_mask", "float32")(*over(-(-keep.size // 8)), args)
+    return keep
+
+
+def gather(data: Array, order: Array, out: Array) -> Array:
+    """Fill `out` with the rows order[0], order[1], ... of `data`, in out's dtype.
+
+    Args:
+        data: of one of the dtypes of `SOURCES`. order: int32. All are contiguous.
+    """
+    if out.size:
+        sizes = (np.int32(out.shape[0]), np.int64(out.size // out.shape[0]))
+        kernel = kernel_of("gather", out.dtype.name, data.dtype.name)
+        kernel(*over(out.size), (data, order, out, *sizes))
+    return out

@@ -46,7 +46,7 @@ class Recorder:
         idle = _idle[device.id]  # streams are never destroyed: handles of cuBLAS belong to them
         with device:
             self.stream, self.feeder = idle.pop() if idle else _streams(cupy)
-        self.cupy, self.device, self.pool = cupy, device, cupy.cuda.MemoryPool()
+        self.cupy, self.device, self.pool = cupy, device, cupy.cuda.MemoryPool(_allocate)
         self.refused = ""  # why nothing is captured any more
         self._read: Any = None  # the event after which the memory of the last batch may be used again
         weakref.finalize(self, idle.append, (self.stream, self.feeder))
@@ -65,8 +65,9 @@ class Recorder:
                 caller.wait_event(self.stream.record())
 
     def begin_feeding(self) -> None:
-        """Let batches be made only behind what the caller's stream has been asked for."""
+        """Let batches be made only behind what the caller's stream has been asked for, and the steps so far."""
         with self.device:
+            self.feeder.wait_event(self.stream.record())  # the last one may have failed, and nobody waited for it
             self._read = self.cupy.cuda.get_current_stream().record()
 
     @contextmanager
@@ -108,10 +109,14 @@ class Recorder:
         """
         if self.refused:
             raise CannotRecord(self.refused)
-        before, trial = tree_map(self.new, state), tree_map(self.new, state)
+        try:
+            before, trial = tree_map(self.new, state), tree_map(self.new, state)
+            with self.cupy.cuda.using_allocator(self.pool.malloc):
+                # uncaptured first: kernels are compiled, the pool has its memory, and this is what must come out
+                expected = step(trial, batch)
+        except MemoryError as error:  # of the copies, or since the pool takes nothing from others
+            self._refuse(f"{type(error).__name__}: {error}")
         with self.cupy.cuda.using_allocator(self.pool.malloc):
-            # uncaptured first: kernels are compiled, the pool has its memory, and this is what must come out
-            expected = step(trial, batch)
             graph = self._capture(step, state, batch)
         graph.launch(self.stream)
         differing = [name for name, a, b in zip(state._fields, state, expected) if not _same(a, b)]
@@ -153,6 +158,19 @@ class Launch:
     def __call__(self) -> None:
         """Take the step again."""
         self.graph.launch(self.recorder.stream)
+
+
+def _allocate(size: int) -> Any:
+    """Return memory of the driver's, for a pool.
+
+    The pool must not hear of CUDA's error: it would give all back that is free, for it does not know of graphs.
+    """
+    import cupy
+
+    try:
+        return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise MemoryError(f"{size:,} bytes of the device's memory: {error}") from error
 
 
 def _streams(cupy: Any) -> tuple[Any, Any]:

@@ -1,0 +1,142 @@
+"""CUDA kernels that are wrong on somebody's device are found before a model relies on them.
+
+The device is that of cupy_capture.py, on which kernels are compiled from a source that a test has changed.
+"""
+
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import cuda_on_host
+import numpy as np
+import pytest
+from cupy_capture import pretended_cupy
+
+import xpnet as xn
+from xpnet import kernels
+from xpnet.backend import POLICIES, get_backend
+from xpnet.kernels import check
+from xpnet.layers import Dense, Dropout
+from xpnet.tree import leaves
+
+if get_backend().name != "numpy":
+    pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
+
+RNG = np.random.default_rng(0)
+SOURCE = Path(check.__file__).with_name("cuda_kernels.cu").read_text(encoding="utf-8")
+X = RNG.standard_normal((22, 6))
+CLASSES = np.argmax(X[:, :3], axis=1)
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    if cuda_on_host.COMPILER is None:
+        pytest.skip("no C++ compiler (g++) was found")
+    for name in ("XPNET_GRAPH", "XPNET_KERNELS", "XPNET_MATMUL_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    with pretended_cupy(monkeypatch, checked=True) as engine:
+        yield engine
+
+
+def compile_with(monkeypatch, old, new):
+    """Let kernels be compiled from a source with a mistake in it."""
+
+    assert old in SOURCE
+
+    def module(code, options):
+        return cuda_on_host.RawModule(code=code.replace(old, new), options=options)
+
+    monkeypatch.setattr(sys.modules["cupy"], "RawModule", module)
+
+
+def trained(epochs=3):
+    model = xn.Sequential(
+        [Dense(5, activation="relu"), Dropout(0.4), Dense(3, activation="softmax")], seed=1, backend="cupy"
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    history = model.fit(X, CLASSES, batch_size=8, epochs=epochs, verbose=0).history
+    return model, history, [np.array(model.backend.host(a)).tobytes() for a in leaves(model.state)]
+
+
+@pytest.mark.parametrize("precision", ["highest", "tf32"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_kernels_are_right(monkeypatch, policy, precision):
+    monkeypatch.setenv("XPNET_MATMUL_PRECISION", precision)
+    backend = get_backend("cupy", dtype=policy)
+    assert check.right(backend)
+    launched = set(cuda_on_host.RawKernel.launched)
+    assert launched >= {"bias_act", "act_backward", "column_sums", "keep_mask", "gather", "adam"}
+    cuda_on_host.RawKernel.launched.clear()
+    assert check.right(backend)
+    assert cuda_on_host.RawKernel.launched == []  # once a process
+
+
+def test_every_kernel_is_checked():
+    for policy in ("float32", "mixed_float16"):
+        assert check.right(get_backend("cupy", dtype=policy))
+    names = set(re.findall(r"__global__ void (\w+)\(", SOURCE))
+    assert names == set(cuda_on_host.RawKernel.launched)
+
+
+MISTAKES = {
+    "affine with relu": ("y > 0 ? dy", "y >= 0 ? dy"),
+    "affine with tanh": ("dy * (1 - y * y)", "dy * (1 + y * y)"),
+    "affine with sigmoid": ("y * (1 - y))", "y * (1 - y * y))"),
+    "dropout": ("keep[i] ? scale : A(0)", "keep[i] ? scale : A(1)"),
+    "softmax_cross_entropy": ("p - t) * factor", "p + t) * factor"),
+    "hits": ("place == target[row]", "place != target[row]"),
+    "row_total": ("*out = scale * total", "*out = scale + total"),
+    "penalize": ("2 * l2 * x", "l2 * x"),
+    "sound": ("total <= limit", "total <= limit * limit"),
+    "tally": ("*sum += *value * count", "*sum += *value + count"),
+    "clipping": ("f * (most / larger", "(most / larger"),
+    "sgd": ("shrink * w[i] + rate * slope", "shrink + rate * slope"),
+    "a step that is held back": ("if (ok && !*ok) return", "if (ok && n == 0) return"),
+    "momentum": ("beta * v[i] + rest * slope", "beta * v[i] + rest + slope"),
+    "rmsprop": ("rho * s[i] + rest", "rho + s[i] + rest"),
+    "adam": ("rate * new_m /", "rate * slope /"),
+    "masks": ("{1 + (u64)block", "{(u64)block"),
+    "batches": ("(i64)order[row]", "(i64)(order[row] ? row : 0)"),
+}
+
+
+@pytest.mark.parametrize("where", MISTAKES)
+def test_a_mistake_is_found(monkeypatch, where):
+    compile_with(monkeypatch, *MISTAKES[where])
+    with pytest.warns(RuntimeWarning, match="not used on <pretended device 0>") as caught:
+        assert not check.right(get_backend("cupy"))
+    found = str(caught[0].message).partition("(")[2].partition(")")[0].split(", ")
+    assert where in found
+    assert len(found) <= 6
+
+
+@pytest.mark.parametrize("wrong", ["a number", "an error"])
+def test_training_goes_on_without_them(monkeypatch, wrong):
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("XPNET_KERNELS", "bodies")
+        _, *expected = trained()
+    compile_with(monkeypatch, "rate * new_m /", "rate * slope /" if wrong == "a number" else "nothing /")
+    why = r"fail their check there \(" + ("adam" if wrong == "a number" else "RuntimeError: ")
+    with pytest.warns(RuntimeWarning, match=why) as caught:
+        model, *found = trained()
+    assert len(caught) == 1
+    assert trained()[1:] == tuple(found)  # without another warning
+    assert found == expected
+    assert model.program().recorder is None
+
+
+def test_the_switch_that_asks_for_the_bodies_checks_nothing(monkeypatch):
+    monkeypatch.setenv("XPNET_KERNELS", "bodies")
+    compile_with(monkeypatch, "rate * new_m /", "nothing /")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(1)
+    assert not kernels.usable(get_backend("cupy"))
+
+
+def test_streams_and_handles_go_on_to_the_model(device):
+    model, *_ = trained()
+    assert model.program().recorder is not None
+    assert len(device.streams) == 3
+    assert len(device.cublas.handles) == 1

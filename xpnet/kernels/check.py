@@ -1,0 +1,190 @@
+"""CuPy's kernels against the definitions in `ops.py`, on the device at hand, before a model relies on them.
+
+Each gets fixed numbers once a process, and NumPy makes of the same numbers what should come out. Products are of
+small integers, which every precision multiplies and adds up exactly; nothing else is near a step or a pole. So
+what differs by more than rounding is wrong, and where something is wrong the bodies do the work.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ..backend import Backend, NumpyBackend
+from ..context import Arena, Context
+from ..random import Stream
+from ..random import keep_mask as wanted_mask
+from . import blas, device
+from .graph import Recorder
+
+__all__ = ["right"]
+
+ROWS, INPUTS, UNITS = 600, 5, 37  # several chunks of rows, and units that are no multiple of a warp
+SIZE = 3000  # of flat arrays: several blocks
+SHARE = {"float32": 1e-4, "float64": 1e-10}  # of the largest number: what rounding may change
+
+Arrays = dict[str, list[Any]]  # by operation
+
+_ACTIVATIONS = [
+    SimpleNamespace(
+        name="relu", forward=lambda xp, z: xp.maximum(z, 0.0 * z), backward=lambda xp, dy, z, y: dy * (y > 0)
+    ),
+    SimpleNamespace(name="tanh", forward=lambda xp, z: xp.tanh(z), backward=lambda xp, dy, z, y: dy * (1 - y * y)),
+    SimpleNamespace(
+        name="sigmoid",
+        forward=lambda xp, z: 1 / (1 + xp.exp(-z)),
+        backward=lambda xp, dy, z, y: dy * (y * (1 - y)),
+    ),
+]
+
+
+def right(backend: Backend) -> bool:
+    """Return whether the kernels give on a device what they should; if not, a warning tells, once."""
+    return _right(backend, blas.precision())
+
+
+@lru_cache
+def _right(backend: Backend, precision: str) -> bool:
+    try:
+        recorder = Recorder(backend.device)  # its stream, with the handle of cuBLAS, goes on to the next one
+        with recorder.surroundings():
+            wrong = list(_wrong(backend))
+    except Exception as error:  # noqa: BLE001 - of the libraries' own kinds; told in the warning
+        wrong = [f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"]
+    if wrong:
+        warnings.warn(
+            f"xpnet's own CUDA kernels are not used on {backend.device!r}, since they fail their check there "
+            f"({', '.join(wrong)}); training goes on without them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return not wrong
+
+
+def _wrong(backend: Backend) -> Iterator[str]:
+    """Yield the operations that give something else than their bodies do on NumPy."""
+    body, twin = Context(NumpyBackend(dtype=backend.policy)), Context(backend, True, None, Arena(backend.xp))
+    with np.errstate(all="ignore"):
+        wanted = _layers(body) | _losses(body) | _flat(body)
+        found = _layers(twin) | _losses(twin) | _flat(twin)
+    wanted["masks"], found["masks"] = _masks(backend)
+    wanted["batches"], found["batches"] = _batches(backend)
+    for name, arrays in wanted.items():
+        pairs = zip((backend.host(a) for a in found[name]), map(np.asarray, arrays), strict=True)
+        if not all(_close(a, b, SHARE[backend.dtype_name]) for a, b in pairs):
+            yield name
+
+
+def _close(a: np.ndarray, b: np.ndarray, share: float) -> bool:
+    if a.shape != b.shape or a.dtype.kind != "f":
+        return np.array_equal(a, b)
+    return bool(np.abs(a.astype(np.float64) - b).max() <= share * np.abs(b).max())
+
+
+def _maker(ctx: Context) -> tuple[np.random.Generator, Callable[[Any], Any]]:
+    """Return a source of the same numbers for everybody, and what puts them onto the device."""
+    return np.random.default_rng(0), lambda a: ctx.backend.array(a, ctx.backend.dtype_name)
+
+
+def _layers(ctx: Context) -> Arrays:
+    rng, put = _maker(ctx)
+    found: Arrays = {}
+    for f in _ACTIVATIONS:
+        exact = f.name == "relu"
+        x, w, b, dy = (
+            put(rng.integers(-3, 4, shape) * (1.0 if exact else 0.25))
+            for shape in ((ROWS, INPUTS), (INPUTS, UNITS), UNITS, (ROWS, UNITS))
+        )
+        y, backward = ctx.ops.affine(ctx, x, w, b, f)
+        dx, grads = backward(dy, {})
+        # of the others the products' factors are rounded, and relu has shown the products
+        found[f"affine with {f.name}"] = [y, grads["bias"], *([dx, grads["kernel"]] if exact else [])]
+    x, dy = (put(rng.standard_normal(SIZE)) for _ in range(2))
+    y, drop = ctx.ops.dropout(ctx, x, ctx.backend.array(rng.random(SIZE) > 0.3), 0.3)
+    found["dropout"] = [y, drop(dy)]
+    return found
+
+
+def _losses(ctx: Context) -> Arrays:
+    rng, put = _maker(ctx)
+    z, soft, weight = (put(rng.uniform(0.1, 4.0, shape)) for shape in ((ROWS, UNITS), (ROWS, UNITS), ROWS))
+    labels = ctx.backend.array(rng.integers(0, UNITS, ROWS), "int32")
+    return {
+        "softmax_cross_entropy": [
+            *ctx.ops.softmax_cross_entropy(ctx, z, labels, weight),
+            *ctx.ops.softmax_cross_entropy(ctx, z, soft, 0.25),
+        ],
+        "hits": [ctx.ops.hits(ctx, z, labels)],
+        "row_total": [ctx.ops.row_total(ctx, weight, weight, 0.5), ctx.ops.row_total(ctx, weight, None, 0.5)],
+    }
+
+
+def _flat(ctx: Context) -> Arrays:
+    rng, put = _maker(ctx)
+    ops, scalar = ctx.ops, ctx.backend.scalar
+
+    def flag(value: bool) -> Any:
+        return scalar(value, ctx.xp.bool)
+
+    def draws(count: int) -> list[Any]:
+        return [put(rng.uniform(0.1, 4.0, SIZE)) for _ in range(count)]
+
+    def sound(rate: float, value: float, *flats: Any) -> Any:
+        return ops.sound(ctx, flag(True), scalar(rate), 1e6, flats, scalar(value), put(np.ones(UNITS)))
+
+    def update(name: str, slots: int, *settings: Any, age: bool = False, taken: bool = True) -> list[Any]:
+        w, g, *kept = draws(2 + slots)
+        ctx.gate = flag(taken)
+        clock = (scalar(0.1), scalar(3.0)) if age else (scalar(0.1),)
+
+        def step(old: Any) -> Any:
+            return getattr(ops, name)(ctx, old[0], g, old[1], *clock, *settings, 0.01, scalar(0.5))
+
+        w, new = ctx.backend.when(ctx.gate, step, (w, tuple(kept)))
+        return [w, *new]
+
+    segments = ((0, SIZE // 2, 0.01, 0.02), (SIZE // 2, SIZE, 0.0, 0.1))
+    sums, parts = (
+        [(scalar(1.0), scalar(2.0)), (scalar(3.0), scalar(4.0))],
+        [(scalar(2.0), 3.0, scalar(4.0)), (scalar(5.0), 1.0, 6.0)],
+    )
+    step, age, sums = ops.tally(ctx, flag(True), scalar(7, ctx.xp.int32), scalar(8.0), sums, parts)
+    bad = put(np.where(np.arange(SIZE) == SIZE - 1, np.nan, 1.0))
+    norm = ops.clip_factor(ctx, *draws(1), 1.0, scalar(2.0))
+    found = {
+        "penalize": [*ops.penalize(ctx, *draws(2), segments)],
+        "sound": [sound(0.1, 1.0, *draws(2)), sound(0.1, 1.0, bad), sound(0.1, np.inf, *draws(1)),
+                  sound(1e30, 1.0, *draws(1)), sound(0.1, 1.0, *(1e6 * a for a in draws(2)))],
+        "tally": [step, age, *(a for pair in sums for a in pair)],
+        "clipping": [norm, ops.clip_parts(ctx, *draws(1), 1.0, None, (slice(0, 9), slice(9, SIZE)))],
+        "sgd": [*update("sgd", 0, 0.0, False), *update("sgd", 1, 0.9, True)],
+        "a step that is held back": update("sgd", 1, 0.9, False, taken=False),
+        "momentum": update("momentum", 1, 0.9),
+        "rmsprop": update("rmsprop", 1, 0.9, 1e-3, False),
+        "adam": update("adam", 2, 0.9, 0.999, 1e-3, False, age=True),
+    }  # fmt: skip
+    if ctx.backend.narrow == "float16":
+        states = (flag(False), flag(True), scalar(7, ctx.xp.int32), scalar(64.0), scalar(3.0))
+        found["rescale"] = [*ops.rescale(ctx, *states)]
+    return found
+
+
+def _masks(backend: Backend) -> tuple[list[Any], list[Any]]:
+    import cupy
+
+    stream, shape = Stream(5), (ROWS, UNITS)
+    keep, step = cupy.empty(shape, bool), backend.scalar(11, backend.xp.int32)
+    return [wanted_mask(stream, 2, 11, shape, 0.4)], [device.keep_mask(keep, stream.key, 2, step, 0.4)]
+
+
+def _batches(backend: Backend) -> tuple[list[Any], list[Any]]:
+    rng = np.random.default_rng(0)
+    rows, data = rng.permutation(ROWS).astype(np.int32), rng.integers(0, 256, (ROWS, UNITS)).astype(np.uint8)
+    return [data[rows].astype(backend.dtype_name)], [
+        device.pick(backend.array(data), backend.array(rows), backend.dtype)
+    ]

@@ -1,0 +1,236 @@
+"""CuPy twins of what works on flat arrays: gradient, guard, counters, clipping and optimizers (see `cupy.py`).
+
+The optimizers write weights and slots over where no update can overflow (`ops.never_overflows`), unless the
+context's `gate` holds them back. Flag, counters and sums are written over too, so that a captured step need not
+copy them to where they stay.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from .cuda import NULL, fit, kernel_of, over, total
+
+Array = Any  # a CuPy array
+
+
+# The flat gradient, and the guard -------------------------------------------------------------------------
+
+
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
+    """Twin of `ops.pack`: copies only what is not in its place already.
+
+    `cupy.concatenate` would copy the addresses of more than 8 arrays from the host, which no capture allows.
+    """
+    if room is None and not ctx.inplace:
+        return ops.pack(ctx, layout, parts, room)
+    flat = ctx.empty((layout.size,)) if room is None else room[0]
+    views = layout.views(ctx.xp, flat) if room is None else room[1]
+    for path, part in parts.items():
+        if part is not views[path]:
+            views[path][...] = part
+    return flat
+
+
+def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
+    """Twin of `ops.penalize`, in the gradient's own memory."""
+    sizes = [stop - start for start, stop, _, _ in segments]
+    if not (fit(ctx, w, g) and w.ndim == 1 and segments and all(sizes)):
+        return ops.penalize(ctx, w, g, segments)
+    launches = [over(n) for n in sizes]
+    sums = ctx.empty((sum(grid[0] for grid, _ in launches),))
+    real, done = w.dtype.type, 0
+    for (start, stop, l1, l2), (grid, block) in zip(segments, launches):
+        share = sums[done : done + grid[0]]
+        args = (w[start:stop], g[start:stop], share, real(l1), real(l2), np.int64(stop - start))
+        kernel_of("penalize", w.dtype.name)(grid, block, args)
+        done += grid[0]
+    return total(ctx, sums), g
+
+
+def sound(ctx: Any, ok: Array, lr: Array, limit: float, flats: Any, *others: Array) -> Array:
+    """Twin of `ops.sound`: one pass over what is given, the result written over `ok`."""
+    alike = len(flats) <= 2 and all(flat.ndim == 1 and flat.size == flats[0].size for flat in flats)
+    if not (alike and flats and fit(ctx, lr, *flats, *others)):
+        return ops.sound(ctx, ok, lr, limit, flats, *others)
+    dtype, real = lr.dtype.name, lr.dtype.type
+    squares, count = _squares(ctx, *flats) if flats[0].size else (NULL, 0)
+    value = next((a for a in others if a.ndim == 0), NULL)
+    norms = (squares, real(limit * limit), lr, real(ops.LARGEST_RATE), value, ok)
+    kernel_of("within", dtype)((1,), (1024,), (*norms, np.int32(len(flats)), np.int32(count)))
+    for a in others:
+        if a.size and a is not value:
+            kernel_of("all_finite", dtype)(*over(a.size), (a, np.int64(a.size), ok))
+    return ok
+
+
+def _squares(ctx: Any, a: Array, b: Any = NULL) -> tuple[Array, int]:
+    """Return the sums of squares of one flat array or two of one size, in parts, and how many parts of each."""
+    grid, block = over(a.size)
+    partial = ctx.empty((grid[0] if b is NULL else 2 * grid[0],))
+    kernel_of("sum_squares", a.dtype.name)(grid, block, (a, b, partial, np.int64(a.size)))
+    return partial, grid[0]
+
+
+PAIRS = 4  # of sums that one launch of `tally` adds to
+
+
+def tally(ctx: Any, ok: Array, step: Array, age: Array, sums: Any, parts: Any) -> Any:
+    """Twin of `ops.tally`, in place: one kernel for the counters and up to `PAIRS` pairs."""
+    arrays = [a for trio in parts for a in (trio[0], trio[2]) if not isinstance(a, (int, float))]
+    values = all(not isinstance(value, (int, float)) for value, _, _ in parts)
+    if not (values and fit(ctx, age, *arrays) and step.dtype == np.int32 and all(a.ndim == 0 for a in arrays)):
+        return ops.tally(ctx, ok, step, age, sums, parts)
+    real, clock = age.dtype.type, (step, age)
+    for first in range(0, max(1, len(sums)), PAIRS):
+        args: list[Any] = []
+        for (running, weight), (value, count, more) in zip(sums[first : first + PAIRS], parts[first:]):
+            number = isinstance(more, (int, float))
+            args += [running, value, real(count), weight, *((NULL, real(more)) if number else (more, real(0)))]
+        while len(args) < 6 * PAIRS:
+            args += [NULL, NULL, real(0), NULL, NULL, real(0)]
+        kernel_of("tally", age.dtype.name)((1,), (1,), (ok, *clock, *args))
+        clock = (NULL, NULL)
+    return step, age, sums
+
+
+def rescale(ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak: Array) -> Any:
+    """Twin of `ops.rescale`, in place."""
+    if not (fit(ctx, scale, streak) and step.dtype == np.int32):
+        return ops.rescale(ctx, ok, alive, step, scale, streak)
+    real = scale.dtype.type
+    args = (ok, alive, step, scale, streak, real(ops.GOOD_STEPS), real(ops.LARGEST_SCALE))
+    kernel_of("rescale", scale.dtype.name)((1,), (1,), args)
+    return ok, step, scale, streak
+
+
+def clip_factor(ctx: Any, g: Array, most: float, factor: Array | None) -> Array:
+    """Twin of `ops.clip_factor`."""
+    if not (fit(ctx, g, *_given(factor)) and g.ndim == 1 and g.size):
+        return ops.clip_factor(ctx, g, most, factor)
+    out, real = ctx.empty(()), g.dtype.type
+    squares, count = _squares(ctx, g)
+    args = (squares, real(most), NULL if factor is None else factor, out, np.int32(count))
+    kernel_of("clip_factor", g.dtype.name)((1,), (1024,), args)
+    return out
+
+
+def clip_parts(ctx: Any, g: Array, most: float, factor: Array | None, slices: Any) -> Array:
+    """Twin of `ops.clip_parts`, in the gradient's own memory."""
+    if not (fit(ctx, g, *_given(factor)) and g.ndim == 1):
+        return ops.clip_parts(ctx, g, most, factor, slices)
+    for part in (g[where] for where in slices):
+        if part.size:
+            scale = clip_factor(ctx, part, most, factor)
+            kernel_of("scale", g.dtype.name)(*over(part.size), (part, scale, np.int64(part.size)))
+    return g
+
+
+def _given(factor: Array | None) -> tuple[Array, ...]:
+    return () if factor is None else (factor,)
+
+
+# Optimizers, in place ---------------------------------------------------------------------------------------
+
+
+def _in_place(
+    ctx: Any, arrays: tuple[Array, ...], factor: Array | None, beta: float, epsilon: float, decay: float
+) -> bool:
+    """Return whether a kernel may write the update over the first of these arrays, the weights, and the slots."""
+    return fit(ctx, *arrays, *_given(factor)) and arrays[0].ndim == 1 and ops.never_overflows(beta, epsilon, decay)
+
+
+def _update(
+    ctx: Any, name: str, arrays: tuple[Array, ...], scalars: tuple[Any, ...], decay: float, factor: Array | None
+) -> None:
+    """Launch an optimizer's kernel over flat arrays, behind the gate."""
+    n, real = arrays[0].size, arrays[0].dtype.type
+    args = (x if not isinstance(x, float) else real(x) for x in scalars)
+    last = (real(decay), NULL if factor is None else factor, NULL if ctx.gate is None else ctx.gate)
+    if n:
+        kernel_of(name, arrays[0].dtype.name)(*over(n), (*arrays, *args, *last, np.int64(n)))
+
+
+def sgd(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Array,
+    momentum: float,
+    nesterov: bool,
+    decay: float = 0.0,
+    factor: Array | None = None,
+) -> Any:
+    """Twin of `ops.sgd`."""
+    if not _in_place(ctx, (w, g, *slots, lr), factor, momentum, 1.0, decay):
+        return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
+    if slots:
+        _update(ctx, "sgd_momentum", (w, g, *slots), (lr, float(momentum), np.int32(nesterov)), decay, factor)
+    else:
+        _update(ctx, "sgd", (w, g), (lr,), decay, factor)
+    return w, slots
+
+
+def momentum(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Array,
+    beta: float,
+    decay: float = 0.0,
+    factor: Array | None = None,
+) -> Any:
+    """Twin of `ops.momentum`."""
+    if not _in_place(ctx, (w, g, *slots, lr), factor, beta, 1.0, decay):
+        return ops.momentum(ctx, w, g, slots, lr, beta, decay, factor)
+    _update(ctx, "momentum", (w, g, *slots), (lr, float(beta), 1.0 - beta), decay, factor)
+    return w, slots
+
+
+def rmsprop(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Array,
+    rho: float,
+    epsilon: float,
+    inside: bool,
+    decay: float = 0.0,
+    factor: Array | None = None,
+) -> Any:
+    """Twin of `ops.rmsprop`."""
+    if not _in_place(ctx, (w, g, *slots, lr), factor, rho, epsilon, decay):
+        return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
+    scalars = (lr, float(rho), 1.0 - rho, float(epsilon), np.int32(inside))
+    _update(ctx, "rmsprop", (w, g, *slots), scalars, decay, factor)
+    return w, slots
+
+
+def adam(
+    ctx: Any,
+    w: Array,
+    g: Array,
+    slots: Any,
+    lr: Array,
+    age: Array,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    corrected: bool,
+    decay: float = 0.0,
+    factor: Array | None = None,
+) -> Any:
+    """Twin of `ops.adam`."""
+    if not _in_place(ctx, (w, g, *slots, lr, age), factor, max(beta_1, beta_2), epsilon, decay):
+        return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
+    rates = [(float(b), 1.0 - b, math.log(b) if b > 0 else -math.inf) for b in (beta_1, beta_2)]
+    scalars = (lr, age, *rates[0], *rates[1], float(epsilon), np.int32(corrected))
+    _update(ctx, "adam", (w, g, *slots), scalars, decay, factor)
+    return w, slots
