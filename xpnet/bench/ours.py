@@ -129,7 +129,8 @@ def to98(backend: str, twin: str | None = None) -> Make:
         from ..callbacks import Callback
 
         goal = goal_of(data)
-        get_backend(backend, dtype=case.dtype)  # so that what is left out is left out now
+        with twins(twin):  # so that what is left out is left out now
+            get_backend(backend, dtype=case.dtype)
 
         class Reached(Callback):
             accuracy = 0.0
