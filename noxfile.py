@@ -15,7 +15,7 @@ PYTHONS = ["3.11", "3.12", "3.13"]  # supported; the one that runs nox is the de
 LIBRARIES = {
     "numpy": [],
     "array_api_strict": ["array-api-strict"],
-    "torch": ["torch==2.13.0"],
+    "torch": ["torch==2.13.0", "keras"],  # keras: the optimizers are compared with its own
     "jax": ["jax"],
     "cupy": [],  # cuda12 or cuda13, as the driver says
 }

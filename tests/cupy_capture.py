@@ -23,6 +23,7 @@ from types import SimpleNamespace
 import cuda_on_host
 import cupy_like
 import numpy as np
+import pytest
 from cupy_like import DEVICE, Array, Device, Eager, Namespace, _strip
 
 from xpnet import kernels
@@ -532,6 +533,14 @@ def _tf32(x):
 # All of it ----------------------------------------------------------------------------------------------
 
 CACHES = (check._right, cuda.module, cuda.kernel_of, _make, kernels._table, blas.available, blas._handle)
+
+
+def clean_start(monkeypatch):
+    """Skip where kernels can't be compiled; forget the switches that somebody may have set."""
+    if cuda_on_host.COMPILER is None:
+        pytest.skip("no C++ compiler (g++) was found")
+    for name in ("XPNET_GRAPH", "XPNET_KERNELS", "XPNET_MATMUL_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @contextmanager

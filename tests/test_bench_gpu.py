@@ -8,10 +8,9 @@ import sys
 import time
 from types import SimpleNamespace
 
-import cuda_on_host
 import numpy as np
 import pytest
-from cupy_capture import pretended_cupy
+from cupy_capture import clean_start, pretended_cupy
 
 from xpnet import cli, datasets
 from xpnet.backend import get_backend
@@ -41,10 +40,7 @@ ABOUT = {
 
 @pytest.fixture
 def device(monkeypatch):
-    if cuda_on_host.COMPILER is None:
-        pytest.skip("no C++ compiler (g++) was found")
-    for name in ("XPNET_GRAPH", "XPNET_KERNELS", "XPNET_MATMUL_PRECISION"):
-        monkeypatch.delenv(name, raising=False)
+    clean_start(monkeypatch)
     monkeypatch.setattr(gpu, "SIDE", 8)
     monkeypatch.setattr(gpu, "kernels_in", notes_of)
     with pretended_cupy(monkeypatch) as engine:

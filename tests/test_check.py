@@ -11,7 +11,7 @@ from pathlib import Path
 import cuda_on_host
 import numpy as np
 import pytest
-from cupy_capture import pretended_cupy
+from cupy_capture import clean_start, pretended_cupy
 
 import xpnet as xn
 from xpnet import kernels
@@ -31,10 +31,7 @@ CLASSES = np.argmax(X[:, :3], axis=1)
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
-    if cuda_on_host.COMPILER is None:
-        pytest.skip("no C++ compiler (g++) was found")
-    for name in ("XPNET_GRAPH", "XPNET_KERNELS", "XPNET_MATMUL_PRECISION"):
-        monkeypatch.delenv(name, raising=False)
+    clean_start(monkeypatch)
     with pretended_cupy(monkeypatch, checked=True) as engine:
         yield engine
 

@@ -5,10 +5,9 @@ The device is that of cupy_capture.py.
 
 import gc
 
-import cuda_on_host
 import numpy as np
 import pytest
-from cupy_capture import pretended_cupy
+from cupy_capture import clean_start, pretended_cupy
 
 import xpnet as xn
 from xpnet.backend import get_backend
@@ -31,10 +30,7 @@ WEIGHTS = RNG.uniform(0.5, 2.0, 22)
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
-    if cuda_on_host.COMPILER is None:
-        pytest.skip("no C++ compiler (g++) was found")
-    for name in ("XPNET_GRAPH", "XPNET_KERNELS", "XPNET_MATMUL_PRECISION"):
-        monkeypatch.delenv(name, raising=False)
+    clean_start(monkeypatch)
     with pretended_cupy(monkeypatch) as engine:
         yield engine
 

@@ -13,7 +13,7 @@ import cuda_on_host
 import cupy_like
 import numpy as np
 import pytest
-from cupy_capture import Graph, pretended_cupy
+from cupy_capture import Graph, clean_start, pretended_cupy
 
 import xpnet as xn
 from xpnet import activations, losses, metrics
@@ -43,10 +43,7 @@ made = []  # (recorder, recordings) of each `Replay` there was
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
-    if cuda_on_host.COMPILER is None:
-        pytest.skip("no C++ compiler (g++) was found")
-    for name in ("XPNET_GRAPH", "XPNET_KERNELS", "XPNET_MATMUL_PRECISION"):
-        monkeypatch.delenv(name, raising=False)
+    clean_start(monkeypatch)
 
     def note(self, step, recorder):
         init(self, step, recorder)
