@@ -189,9 +189,8 @@ class MeanAbsoluteError(Loss):
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return mean(|p - y|) and sign(p - y) / units."""
         xp, difference = ctx.xp, p - y
-        sign = xp.astype(difference > 0, p.dtype) - xp.astype(
-            difference < 0, p.dtype
-        )  # CuPy's `sign` synchronises
+        # not `sign`, for which some libraries wait for the device
+        sign = xp.astype(difference > 0, p.dtype) - xp.astype(difference < 0, p.dtype)
         slope = sign * (columns(ctx.xp, weight) * (1.0 / p.shape[-1]))
         return xp.mean(xp.abs(difference), axis=-1), slope
 

@@ -96,7 +96,8 @@ class Optimizer(Configurable):
         Args:
             w, g: weights and gradient, shape (..., size). lr, age: 0-d; `age` counts updates from 1.
             factor: 0-d, on the device: g is to be multiplied with it. It is handed over only where there is one
-                (with `global_clipnorm`), so an optimizer that never meets one need not take it.
+                (with `global_clipnorm`, or under `mixed_float16`), so an optimizer that never meets one need not
+                take it.
         """
         raise TypeError(f"{type(self).__name__} must define apply(ctx, w, g, slots, lr, age, factor=None)")
 
