@@ -1,5 +1,6 @@
 """Work that is shared out is done once, whoever does it, and its results do not depend on who did."""
 
+import os
 import threading
 import time
 from contextlib import nullcontext
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.kernels import tape, threads
+from xpnet.kernels import helpers, tape, threads
 
 if xn.get_backend().name != "numpy":
     pytest.skip("threads share NumPy's work", allow_module_level=True)
@@ -16,17 +17,36 @@ if xn.get_backend().name != "numpy":
 RNG = np.random.default_rng(0)
 
 
+def pretend(monkeypatch, count):
+    """Pretend that BLAS was told to use so many threads."""
+    monkeypatch.setattr(threads, "count", lambda: count)
+    monkeypatch.setattr(threads._now, "threads", count, raising=False)
+    return count
+
+
 @pytest.fixture(params=[1, 2, 5])
 def count(request, monkeypatch):
-    """Pretend that BLAS was told to use so many threads."""
-    threads._helpers.cache_clear()
-    monkeypatch.setattr(threads, "count", lambda: request.param)
-    monkeypatch.setattr(threads._now, "threads", request.param, raising=False)
-    yield request.param
-    threads._helpers.cache_clear()
+    return pretend(monkeypatch, request.param)
 
 
-def test_every_call_is_made_once(count):
+@pytest.fixture
+def two(monkeypatch):
+    return pretend(monkeypatch, 2)
+
+
+@pytest.fixture(params=["spinning", "sleeping"])
+def waiting(request, monkeypatch):
+    """Make new helpers, which look out for work or go to sleep at once."""
+    if request.param == "sleeping":
+        monkeypatch.setattr(helpers, "_spin", lambda: None)
+    elif helpers._spin() is None:
+        pytest.skip("needs numba, and POSIX")
+    helpers.helpers.cache_clear()
+    yield
+    helpers.helpers.cache_clear()
+
+
+def test_every_call_is_made_once(count, waiting):
     done, who = [], set()
 
     def call(i):
@@ -34,31 +54,102 @@ def test_every_call_is_made_once(count):
         time.sleep(0.002)
         done.append(i)
 
-    threads.share([lambda i=i: call(i) for i in range(20)])
-    assert sorted(done) == list(range(20))
+    for _ in range(3):
+        done.clear()
+        threads.share([lambda i=i: call(i) for i in range(20)])
+        assert sorted(done) == list(range(20))
     assert (len(who) > 1) == (count > 1)
 
 
-def test_a_helper_that_never_begins_is_not_waited_for(count):
-    if count == 1:
-        pytest.skip("no helpers")
-    gate = threading.Event()
-    for _ in range(count - 1):  # all helpers are busy with something else
-        threads._helpers(threads.os.getpid()).submit(gate.wait, 30)
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_helpers_come_whether_awake_or_asleep(two, waiting, pause):
+    """Each call waits for the other, so that it needs two threads."""
+    for _ in range(20):
+        together = threading.Barrier(2)
+        threads.share([lambda b=together: b.wait(30)] * 2)
+        time.sleep(pause)
+    (helper,) = helpers.helpers(os.getpid(), 1)
+    deadline = time.monotonic() + 30
+    while not helper.asleep and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert helper.asleep
+
+
+def test_what_a_helper_has_begun_is_waited_for(two, waiting):
+    begun, done = threading.Event(), []
+    here = threading.get_ident()
+
+    def call():
+        if threading.get_ident() == here:
+            assert begun.wait(30)
+        else:
+            begun.set()
+            time.sleep(0.05)
+            done.append(True)
+
+    threads.share([call, call])
+    assert done
+
+
+def test_a_helper_that_never_begins_is_not_waited_for(count, waiting, monkeypatch):
+    monkeypatch.setattr(helpers.Helper, "ask", lambda self, queue: None)
     done = []
     start = time.monotonic()
     threads.share([lambda i=i: done.append(i) for i in range(8)])
     assert done == list(range(8))
     assert time.monotonic() - start < 10
-    gate.set()
 
 
-def test_what_a_piece_raises_comes_out(count):
+def test_who_comes_second_works_alone(count, waiting):
+    """Work may be shared out by several threads at once, and by a call that is itself a part of some."""
+    done = []
+
+    def call(i):
+        time.sleep(0.001)
+        threads.share([lambda: done.append(i)] * 2)
+
+    def work():
+        threads._now.threads = threads.count()
+        threads.share([lambda i=i: call(i) for i in range(10)])
+
+    callers = [threading.Thread(target=work) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert sorted(done) == [i for i in range(10) for _ in range(6)]
+
+
+def test_what_a_piece_raises_comes_out(count, waiting):
     def bad():
+        time.sleep(0.002)
         raise ZeroDivisionError
 
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            threads.share([bad] * 6)
+    done = []
+    threads.share([lambda: done.append(1)] * 3)
+    assert done == [1] * 3
+
+
+@pytest.mark.parametrize("where", ["here", "in a helper"])
+def test_what_nobody_has_begun_when_a_piece_fails_is_not_done(two, waiting, where):
+    begun, done, here = threading.Event(), [], threading.get_ident()
+
+    def call():
+        fails = (threading.get_ident() == here) == (where == "here")
+        if threading.get_ident() == here:
+            assert begun.wait(30)
+        begun.set()
+        time.sleep(0.0 if fails else 0.05)
+        if fails:
+            raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        threads.share([bad] * 3)
+        threads.share([call, call, *[lambda: done.append(1)] * (where == "here")])
+    time.sleep(0.02)
+    assert not done
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 100, 1000])
@@ -66,7 +157,7 @@ def test_what_a_piece_raises_comes_out(count):
 def test_parts_cover_everything_once(count, size, piece):
     parts = threads.split(size, piece)
     assert np.concatenate([np.arange(size)[p] for p in parts]).tolist() == list(range(size))
-    assert len(parts) <= max(1, 2 * count)
+    assert len(parts) <= count
     assert count > 1 or len(parts) == 1
 
 
@@ -87,6 +178,14 @@ def test_a_product_in_pieces(count, monkeypatch, shape, transposed):
 
 def test_small_products_stay_whole(count):
     assert threads.pieces(np.ones((32, 64)), np.ones((64, 64))) is None
+
+
+def test_a_sum_in_parts(count, monkeypatch):
+    monkeypatch.setattr(threads, "PART", 10)
+    a = RNG.standard_normal(1003)
+    assert threads.sum_of_squares(a) == pytest.approx((a * a).sum(), rel=1e-12)
+    a[700] = np.nan
+    assert np.isnan(threads.sum_of_squares(a))
 
 
 def test_a_loop_in_parts(count, monkeypatch):

@@ -23,7 +23,7 @@ SMALL = 1 << 13  # scores up to which a loop beats NumPy's vector instructions f
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
-def _loop(function: Any) -> Any:
+def loop(function: Any) -> Any:
     """Compile a loop at its first use; keep it on disk where there is a place to."""
     try:
         return numba.njit(cache=True, **OPTIONS)(function)
@@ -47,7 +47,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     return y, backward
 
 
-@_loop
+@loop
 def _add_bias_relu(z: Array, bias: Array) -> None:
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
@@ -55,7 +55,7 @@ def _add_bias_relu(z: Array, bias: Array) -> None:
             z[i, j] = bias.dtype.type(0) if s <= 0 else s  # NaN stays
 
 
-@_loop
+@loop
 def _relu_backward(dy: Array, y: Array, dz: Array, db: Array) -> None:
     db[:] = 0
     for i in range(y.shape[0]):
@@ -74,7 +74,7 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     return values, dz, a
 
 
-@_loop
+@loop
 def _softmax_cross_entropy(z: Array, target: Array, weight: Any, a: Array, dz: Array, values: Array) -> None:
     for i in range(z.shape[0]):
         top = z[i, 0]
@@ -106,7 +106,7 @@ def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
     return masked(x), masked
 
 
-@_loop
+@loop
 def _dropout(x: Array, keep: Array, scale: Any, y: Array) -> None:
     for i in range(x.size):
         y[i] = x[i] * (keep[i] * scale)
@@ -144,13 +144,13 @@ def sgd(
     return w, slots
 
 
-@_loop
+@loop
 def _sgd(rate: Any, w: Array, g: Array, f: Any, shrink: Any) -> None:
     for i in range(w.size):
         w[i] -= rate * (f * g[i]) + shrink * w[i]
 
 
-@_loop
+@loop
 def _sgd_momentum(
     rate: Any, w: Array, g: Array, v: Array, momentum: Any, nesterov: bool, f: Any, shrink: Any
 ) -> None:
@@ -171,7 +171,7 @@ def momentum(
     return w, slots
 
 
-@_loop
+@loop
 def _momentum(rate: Any, w: Array, g: Array, v: Array, keep: Any, add: Any, f: Any, shrink: Any) -> None:
     for i in range(w.size):
         v[i] = keep * v[i] + add * (f * g[i])
@@ -198,7 +198,7 @@ def rmsprop(
     return w, slots
 
 
-@_loop
+@loop
 def _rmsprop(
     rate: Any, w: Array, g: Array, s: Array, keep: Any, add: Any, epsilon: Any, inside: bool, f: Any, shrink: Any
 ) -> None:
@@ -253,7 +253,7 @@ def _adam_update(
     in_parts(_adam, real(rate), (w, g, m, v), real(epsilon), *constants, f, shrink)
 
 
-@_loop
+@loop
 def _adam(
     rate: Any,
     w: Array,

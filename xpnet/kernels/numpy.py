@@ -18,7 +18,7 @@ from . import threads
 
 Array = np.ndarray
 
-BLOCK = 1 << 15  # elements of an optimizer's pass that stay in the cache together
+BLOCK = 1 << 16  # elements of an optimizer's pass that stay in the cache together
 FLUSH = 64  # updates between two looks for numbers that are about to become subnormal
 
 
@@ -229,7 +229,7 @@ def sound(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) 
 def _sound(result: Array, ok: Any, lr: Any, square: float, flats: tuple[Array, ...], *others: Array) -> None:
     well = ok and float(lr) <= ops.LARGEST_RATE
     for flat in flats:
-        well = well and flat.dot(flat) <= square
+        well = well and threads.sum_of_squares(flat) <= square
     for a in others:
         well = well and (math.isfinite(a) if a.ndim == 0 else np.isfinite(a).all())
     result[()] = well

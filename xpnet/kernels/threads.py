@@ -15,7 +15,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -23,12 +22,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Alone", "count", "in_parts", "pieces", "product", "share"]
+from .helpers import drain, helpers
+
+__all__ = ["Alone", "count", "in_parts", "pieces", "product", "share", "sum_of_squares"]
 
 Array = np.ndarray
 
 PIECE = 1 << 24  # multiplications and additions of a product below which two threads gain nothing
-PART = 1 << 17  # and elements of an optimizer's pass
+PART = 1 << 17  # and elements of a pass over the weights
+_busy = threading.Lock()  # held by the thread that has the helpers
 _now = threading.local()  # .threads: what BLAS may use outside of `Alone`
 
 
@@ -67,37 +69,32 @@ class Alone(AbstractContextManager["Alone"]):
         self.state.__exit__(*error)
 
 
-@lru_cache
-def _helpers(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count() - 1, "xpnet")
-
-
 def share(calls: Iterable[Callable[[], Any]]) -> None:
     """Make all the calls, in any order, on as many threads as BLAS might use."""
-    work = deque(calls)
-
-    def drain() -> None:
-        while True:
-            try:
-                call = work.popleft()
-            except IndexError:
-                return
-            call()
-
-    wanted = min(count(), getattr(_now, "threads", 1), len(work)) - 1
-    # a forked process has none of its parent's threads
-    helping = [_helpers(os.getpid()).submit(drain) for _ in range(wanted)]
+    queue = deque(calls)
+    wanted = min(count(), getattr(_now, "threads", 1), len(queue)) - 1
+    if wanted < 1 or not _busy.acquire(blocking=False):
+        drain(queue)
+        return
     try:
-        drain()
-    finally:
+        helping = helpers(os.getpid(), count() - 1)[:wanted]
         for helper in helping:
-            if not helper.cancel():  # it has begun, or is done
-                helper.result()
+            helper.ask(queue)
+        try:
+            drain(queue)
+        finally:
+            queue.clear()
+            errors = [helper.wait() for helper in helping]
+        for error in errors:
+            if error is not None:
+                raise error
+    finally:
+        _busy.release()
 
 
 def split(size: int, piece: int) -> list[slice]:
-    """Return the parts of `size` elements that threads take: two for each thread, but of at least `piece`."""
-    parts = min(2 * count(), size // max(1, piece))
+    """Return the parts of `size` elements that threads take: one for each, but of at least `piece`."""
+    parts = min(count(), size // max(1, piece))
     if count() == 1 or parts < 2:
         return [slice(0, size)]
     edges = [round(i * size / parts / 16) * 16 for i in range(parts)] + [size]
@@ -127,3 +124,13 @@ def in_parts(loop: Callable[..., None], number: Any, arrays: Sequence[Array], *n
         loop(number, *arrays, *numbers)
     else:
         share([partial(loop, number, *(a[p] for a in arrays), *numbers) for p in parts])
+
+
+def sum_of_squares(a: Array) -> float:
+    """Return the sum of a[i]^2 over a 1-D array."""
+    parts = split(a.size, PART)
+    if len(parts) == 1:
+        return float(a.dot(a))
+    sums = np.empty(len(parts), a.dtype)
+    share([partial(np.dot, a[p], a[p], sums[i, ...]) for i, p in enumerate(parts)])
+    return float(sums.sum())

@@ -1,0 +1,53 @@
+"""Waiting for another thread without sleeping, and without Python's lock; compiled by numba (the extra `fast`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .numba import loop
+
+__all__ = ["asked", "reached"]
+
+
+@intrinsic
+def _sched_yield(typing_context: Any) -> Any:
+    """Let another program have this core if it wants to: POSIX's function, half a microsecond."""
+
+    def call(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+
+    return types.int32(), call
+
+
+@loop
+def reached(number: np.ndarray, value: int, looks: int) -> bool:
+    """Wait until a number, shape (1,), is at least so large, for so many looks; return whether it is."""
+    for _ in range(looks):
+        if number[0] >= value:
+            return True
+        _sched_yield()
+    return False
+
+
+@loop
+def asked(free: np.ndarray, turns: np.ndarray, seen: int, looks: int, grace: int) -> bool:
+    """Wait likewise until there are more turns than were seen, and then for the grace; return whether there are.
+
+    Until then `free` is 1. It is set here, where Python's lock is not held, so that who waits for it finds the
+    lock free, too.
+    """
+    free[0] = 1
+    for _ in range(looks):
+        if turns[0] > seen:
+            free[0] = 0
+            for _ in range(grace):
+                _sched_yield()
+            return True
+        _sched_yield()
+    return False
