@@ -19,6 +19,8 @@ LIBRARIES = {
     "jax": ["jax"],
     "cupy": [],  # cuda12 or cuda13, as the driver says
 }
+# a process for each core; what tests of one file set up (compiled kernels) is then set up once
+SIDE_BY_SIDE = ["-n", "auto", "--dist", "loadfile"]
 
 
 def cuda_version() -> int | None:
@@ -60,7 +62,8 @@ def run_suite(session: nox.Session, backend: str, extra: str = "") -> None:
     session.install(f".[test,{extra}]" if extra else ".[test]", *LIBRARIES[backend])
     environment = {"XPNET_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": "", **coverage(session)}
     measured = ["--cov=xpnet", "--cov-report="] if "COVERAGE_FILE" in environment else []
-    options = ["--ignore=tests/test_examples.py", *measured, *session.posargs]
+    side_by_side = [] if backend == "cupy" else SIDE_BY_SIDE  # there is one GPU
+    options = ["--ignore=tests/test_examples.py", *side_by_side, *measured, *session.posargs]
     session.run("python", "-m", "pytest", *options, env=environment)
 
 
@@ -79,7 +82,7 @@ def coverage(session: nox.Session) -> dict[str, str]:
 def examples(session: nox.Session) -> None:
     """Run every example, on the backend of XPNET_BACKEND or else NumPy."""
     session.install(".[test,plot]", *LIBRARIES[os.environ.get("XPNET_BACKEND") or "numpy"])
-    session.run("pytest", "tests/test_examples.py", *session.posargs)
+    session.run("pytest", "tests/test_examples.py", "-n", "auto", *session.posargs)
 
 
 @nox.session
