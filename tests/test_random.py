@@ -33,7 +33,7 @@ def words(seed, purpose, slot, step, n):
     return np.array(out[:n], dtype=np.uint64)
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 1 / 3, 0.999, 2**-24, 1e-9])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 1 / 3, 0.999, 2**-24, 1e-9, 1 - 1e-9])
 @pytest.mark.parametrize("place", [(0, 0, 0), (7, 3, 11), (2**32 - 1, 65536 * 5 + 1, 10**6)])
 def test_keep_mask_is_the_rule_on_raw_bits(rate, place):
     seed, slot, step = place

@@ -64,12 +64,14 @@ class Stream:
 def keep_mask(stream: Stream, slot: int, step: int, shape: tuple[int, ...], rate: float) -> np.ndarray:
     """Return the boolean mask of a dropout layer: True (keep) with probability 1 - rate.
 
-    A 32-bit word u of the stream keeps its unit if `(u >> 8) >= ceil(rate * 2**24)`. NumPy's float32 uniforms
-    are `(u >> 8) * 2**-24`, so the comparison is made on them. Rows come first: the mask of a smaller batch is
+    A 32-bit word u of the stream keeps its unit if `(u >> 8) >= ceil(rate * 2**24)`: as `random(shape, float32)
+    >= rate` would have it, whose numbers are `(u >> 8) * 2**-24`. Rows come first: the mask of a smaller batch is
     the beginning of a larger one's.
 
     >>> bool((keep_mask(Stream(1), 2, 5, (3, 8), 0.5) == keep_mask(Stream(1), 2, 5, (9, 8), 0.5)[:3]).all())
     True
     """
-    threshold = np.float32(math.ceil(rate * 2**24) * 2.0**-24)
-    return stream.at(DRAW, slot, step).random(shape, dtype=np.float32) >= threshold
+    size = math.prod(shape)
+    raw = stream.at(DRAW, slot, step).bit_generator.random_raw(-(-size // 2))
+    words = raw.astype("<u8", copy=False).view("<u4")[:size]  # the lower half of 64 bits comes first
+    return (words >= math.ceil(rate * 2**24) << 8).reshape(shape)  # the lowest 8 bits do not matter
