@@ -40,7 +40,7 @@ def _on_backends(of: Any) -> dict[str, Contestant]:
     rows = {BASE: Contestant(of("numpy", "numpy"), "xpnet", "numpy")}
     rows[FAST] = Contestant(of("numpy", "fast"), "xpnet", "numpy")
     for name in BACKENDS:
-        rows.setdefault(f"xpnet {name}", Contestant(of(name, None), "xpnet", name, usual=name == "jax"))
+        rows.setdefault(f"xpnet {name}", Contestant(of(name, None), "xpnet", name, usual=name in ("torch", "jax")))
     return rows
 
 
