@@ -13,9 +13,9 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal((20, 1))
 
 
-@pytest.fixture(autouse=True, params=["1", "0"] if xn.get_backend().name == "numpy" else [None])
+@pytest.fixture(autouse=True, params=["1", "0"] if xn.get_backend().name in ("numpy", "torch") else [None])
 def kernels(request, monkeypatch):
-    """NumPy's twins write in place, so that the guard is tried with and without them."""
+    """Twins on the CPU write in place, so that the guard is tried with and without them."""
     if request.param is not None:
         monkeypatch.setenv("XPNET_KERNELS", request.param)
 
@@ -83,7 +83,7 @@ def test_overflow_on_the_way(model, x, culprit, per_execution):
     found, expected = everything(model), everything(twin)
     assert found.pop("counters").tolist() == [1, 0]  # one step is done, but no epoch
     del expected["counters"]
-    if model.backend.name == "numpy" or per_execution == 1:
+    if model.backend.name in ("numpy", "torch") or per_execution == 1:
         assert_equal_bits(found, expected)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)

@@ -51,7 +51,7 @@ class Backend:
     name: ClassVar[str]
     package: ClassVar[str]
     install: ClassVar[str]
-    inplace: ClassVar[bool] = False
+    inplace: bool = False
     pooled: ClassVar[bool] = False  # freed memory is handed out again by the library, not by the system
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
@@ -231,6 +231,11 @@ class TorchBackend(Backend):
     package = "array_api_compat.torch"
     install = "pip install torch"
 
+    def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
+        super().__init__(device, dtype)
+        # the twins look at numbers on the host before they write: on a GPU every step would wait for that
+        self.inplace = self.device.type == "cpu"
+
     def _device(self, device: str | None) -> Any:
         torch = importlib.import_module("torch")
         wanted = "cuda:0" if device == "cuda" else device or "cpu"
@@ -272,6 +277,10 @@ class TorchBackend(Backend):
     def device_of(self, x: Array) -> str | None:
         """Return the tensor's device."""
         return None if x.device.type == "cpu" else str(x.device)
+
+    def here(self) -> AbstractContextManager[Any]:
+        """Leave a user's `torch.inference_mode()`: what was made in it can't be written to outside of it."""
+        return self.xp.inference_mode(False) if self.xp.is_inference_mode_enabled() else nullcontext()
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
         """Decide with an `if` on the CPU; on a GPU without waiting for it."""

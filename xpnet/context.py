@@ -15,8 +15,8 @@ __all__ = ["Arena", "Context", "check_real", "enter", "numeric"]
 class Arena:
     """Buffers that live from step to step: the n-th request of a step gets the n-th buffer."""
 
-    def __init__(self, xp: Any) -> None:
-        self._xp = xp
+    def __init__(self, xp: Any, device: Any = None) -> None:
+        self._xp, self._device = xp, device
         self._buffers: list[Array] = []
         self._kinds: list[tuple[tuple[int, ...], Any]] = []
         self._next = 0
@@ -32,8 +32,9 @@ class Arena:
         if i < len(self._kinds) and self._kinds[i] == (shape, dtype):
             return self._buffers[i]
         # a request that was never made, or not in this place: forget what followed it
-        self._kinds[i:], self._buffers[i:] = [(shape, dtype)], [self._xp.empty(shape, dtype=dtype)]
-        return self._buffers[i]
+        buffer = self._xp.empty(shape, dtype=dtype, device=self._device)
+        self._kinds[i:], self._buffers[i:] = [(shape, dtype)], [buffer]
+        return buffer
 
 
 class Context:

@@ -221,8 +221,8 @@ class Sequential:
 
     @property
     def weights(self) -> Array:
-        """The trainable weights as one flat array of the backend, shape (size,)."""
-        return self.state.weights
+        """A copy of the trainable weights as one flat array of the backend, shape (size,)."""
+        return self.backend.copy(self.state.weights)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

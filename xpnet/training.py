@@ -66,7 +66,7 @@ def _contexts(backend: Backend) -> Callable[..., Context]:
         if found is None:
             while len(contexts) >= MOST:
                 del contexts[next(iter(contexts))]
-            found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp))
+            found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp, backend.device))
         return found.restart(draws, tape)
 
     return context

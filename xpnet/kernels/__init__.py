@@ -30,6 +30,7 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
         "numpy": (*_NETWORK, "row_total", *_GRADIENT, *_OPTIMIZERS),
         "numba": (*_NETWORK, *_OPTIMIZERS),
     },
+    "torch": {"torch": ("affine", "softmax_cross_entropy", "row_total", *_GRADIENT, *_OPTIMIZERS)},
     "jax": {"jax": ("pack", "product")},
     "cupy": {
         "cupy": (*_NETWORK, "hits", "row_total"),
