@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the steps")
     what.add_argument("--precision", nargs="+", choices=PRECISIONS,
                       help="of the products of steps on a GPU (default of networks asked for: all)")  # fmt: skip
-    who = parser.add_argument_group("who takes part (default: xpnet on NumPy, PyTorch, JAX, and the peers installed)")
+    who = parser.add_argument_group("who takes part (default: xpnet and peers, where they are installed)")
     who.add_argument("--peers", nargs="+", action="extend", default=[], metavar="LIBRARY",
                      help="all rows of these: sklearn,torch,jax,keras")  # fmt: skip
     who.add_argument("--backend", nargs="+", action="extend", default=[], metavar="NAME",

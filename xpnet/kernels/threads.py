@@ -28,7 +28,7 @@ __all__ = ["Alone", "count", "in_parts", "pieces", "product", "share", "sum_of_s
 
 Array = np.ndarray
 
-PIECE = 1 << 24  # multiplications and additions of a product below which two threads gain nothing
+PIECE = 1 << 22  # multiplications and additions of a product below which two threads gain nothing
 PART = 1 << 17  # and elements of a pass over the weights
 _busy = threading.Lock()  # held by the thread that has the helpers
 _now = threading.local()  # .threads: what BLAS may use outside of `Alone`
