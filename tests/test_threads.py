@@ -188,6 +188,19 @@ def test_a_sum_in_parts(count, monkeypatch):
     assert np.isnan(threads.sum_of_squares(a))
 
 
+@pytest.mark.parametrize("shape", [(100,), (100, 3), (100, 2, 5)])
+def test_rows_in_parts(count, monkeypatch, shape):
+    monkeypatch.setattr(threads, "ROWS", 16)
+    monkeypatch.setattr(threads, "Alone", nullcontext)  # it asks BLAS, which this test does not
+    parts, share = [], threads.share
+    monkeypatch.setattr(threads, "share", lambda calls: (parts.extend(calls), share(parts)))
+    values, rows = RNG.standard_normal(shape), RNG.integers(0, 100, 77).astype(np.int32)
+    out = np.full((77, *shape[1:]), np.nan)
+    assert threads.gather(values, rows, out) is out
+    np.testing.assert_array_equal(out, values[rows])
+    assert len(parts) == (min(count, 77 * out[0].size // 16) if count > 1 else 0)
+
+
 def test_a_loop_in_parts(count, monkeypatch):
     monkeypatch.setattr(threads, "PART", 10)
     x, y = RNG.standard_normal(1003), np.zeros(1003)

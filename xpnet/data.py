@@ -13,6 +13,7 @@ from typing import Any
 from .backend import Array, Backend, home_of, host_of, library_of, np
 from .context import check_real, numeric
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number
+from .kernels.threads import gather
 
 __all__ = ["Column", "Data", "blocks", "class_factors", "class_weights"]
 
@@ -63,8 +64,7 @@ class Column:
                 return np.take(self.values, rows, axis=0)
             if self._room is None or len(self._room) < len(rows):
                 self._room = np.empty((len(rows), *self.shape), self.values.dtype)
-            # "clip" is the mode in which NumPy writes straight to `out`; row numbers are in range
-            return self.values.take(rows, 0, self._room[: len(rows)], "clip")
+            return gather(self.values, rows, self._room[: len(rows)])
         return self.home.xp.take(self.values, self.home.array(rows), axis=0)
 
     def move(self, taken: Array, backend: Backend, dtype: str) -> Array:

@@ -1,4 +1,4 @@
-"""Large products and updates shared out among threads, in pieces that whoever is free takes next.
+"""Large products, updates and batches shared out among threads, in pieces that whoever is free takes next.
 
 A BLAS with threads of its own waits for each of them at the end of every product: where another program is on one
 of the cores, a small network's step can take thirty times as long. Here the thread that calls takes pieces too,
@@ -24,12 +24,13 @@ import numpy as np
 
 from .helpers import drain, helpers
 
-__all__ = ["Alone", "count", "in_parts", "pieces", "product", "share", "sum_of_squares"]
+__all__ = ["Alone", "count", "gather", "in_parts", "pieces", "product", "share", "sum_of_squares"]
 
 Array = np.ndarray
 
 PIECE = 1 << 22  # multiplications and additions of a product below which two threads gain nothing
-PART = 1 << 17  # and elements of a pass over the weights
+PART = 1 << 17  # elements of a pass over the weights, likewise
+ROWS = 1 << 15  # and elements of rows that are gathered
 _busy = threading.Lock()  # held by the thread that has the helpers
 _now = threading.local()  # .threads: what BLAS may use outside of `Alone`
 
@@ -115,6 +116,17 @@ def product(a: Array, b: Array, out: Array) -> None:
         share([partial(np.matmul, a[p], b, out=out[p]) for p in pieces(a, b) or ()])
     else:
         share([partial(np.matmul, a, b[:, p], out=out[:, p]) for p in pieces(a, b) or ()])
+
+
+def gather(values: Array, rows: Array, out: Array) -> Array:
+    """Return values[rows] in `out`, shape (rows, ...); row numbers must be in range."""
+    parts = split(len(rows), -(-len(rows) * ROWS // max(1, out.size)))
+    # "clip" is the mode in which NumPy writes straight to `out`
+    if len(parts) == 1:
+        return values.take(rows, 0, out, "clip")
+    with Alone():
+        share([partial(values.take, rows[p], 0, out[p], "clip") for p in parts])
+    return out
 
 
 def in_parts(loop: Callable[..., None], number: Any, arrays: Sequence[Array], *numbers: Any) -> None:
