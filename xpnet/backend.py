@@ -182,6 +182,10 @@ class NumpyBackend(Backend):
         """Return `x` itself: host memory is the device's."""
         return x
 
+    def bring(self, x: Array) -> Array:
+        """Return a plain NumPy array itself: this is asked for at every batch."""
+        return x if type(x) is np.ndarray else super().bring(x)
+
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
         """Decide with a plain `if`: memory is the host's. A recording notes it."""
         if hasattr(ok, "tape"):

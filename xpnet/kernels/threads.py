@@ -120,10 +120,10 @@ def product(a: Array, b: Array, out: Array) -> None:
 
 def gather(values: Array, rows: Array, out: Array) -> Array:
     """Return values[rows] in `out`, shape (rows, ...); row numbers must be in range."""
-    parts = split(len(rows), -(-len(rows) * ROWS // max(1, out.size)))
     # "clip" is the mode in which NumPy writes straight to `out`
-    if len(parts) == 1:
+    if out.size < 2 * ROWS or count() == 1:
         return values.take(rows, 0, out, "clip")
+    parts = split(len(rows), -(-len(rows) * ROWS // out.size))
     with Alone():
         share([partial(values.take, rows[p], 0, out[p], "clip") for p in parts])
     return out
@@ -131,18 +131,18 @@ def gather(values: Array, rows: Array, out: Array) -> Array:
 
 def in_parts(loop: Callable[..., None], number: Any, arrays: Sequence[Array], *numbers: Any) -> None:
     """Call `loop(number, *arrays, *numbers)` on parts of 1-D arrays."""
-    parts = split(arrays[0].size, PART)
-    if len(parts) == 1:
+    if arrays[0].size < 2 * PART or count() == 1:
         loop(number, *arrays, *numbers)
     else:
+        parts = split(arrays[0].size, PART)
         share([partial(loop, number, *(a[p] for a in arrays), *numbers) for p in parts])
 
 
 def sum_of_squares(a: Array) -> float:
     """Return the sum of a[i]^2 over a 1-D array."""
-    parts = split(a.size, PART)
-    if len(parts) == 1:
+    if a.size < 2 * PART or count() == 1:
         return float(a.dot(a))
+    parts = split(a.size, PART)
     sums = np.empty(len(parts), a.dtype)
     share([partial(np.dot, a[p], a[p], sums[i, ...]) for i, p in enumerate(parts)])
     return float(sums.sum())
