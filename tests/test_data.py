@@ -254,3 +254,22 @@ def test_splits():
 def test_what_is_no_column(x, kind):
     with pytest.raises(kind):
         Column(x, "x")
+
+
+@pytest.mark.parametrize(
+    "view", [np.asfortranarray, lambda x: np.repeat(x, 2, axis=1)[:, ::2], lambda x: x[::-1][::-1]]
+)
+@pytest.mark.parametrize("reuse", [True, False])
+def test_rows_of_a_table_are_not_taken_from_a_copy_of_it(monkeypatch, view, reuse):
+    """`take` makes such an array contiguous first, all of it, for each batch."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a copy of the whole array")
+
+    x = np.arange(60.0).reshape(20, 3)
+    rows = np.array([3, 0, 19, 3], dtype=np.int32)
+    given = view(x)
+    if not given.flags.c_contiguous:
+        monkeypatch.setattr("xpnet.data.gather", refuse)
+        monkeypatch.setattr(np, "take", refuse)
+    np.testing.assert_array_equal(Column(given, "x").take(rows, reuse), x[rows])

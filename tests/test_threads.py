@@ -191,9 +191,9 @@ def test_a_sum_in_parts(count, monkeypatch):
 @pytest.mark.parametrize("shape", [(100,), (100, 3), (100, 2, 5)])
 def test_rows_in_parts(count, monkeypatch, shape):
     monkeypatch.setattr(threads, "ROWS", 16)
-    monkeypatch.setattr(threads, "Alone", nullcontext)  # it asks BLAS, which this test does not
+    monkeypatch.setattr(threads, "_allowed", lambda: [(None, count)])
     parts, share = [], threads.share
-    monkeypatch.setattr(threads, "share", lambda calls: (parts.extend(calls), share(parts)))
+    monkeypatch.setattr(threads, "share", lambda calls, most: (parts.extend(calls), share(parts, most)))
     values, rows = RNG.standard_normal(shape), RNG.integers(0, 100, 77).astype(np.int32)
     out = np.full((77, *shape[1:]), np.nan)
     assert threads.gather(values, rows, out) is out
@@ -234,6 +234,56 @@ def test_blas_keeps_to_one_thread_meanwhile():
         inside()
     assert now() == before
     assert np.geterr()["over"] != "ignore"
+
+
+class OneLibrary:
+    """A BLAS of two threads."""
+
+    threads = 2
+
+    def get_num_threads(self):
+        return self.threads
+
+    def set_num_threads(self, threads):
+        self.threads = threads
+
+
+def test_blocks_that_overlap(two, monkeypatch):
+    """In one thread and in two; the one that came first may be the first to go."""
+    blas = OneLibrary()
+    monkeypatch.setattr(threads, "_blas", lambda: [blas])
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with threads.Alone():
+            entered.set()
+            assert leave.wait(30)
+
+    with threads.Alone():
+        assert (blas.threads, threads._now.threads) == (1, 2)
+        with threads.Alone():
+            assert (blas.threads, threads._now.threads) == (1, 2)
+        assert (blas.threads, threads._now.threads) == (1, 2)
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert entered.wait(30)
+    assert blas.threads == 1
+    leave.set()
+    thread.join()
+    assert blas.threads == 2
+
+
+def test_helpers_do_not_warn_of_what_the_guard_finds(two, waiting):
+    together = threading.Barrier(2)
+    large, out = np.full(1000, 1e300), np.empty((2, 1000))
+
+    def call(i):
+        together.wait(30)
+        np.multiply(large, large, out=out[i])
+
+    with np.errstate(all="ignore"):
+        threads.share([lambda: call(0), lambda: call(1)])
+    assert np.isinf(out).all()
 
 
 def test_nothing_is_shared_out_where_the_caller_has_limited_blas():

@@ -60,6 +60,8 @@ class Column:
         if isinstance(rows, slice):
             return self.values[rows, ...]
         if self.home.name == "numpy":
+            if not self.values.flags.c_contiguous:  # such as tables have: `take` would copy all of it first
+                return self.values[rows]
             if not reuse:
                 return np.take(self.values, rows, axis=0)
             if self._room is None or len(self._room) < len(rows):

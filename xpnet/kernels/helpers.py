@@ -42,7 +42,7 @@ class Helper:
 
     def ask(self, queue: Queue) -> None:
         """Let the helper take calls from a queue, as soon as it can."""
-        self.queue = queue
+        self.queue, self.error = queue, None
         self.turns[0] += 1
         if self.asleep:
             self.bell.release()
@@ -58,6 +58,7 @@ class Helper:
 
     def _serve(self, spin: Any) -> None:
         seen = 0
+        np.seterr(all="ignore")  # of this thread: what is not finite, the guard finds
         while True:
             if self._asked(spin, seen):
                 seen = int(self.turns[0])

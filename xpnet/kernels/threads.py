@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,29 +51,48 @@ def count() -> int:
     return max([1, *(int(blas.get_num_threads()) for blas in _blas())])
 
 
+def _allowed() -> list[tuple[Any, int]]:
+    """Return each BLAS library with the threads that it may use now."""
+    return [(blas, int(blas.get_num_threads())) for blas in _blas()] if count() > 1 else []
+
+
 class Alone(AbstractContextManager["Alone"]):
-    """Keep BLAS to one thread, and NumPy from warning of what the guard finds."""
+    """Keep BLAS to one thread, and NumPy from warning of what the guard finds.
+
+    How many BLAS uses is the process' affair: of blocks that overlap the first limits it, the last restores it.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _before: ClassVar[list[tuple[Any, int]]] = []
 
     def __enter__(self) -> Alone:
         self.state = np.errstate(all="ignore")
         self.state.__enter__()
-        self.before = [(blas, blas.get_num_threads()) for blas in _blas()] if count() > 1 else []
-        for blas, _ in self.before:
-            blas.set_num_threads(1)
-        _now.threads = max([1, *(threads for _, threads in self.before)])
+        with Alone._lock:
+            if Alone._inside == 0:
+                Alone._before = _allowed()
+                for blas, _ in Alone._before:
+                    blas.set_num_threads(1)
+            Alone._inside += 1
+        self.outside = getattr(_now, "threads", 1)
+        _now.threads = max([1, *(threads for _, threads in Alone._before)])
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for blas, threads in self.before:
-            blas.set_num_threads(threads)
-        _now.threads = 1
+        _now.threads = self.outside
+        with Alone._lock:
+            Alone._inside -= 1
+            if Alone._inside == 0:
+                for blas, threads in Alone._before:
+                    blas.set_num_threads(threads)
         self.state.__exit__(*error)
 
 
-def share(calls: Iterable[Callable[[], Any]]) -> None:
-    """Make all the calls, in any order, on as many threads as BLAS might use."""
+def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
+    """Make all the calls, in any order, on at most so many threads: if not told, as BLAS might use."""
     queue = deque(calls)
-    wanted = min(count(), getattr(_now, "threads", 1), len(queue)) - 1
+    wanted = min(count(), getattr(_now, "threads", 1) if most is None else most, len(queue)) - 1
     if wanted < 1 or not _busy.acquire(blocking=False):
         drain(queue)
         return
@@ -124,8 +143,8 @@ def gather(values: Array, rows: Array, out: Array) -> Array:
     if out.size < 2 * ROWS or count() == 1:
         return values.take(rows, 0, out, "clip")
     parts = split(len(rows), -(-len(rows) * ROWS // out.size))
-    with Alone():
-        share([partial(values.take, rows[p], 0, out[p], "clip") for p in parts])
+    most = max([1, *(threads for _, threads in _allowed())])
+    share([partial(values.take, rows[p], 0, out[p], "clip") for p in parts], most)
     return out
 
 

@@ -97,7 +97,7 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     a = torch.exp(logs, out=logs)
     dz = ctx.empty(z.shape).copy_(a)
     dz.scatter_add_(1, target.unsqueeze(1), _filled((len(dz), 1), -1.0, dz.dtype))
-    return values, dz.mul_(_number(weight, dz.dtype) if isinstance(weight, float) else weight.unsqueeze(1)), a
+    return values, dz.mul_(_number(weight, dz.dtype) if isinstance(weight, float) else weight.unsqueeze(-1)), a
 
 
 @lru_cache(maxsize=64)
