@@ -43,7 +43,7 @@ def tests(session: nox.Session, backend: str) -> None:
     """Run the suite on one backend, under the current Python."""
     if backend == "numpy":  # where CUDA kernels are compiled, too: that needs no GPU
         session.install("nvidia-cuda-nvrtc", "nvidia-cuda-runtime")
-    run_suite(session, backend, "fast" if backend == "numpy" else "")
+    run_suite(session, backend, "fast,plot" if backend == "numpy" else "")
 
 
 @nox.session(python=PYTHONS)

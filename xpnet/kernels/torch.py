@@ -14,7 +14,7 @@ import torch
 
 from .. import ops
 from ..backend import Array
-from .numpy import FLUSH
+from .numpy import FLUSH, room_for
 
 # One pass over weights and slots, in which `torch.optim.Adam(fused=True)` ends too. It is not public; by the
 # public `torch.optim.adam.adam` the update of a small network takes more than twice as long.
@@ -36,9 +36,9 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
             dz = _plain(activation.backward(ctx.xp, dy, z, y))
         else:
             dz = backward_of(ctx, dy, y)
-        grads = {"kernel": _product(ctx, x.t(), dz, _room_for(ctx, into, "kernel", kernel))}
+        grads = {"kernel": _product(ctx, x.t(), dz, room_for(ctx, into, "kernel", kernel))}
         if bias is not None:
-            grads["bias"] = torch.sum(dz, 0, out=_room_for(ctx, into, "bias", bias))
+            grads["bias"] = torch.sum(dz, 0, out=room_for(ctx, into, "bias", bias))
         return (_product(ctx, dz, kernel.t(), ctx.empty(x.shape)) if want_dx else None), grads
 
     return y, backward
@@ -56,11 +56,6 @@ def _product(ctx: Any, a: Array, b: Array, out: Array, bias: Array | None = None
 def _plain(x: Array) -> Array:
     """Return `x` outside PyTorch's own differentiation, which writes to no given memory."""
     return x.detach() if x.requires_grad else x
-
-
-def _room_for(ctx: Any, into: dict[str, Array], name: str, like: Array) -> Array:
-    """Return where to write a gradient: its place in the flat one, or a buffer."""
-    return into[name] if name in into else ctx.empty(like.shape)
 
 
 # Activations whose derivative needs only their output: z's memory is used again for a = f(z).
