@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -107,6 +108,23 @@ def test_every_contestant_does_its_work(kind, name, optimizer):
     assert (runner.loss is None) == (kind == "predict" or name == PRODUCTS)
     if runner.loss:
         assert runner.loss() < before
+
+
+@pytest.mark.parametrize("name", ["torch compiled", "keras train_on_batch"])
+def test_contestants_that_are_slow_to_begin_with(name, tmp_path):
+    """In a process of their own, as always: what these libraries warn of is their own affair."""
+    missing = [library for library in ("torch", "keras") if find_spec(library) is None]
+    if missing:
+        pytest.skip(f"{missing} is not part of this environment, but of the session for PyTorch")
+    where, what = tmp_path / "found.json", ["--layers", "6,8,3", "--batch", "16", "--contestants", name]
+    how = ["--threads", "1", "--rounds", "1", "--seconds", "0", "--json", str(where)]
+    command = [sys.executable, "-W", "default", "-m", "xpnet", "bench", *what, *how]
+    done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": "torch"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(where.read_text())
+    assert found["failures"] == []
+    (row,) = [r for r in found["results"] if r["contestant"] == name]
+    assert row["losses"][1] < row["losses"][0]
 
 
 @pytest.mark.parametrize("name", [name for name in CONTESTANTS["to98"] if name not in SLOW])
