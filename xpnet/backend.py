@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .errors import BackendError, InvalidValueError, unknown_name
-from .tree import Stack, Tree, tree_map
+from .tree import Stack, Tree, leaves, tree_map
 
 __all__ = ["BACKENDS", "Backend", "available_backends", "get_backend", "np", "use_backend"]
 
@@ -43,6 +43,7 @@ class Backend:
         dtype, dtype_name: the floating dtype of all arrays, and its name.
         narrow: the name of the dtype that factors of products are rounded to, None without such.
         device: what `xp` takes as `device=`. inplace: whether twins may write into arrays.
+        wide: whether there are 64-bit numbers.
 
     Raises:
         BackendError: the library is not installed, has no such device, or lacks the precision.
@@ -52,6 +53,7 @@ class Backend:
     package: ClassVar[str]
     install: ClassVar[str]
     inplace: bool = False
+    wide: bool = True
     pooled: ClassVar[bool] = False  # freed memory is handed out again by the library, not by the system
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
@@ -132,17 +134,19 @@ class Backend:
         """Return `function`, compiled where the library can."""
         return function
 
-    def compile(self, step: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Sequence[Tree]], Tree]:
-        """Return `run(state, batches) -> state`, which takes one step per batch.
+    def compile(self, step: Callable[..., Tree]) -> Callable[..., None]:
+        """Return `run(state, batches, commit)`, which takes one step per batch.
 
-        The state is donated: after the call only the returned one may be used.
+        Each step is `step(state, batch, finish) -> state` (see `training.make_step`). `commit(state, finish)` makes the
+        calls that end it and takes the new state over: between two of them the state is that of a whole step.
         """
 
-        def run(state: Tree, batches: Sequence[Tree]) -> Tree:
+        def run(state: Tree, batches: Sequence[Tree], commit: Any) -> None:
             with self.here(), np.errstate(all="ignore"):  # the guard finds what is not finite
                 for batch in batches:
-                    state = step(state, batch)
-            return state
+                    finish: list[Any] = []
+                    state = step(state, batch, finish)
+                    commit(state, finish)
 
         return run
 
@@ -161,6 +165,17 @@ class Backend:
     def scalar(self, value: Any, dtype: Any = None) -> Array:
         """Return a 0-d array on this device."""
         return self.xp.asarray(value, dtype=dtype or self.dtype, device=self.device)
+
+    def count(self, value: int) -> Array:
+        """Return a count of steps as an array: int64, 0-d; or two words, uint32, shape (2,), the lower one first."""
+        if self.wide:
+            return self.scalar(value, self.xp.int64)
+        return self.array([value & 0xFFFFFFFF, value >> 32], "uint32")
+
+    def counted(self, count: Array) -> int:
+        """Return the number that `count` made an array of."""
+        host = self.host(count)
+        return int(host) if host.ndim == 0 else int(host[0]) | int(host[1]) << 32
 
     def with_dtype(self, dtype: str | None) -> Backend:
         """Return the backend on the same device that computes in `dtype`."""
@@ -305,6 +320,7 @@ class JaxBackend(Backend):
         import jax
 
         self._jax = jax
+        self.wide = bool(jax.config.jax_enable_x64)
         if dtype == "float64" and not jax.config.jax_enable_x64:
             raise BackendError(
                 "JAX computes in float64 only when it is told to before its first use: set the environment "
@@ -362,25 +378,36 @@ class JaxBackend(Backend):
         """Return `jax.jit(function)`."""
         return self._jax.jit(function)
 
-    def compile(self, step: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Sequence[Tree]], Tree]:
-        """Return `run(state, batches)`: one `jit` for a single step, one `lax.scan` for several."""
-        jax, one = self._jax, self._jax.jit(step, donate_argnums=0)
+    def compile(self, step: Callable[..., Tree]) -> Callable[..., None]:
+        """Return `run(state, batches, commit)`: one `jit` for a single step, one `lax.scan` for several.
 
-        def scan(state: Tree, stacked: Tree) -> Tree:
-            return jax.lax.scan(lambda s, b: (step(s, b), None), state, stacked)[0]
+        The state is donated: what was handed in is lost when the new state is there.
+        """
+        jax = self._jax
 
-        many = jax.jit(scan, donate_argnums=0)
+        def single(state: Tree, batch: Tree) -> tuple[Any, ...]:
+            return tuple(step(state, batch))  # no named tuple: C code makes it
 
-        def stack(*leaves: Array) -> Array:
-            return (np if isinstance(leaves[0], np.ndarray) else self.xp).stack(leaves)
+        def scan(state: Tree, stacked: Tree) -> tuple[Any, ...]:
+            return tuple(jax.lax.scan(lambda s, b: (step(s, b), None), state, stacked)[0])
 
-        def run(state: Tree, batches: Sequence[Tree]) -> Tree:
-            if len(batches) == 1:
-                return one(state, batches[0])
-            return many(state, batches.tree if isinstance(batches, Stack) else tree_map(stack, *batches))
+        one, many = (jax.jit(function, donate_argnums=0) for function in (single, scan))
+        compiled: set[Any] = set()
+
+        def stack(*arrays: Array) -> Array:
+            return (np if isinstance(arrays[0], np.ndarray) else self.xp).stack(arrays)
+
+        def run(state: Tree, batches: Sequence[Tree], commit: Any) -> None:
+            batch = batches.tree if isinstance(batches, Stack) else batches[0]
+            if len(batches) > 1 and not isinstance(batches, Stack):
+                batch = tree_map(stack, *batches)
+            key = len(batches), *(leaf.shape for leaf in leaves(batch))
+            if key not in compiled:  # by much of Python's code, which may be interrupted when the state is lost
+                state = tree_map(self.copy, state)
+            commit.result(many if len(batches) > 1 else one, state, batch)
+            compiled.add(key)
 
         return run
-
 
 class CupyBackend(Backend):  # needs a GPU
     """CuPy: CUDA, through array_api_compat."""

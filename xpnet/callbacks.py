@@ -34,6 +34,13 @@ class Callback:
         """Take in `epochs`, `steps` (an epoch), `verbose` and `metrics` (the names in the logs)."""
         self.params = params
 
+    def get_state(self) -> dict[str, Any]:
+        """Return what a file should keep of this callback."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take up what `get_state` gave."""
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Before the first epoch."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from . import kernels
 from .backend import Array, Backend, give_back, host_of, library_of, np, resolve
 from .errors import InvalidTypeError
+from .kernels.finish import Branch, Pieces
+from .kernels.threads import parts_of
 
 __all__ = ["Arena", "Context", "check_real", "enter", "numeric"]
 
@@ -49,6 +52,8 @@ class Context:
         inplace: whether there is memory for twins to write to.
         gate: 0-d boolean: whether the update that is being computed will be taken over. Where nobody may wait for
             it, twins that write over weights look at it on the device.
+        overwrite: whether twins may write over weights and slots, by calls that are put off (`later`).
+        finish: the calls that were put off, which end the step (see `xpnet.kernels.finish`).
         tape: what records this step, or None (see `xpnet.replay`).
     """
 
@@ -58,9 +63,11 @@ class Context:
         "carry",
         "draws",
         "dtype",
+        "finish",
         "gate",
         "inplace",
         "ops",
+        "overwrite",
         "place",
         "tape",
         "training",
@@ -81,6 +88,8 @@ class Context:
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}
         self.gate: Array | None = None
+        self.overwrite = self.inplace
+        self.finish: list[Any] = []
         self.tape: Any = None
         self.place: tuple[int, str] = (0, "")
         self._arena = arena
@@ -88,6 +97,7 @@ class Context:
     def restart(self, draws: Mapping[str, Array], tape: Any = None) -> Context:
         """Begin the next step with its masks, in the same memory."""
         self.draws, self.carry, self.tape = draws, {}, tape
+        self.finish = []
         if self._arena is not None:
             self._arena.restart()
         return self
@@ -113,6 +123,36 @@ class Context:
             kernel(*args)
         else:
             self.tape.launch(kernel, *args)
+
+    def later(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Put off a call that writes over the state to the end of the step.
+
+        Args:
+            function: one that C code runs (NumPy's, PyTorch's, a compiled loop), see `xpnet.kernels.finish`.
+        """
+        if self.tape is None:
+            self.finish.append(partial(function, *args, **kwargs))
+        else:
+            self.tape.later(function, *args, **kwargs)
+
+    def later_when(self, flag: Array, block: Callable[[], Any]) -> None:
+        """Put off what the block puts off; it is left out if the flag, a 0-d array on the host, is not set by then."""
+        home = self if self.tape is None else self.tape
+        before, home.finish = home.finish, []
+        try:
+            block()
+            calls = home.finish
+        finally:
+            home.finish = before
+        home.finish.append(Branch(flag if self.tape is None else self.tape.plain(flag), calls))
+
+    def later_in_parts(self, loop: Callable[..., None], numbers: Array, arrays: Sequence[Array]) -> None:
+        """Put off `loop(numbers, *arrays)` on 1-D arrays; large ones may be shared out among threads."""
+        pieces = parts_of(arrays)
+        if self.tape is not None:
+            numbers, pieces = self.tape.plain((numbers, pieces))
+        calls = [partial(loop, numbers, *piece) for piece in pieces]
+        (self if self.tape is None else self.tape).finish.append(Pieces(calls) if len(calls) > 1 else calls[0])
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """Return `x` (an array of any library, a list, a number) as an array here, in `dtype` or the model's."""

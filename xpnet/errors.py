@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = [
     "BackendError",
+    "BusyError",
     "DownloadError",
     "FileFormatError",
     "InvalidTypeError",
@@ -46,6 +47,10 @@ class InvalidTypeError(XpnetError, TypeError):
 
 class NotBuiltError(XpnetError, RuntimeError):
     """A layer or model was used before what it needs was there (`build`, `compile`, ...)."""
+
+
+class BusyError(XpnetError, RuntimeError):
+    """A model that is being trained was to be trained or changed by somebody else."""
 
 
 class NonFiniteError(XpnetError, ArithmeticError):

@@ -23,17 +23,19 @@ class Feed:
         model, program: whose steps are fed. data: checked rows. class_weight: {class: factor} or None.
 
     Attributes:
-        run: `run(state, batches) -> state`, which takes a step for each batch.
+        run: `run(state, batches, commit)`, which takes a step for each batch.
+        step: the number of the next step, of which the masks are functions.
     """
 
     def __init__(self, model: Any, program: Any, data: Data, class_weight: Mapping[int, float] | None) -> None:
         self.model, self.program, self.data, self.class_weight = model, program, data, class_weight
         self.order: np.ndarray | None = None
         self.run = program.run
+        self.step = 0
 
-    def begin(self, order: np.ndarray | None) -> None:
-        """Begin an epoch, with the order of its rows (None: as they are)."""
-        self.order = order
+    def begin(self, order: np.ndarray | None, step: int) -> None:
+        """Begin an epoch at a step, with the order of its rows (None: as they are)."""
+        self.order, self.step = order, step
         if self.program.recorder is not None:
             self.program.recorder.begin_feeding()
 
@@ -47,7 +49,7 @@ class Feed:
     def on_host(self, start: int, stop: int, count: int = 1, masks: bool = True) -> Sequence[Batch]:
         """Return the same, made on the host, with or without masks."""
         rows = slice(start, stop) if self.order is None else self.order[start:stop]
-        return make_batches(self.model, self.program, self.data, rows, count, self.class_weight, masks)
+        return make_batches(self.model, self.program, self.data, rows, self.step, count, self.class_weight, masks)
 
     def _at_home(self) -> bool:
         """Return whether some of the data are arrays of the model's own library."""
@@ -69,19 +71,19 @@ class DeviceFeed(Feed):
         backend, pick = model.backend, program.maker.pick
         target = getattr(backend.xp, program.target_dtype or backend.dtype_name)
 
-        def step(state: TrainState, batch: tuple[Array]) -> TrainState:
+        def step(state: TrainState, batch: tuple[Array], finish: list[Any] | None = None) -> TrainState:
             (rows,) = batch
             weights = None if weight is None else pick(weight, rows, backend.dtype)
             made = Batch(pick(x, rows, backend.dtype), pick(y, rows, target), weights, {})
-            return program.step(state, made)
+            return program.step(state, made, finish)
 
         # recordings of its own: the addresses of the data are in them, and both go with the feed
         self.run = Replay(step, program.recorder)
         self._order: Array = None
 
-    def begin(self, order: np.ndarray | None) -> None:
+    def begin(self, order: np.ndarray | None, step: int) -> None:
         """Begin an epoch: its order goes to the device once."""
-        self.order = order
+        self.order, self.step = order, step
         rows = np.arange(len(self.data), dtype=np.int32) if order is None else order
         self._order = self.model.backend.feed(rows)
 
@@ -146,6 +148,7 @@ def make_batches(
     program: Any,
     data: Data,
     rows: Any,
+    step: int,
     count: int = 1,
     class_weight: Any = None,
     masks: bool = True,
@@ -153,7 +156,7 @@ def make_batches(
     """Return some rows as batches of one size on the model's device, with the masks of the next steps.
 
     Args:
-        rows: a slice, or row numbers on the host. masks: whether the masks are wanted.
+        rows: a slice, or row numbers on the host. step: the first one's number. masks: whether they are wanted.
     """
     backend, network = model.backend, model.network
     target = program.target_shape, program.target_dtype
@@ -161,7 +164,7 @@ def make_batches(
     reuse = backend.inplace and not backend.pooled
     x, y, weight = data.batch(rows, backend, *target, class_weight, reuse=reuse)
     size = int(x.shape[0]) // count
-    drawn = [network.masks(model.stream, model.step + i, size) if masks else {} for i in range(count)]
+    drawn = [network.masks(model.stream, step + i, size) if masks else {} for i in range(count)]
     if count == 1:
         return [Batch(x, y, weight, {key: backend.feed(mask) for key, mask in drawn[0].items()})]
 

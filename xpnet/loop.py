@@ -14,7 +14,8 @@ from .data import Data
 from .errors import NonFiniteError
 from .feed import Feed, make_batches, make_feed
 from .guard import first_concerned
-from .training import Batch, deferred_interrupt, read_sums, zero_sums
+from .run import Run, Unfinished
+from .training import Batch, read_sums, zero_sums
 
 __all__ = ["evaluate", "fit", "make_inference", "predict", "train_on_batch"]
 
@@ -51,89 +52,102 @@ def fit(
     class_weight: Mapping[int, float] | None,
     steps_per_execution: int,
 ) -> History:
-    """Train a compiled, built model on checked data; the arguments are those of `Sequential.fit`."""
+    """Train a compiled, built model on checked data; the arguments are those of `Sequential.fit`.
+
+    An exception may come at any time (a callback's, Ctrl-C, one that is sent into the thread): the model's state is
+    that of the last whole step then.
+    """
     program = model.program()
-    history = next((c for c in callbacks if isinstance(c, History)), None) or History()
-    callbacks = [*callbacks, *([] if history in callbacks else [history])]
-    names = program.names + ([f"val_{n}" for n in program.names] if validation is not None else [])
     steps = math.ceil(len(data) / batch_size)
-    params = {"epochs": epochs, "steps": steps, "verbose": verbose, "metrics": names}
-    for callback in callbacks:
-        callback.set_model(model)
-        callback.set_params(params)
+    names = program.names + ([f"val_{n}" for n in program.names] if validation is not None else [])
+    unfinished, model.unfinished = model.unfinished, None
+    run = model.run = Run(callbacks, model)
+    run.begin({"epochs": epochs, "steps": steps, "verbose": verbose, "metrics": names}, unfinished)
     progress = ProgressBar(verbose, epochs, steps)
-    watched = [c for c in callbacks if type(c).on_train_batch_end is not Callback.on_train_batch_end]
-    model.stop_training = False
-    for callback in callbacks:
-        callback.on_train_begin()
-    run = None
+    watched = [c for c in run.callbacks if type(c).on_train_batch_end is not Callback.on_train_batch_end]
+    epoch_run = None
     try:
-        with deferred_interrupt() as check_interrupt:
-            feed = make_feed(model, program, data, class_weight)
-            for epoch in range(initial_epoch, epochs):
-                progress.begin(epoch)
-                for callback in callbacks:
-                    callback.on_epoch_begin(epoch)
-                run = _Epoch(model, program, feed, batch_size, shuffle, epoch)
-                groups = _groups(len(data), batch_size, steps_per_execution)
-                for number, (start, stop, count) in enumerate(groups):
-                    for callback in callbacks:
-                        callback.on_train_batch_begin(number)
-                    run.execute(start, stop, count)
-                    check_interrupt()
-                    if progress.advance(count) or watched:
-                        so_far = run.logs()
-                        progress.show(so_far)
-                        for callback in watched:
-                            callback.on_train_batch_end(number, so_far)
-                    if model.stop_training:
-                        break
-                logs = run.logs()
-                model.epoch += 1
-                if validation is not None and (epoch + 1) % validation_freq == 0:
-                    scores = evaluate(model, validation, validation_batch_size)
-                    logs.update({f"val_{name}": value for name, value in scores.items()})
-                progress.end(epoch, logs)
-                for callback in callbacks:
-                    callback.on_epoch_end(epoch, logs)
-                check_interrupt()
+        feed = make_feed(model, program, data, class_weight)
+        for epoch in range(initial_epoch, epochs):
+            if model.stop_training:
+                break
+            progress.begin(epoch)
+            run.tell("on_epoch_begin", epoch, {})
+            epoch_run = _Epoch(model, program, feed, batch_size, shuffle, epoch, unfinished)
+            unfinished = None
+            groups = _groups(epoch_run.done, len(data), batch_size, steps_per_execution)
+            progress.advance(epoch_run.done)
+            for number, (start, stop, count) in enumerate(groups, math.ceil(epoch_run.done / steps_per_execution)):
+                run.tell("on_train_batch_begin", number, {})
+                epoch_run.execute(start, stop, count)
+                if progress.advance(count) or watched:
+                    so_far = epoch_run.logs()
+                    progress.show(so_far)
+                    for callback in watched:
+                        callback.on_train_batch_end(number, so_far)
                 if model.stop_training:
                     break
+            logs = epoch_run.logs()
+            model.end_epoch()
+            if validation is not None and (epoch + 1) % validation_freq == 0:
+                scores = evaluate(model, validation, validation_batch_size)
+                logs.update({f"val_{name}": value for name, value in scores.items()})
+            progress.end(epoch, logs)
+            run.end_epoch(epoch, logs)
     except BaseException:  # a callback's, or Ctrl-C
-        if run is not None:
-            run.settle()
+        if epoch_run is not None:
+            epoch_run.settle()
         raise
     finally:
         progress.close()
-    for callback in callbacks:
-        callback.on_train_end()
-    return history
+    run.end()
+    model.run = None
+    return run.history
 
 
 class _Epoch:
-    """One pass over the data."""
+    """One pass over the data.
 
-    def __init__(self, model: Any, program: Any, feed: Feed, batch_size: int, shuffle: bool, epoch: int) -> None:
+    Attributes:
+        done: steps that were taken before, in a run that was cut off.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        program: Any,
+        feed: Feed,
+        batch_size: int,
+        shuffle: bool,
+        epoch: int,
+        unfinished: Unfinished | None,
+    ) -> None:
         self.model, self.program, self.feed = model, program, feed
         self.batch_size, self.rows, self.epoch = batch_size, len(feed.data), epoch
-        self.first_step = model.step
-        backend = model.backend
-        model.state = model.state._replace(
-            lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
-        )
-        feed.begin(model.stream.permutation(self.rows, model.epoch) if shuffle else None)
-        self.whole = True  # whether no step is half done
+        self.step = model.step
+        sums = zero_sums(model.backend, program.metrics)
+        self.done = 0
+        if unfinished is not None and unfinished.fits(self.rows, batch_size, sums.shape):
+            self.done, sums = unfinished.steps, model.backend.array(unfinished.sums, str(model.backend.host(sums).dtype))
+        self.rate: float | None = None
+        self.commit = model.commit
+        model.begin_epoch(self.step - self.done, self.rows, batch_size)
+        model.state = model.state._replace(sums=sums)
+        feed.begin(model.stream.permutation(self.rows, model.epoch) if shuffle else None, self.step)
 
     def execute(self, start: int, stop: int, count: int) -> None:
         """Take a step for each of some batches of one size."""
+        model, rate = self.model, self.program.optimizer.learning_rate
+        if rate != self.rate:  # callbacks may change it at any time
+            model.state = model.state._replace(lr=model.backend.scalar(rate))
+            self.rate = rate
         batches = self.feed.batches(start, stop, count)
-        self.whole = False
-        self.model.state = self.feed.run(self.model.state, batches)
-        self.model.step, self.whole = self.model.step + count, True
+        self.feed.run(model.state, batches, self.commit)
+        self.feed.step += count
 
     def settle(self) -> None:
-        """Set the counters back to before a step that the guard has held back, if there is one."""
-        if self.whole and not bool(self.model.backend.host(self.model.state.ok)):
+        """Take the guard's flag back, if it has held a step back."""
+        if not bool(self.model.backend.host(self.model.state.ok)):
             self.model.rewind()
 
     def logs(self) -> dict[str, float]:
@@ -150,7 +164,8 @@ class _Epoch:
     def _stop(self) -> None:
         model, program = self.model, self.program
         model.rewind()
-        done = model.step - self.first_step
+        done = model.step - self.step + self.done
+        self.feed.step = model.step
         start = done * self.batch_size
         batch = self.feed.on_host(start, min(start + self.batch_size, self.rows))[0]
         raise non_finite(model, program, batch, f"epoch {self.epoch + 1}, step {done + 1} of the epoch")
@@ -166,38 +181,42 @@ def non_finite(model: Any, program: Any, batch: Batch, where: str) -> NonFiniteE
     )
 
 
-def _groups(rows: int, batch_size: int, per_execution: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, stop, batches) of the rows that run at once: the last, smaller batch comes alone."""
+def _groups(done: int, rows: int, batch_size: int, per_execution: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, stop, batches) of the rows that run at once: the last, smaller batch comes alone.
+
+    Args:
+        done: the batches that are left out.
+    """
     whole = rows - rows % batch_size
-    for start in range(0, whole, batch_size * per_execution):
+    for start in range(done * batch_size, whole, batch_size * per_execution):
         stop = min(start + batch_size * per_execution, whole)
         yield start, stop, (stop - start) // batch_size
-    if whole < rows:
+    if whole < rows and done * batch_size < rows:
         yield whole, rows, 1
 
 
 @_on_its_device
 def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, float]:
     """Return loss and metrics by name."""
-    program, backend, state = model.program(), model.backend, model.state
+    program, backend = model.program(), model.backend
     sums = zero_sums(backend, program.metrics)
-    with np.errstate(all="ignore"):
+    with model.reading() as (weights, stats), np.errstate(all="ignore"):
         for start in range(0, len(data), batch_size):
             rows = slice(start, min(start + batch_size, len(data)))
             x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype)
-            sums = program.evaluation(sums, state.weights, state.stats, Batch(x, y, weight, {}))
+            sums = program.evaluation(sums, weights, stats, Batch(x, y, weight, {}))
     return read_sums(backend, sums, program.names)
 
 
 @_on_its_device
 def predict(model: Any, data: Data, batch_size: int) -> Array:
     """Return the outputs for all rows in the library of the inputs, on their device."""
-    backend, state, forward = model.backend, model.state, model.inference()
+    backend, forward = model.backend, model.inference()
     home, parts = data.x.home, []
-    with np.errstate(all="ignore"):
+    with model.reading() as (weights, stats), np.errstate(all="ignore"):
         for start in range(0, len(data), batch_size):
             rows = slice(start, min(start + batch_size, len(data)))
-            y = forward(state.weights, state.stats, data.batch(rows, backend)[0])
+            y = forward(weights, stats, data.batch(rows, backend)[0])
             parts.append(y if home.name == backend.name else home.array(backend.host(y)))
     return parts[0] if len(parts) == 1 else home.xp.concat(parts, axis=0)
 
@@ -216,17 +235,14 @@ def make_inference(model: Any) -> Any:
 def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> dict[str, float]:
     """Take one step on all the rows; return loss and metrics by name."""
     backend = model.backend
-    rows = slice(0, len(data))
-    batches = make_batches(model, program, data, rows, 1, class_weight, program.host_masks)
-    model.state = model.state._replace(
+    rows, step = slice(0, len(data)), model.step
+    batches = make_batches(model, program, data, rows, step, 1, class_weight, program.host_masks)
+    state = model.state._replace(
         lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
     )
-    with deferred_interrupt() as check_interrupt:
-        model.state = program.run(model.state, batches)
-        model.step += 1
-        check_interrupt()
+    program.run(state, batches, model.commit)
     if not bool(backend.host(model.state.ok)):
         model.rewind()
-        batch = make_batches(model, program, data, rows, 1, class_weight)[0]
+        batch = make_batches(model, program, data, rows, step, 1, class_weight)[0]
         raise non_finite(model, program, batch, f"step {model.step + 1}")
     return read_sums(backend, model.state.sums, program.names)

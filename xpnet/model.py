@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from . import loop
+from .access import Access, Commit
 from .backend import Array, Backend, get_backend, is_explicit, np, resolve
 from .callbacks import History, check_callbacks, resolve_verbose
 from .context import numeric
@@ -19,11 +21,34 @@ from .network import Network, check_input, name_layers
 from .optimizers import Optimizer
 from .program import Compiled, Program, check_compile, check_head, make_program
 from .random import Stream, fresh_seed
-from .training import TrainState, first_scale
+from .run import Run, Unfinished
+from .training import TrainState, first_scale, zero_sums
 
 __all__ = ["Sequential"]
 
 T = TypeVar("T")
+
+
+class Progress(NamedTuple):
+    """The epochs that were trained; and of one that has begun: its first step's number, its rows, and how many a step."""
+
+    epoch: int = 0
+    first_step: int | None = None
+    rows: int = 0
+    batch_size: int = 0
+
+
+class HostState(NamedTuple):
+    """What a `TrainState` holds, on the host, and the progress it belongs to."""
+
+    weights: np.ndarray
+    stats: np.ndarray
+    slots: tuple[np.ndarray, ...] = ()
+    step: int = 0
+    age: float = 0.0
+    scale: tuple[float, ...] = ()
+    sums: np.ndarray | None = None
+    progress: Progress = Progress()
 
 
 class Sequential:
@@ -62,13 +87,17 @@ class Sequential:
         self.seed = fresh_seed() if seed is None else number("seed", seed, 0, integer=True)
         self.name = name or "sequential"
         self.layers: list[Layer] = []
-        self.step, self.epoch, self.stop_training = 0, 0, False
+        self.stop_training = False
         self.stream = Stream(self.seed)
+        self.access = Access()
+        self.run: Run | None = None  # the call of `fit` that is at work, or was cut off
+        self.unfinished: Unfinished | None = None  # the run that a file was saved in
+        self._progress = Progress()
         self._where = (backend, device, dtype)
         self._backend: Backend | None = get_backend(*self._where) if is_explicit(backend) else None
         self._settled = self._backend is not None  # else the first arrays decide
         self._network: Network | None = None
-        self._state: TrainState | None = None
+        self._state: Any = None  # a `TrainState`, or a plain tuple of its leaves
         self.compiled: Compiled | None = None
         self._program: Program | None = None
         self._inference: Any = None
@@ -142,7 +171,7 @@ class Sequential:
                 if path in own:
                     flat[where] = own[path].reshape(-1)
             flats.append(flat)
-        self._place(flats[0], flats[1], (), 0.0)
+        self._place(HostState(flats[0], flats[1]))
 
     def prepare(self, shape: tuple[int, ...]) -> None:
         """Lay out the weights without making them (for `load_model`, which has them already)."""
@@ -164,34 +193,74 @@ class Sequential:
         epoch: int,
         age: float,
         scale: Sequence[float] = (),
+        unfinished: Unfinished | None = None,
     ) -> None:
-        """Take in all that a file holds: parameters and statistics by path, slots and counters."""
-        self.step, self.epoch = step, epoch
+        """Take in all that a file holds: parameters and statistics by path, slots, counters, and an unfinished run."""
         flats = [layout.from_host(values) for layout in (self.network.layout, self.network.stats_layout)]
-        self._place(flats[0], flats[1], slots, age, scale)
+        self._place(HostState(flats[0], flats[1], tuple(slots), step, age, tuple(scale)))
+        self._progress, self.unfinished = Progress(epoch), unfinished
 
-    def _place(
-        self, weights: Any, stats: Any, slots: Sequence[Any], age: float, scale: Sequence[float] = ()
-    ) -> None:
+    def _place(self, host: HostState) -> None:
         """Put host arrays onto the backend as the state before the next step."""
         backend = self.backend
         dtype = backend.dtype_name
         self._state = TrainState(
-            step=backend.scalar(self.step, backend.xp.int32),
+            step=backend.count(host.step),
             lr=backend.scalar(0.0),
             ok=backend.scalar(True, backend.xp.bool),
-            weights=backend.array(weights, dtype),
-            slots=tuple(backend.array(s, dtype) for s in slots),
-            stats=backend.array(stats, dtype),
-            age=backend.scalar(age),
-            sums=(),
-            scale=first_scale(backend, *scale),
+            weights=backend.array(host.weights, dtype),
+            slots=tuple(backend.array(s, dtype) for s in host.slots),
+            stats=backend.array(host.stats, dtype),
+            age=backend.scalar(host.age),
+            sums=zero_sums(backend, ()),
+            scale=first_scale(backend, *host.scale),
         )
 
+    def snapshot(self) -> HostState:
+        """Return host copies of what the state holds, as of the last whole step."""
+        with self.access.lock:
+            state, backend = self.state, self.backend
+
+            def copied(a: Array) -> np.ndarray:
+                return np.array(backend.host(a))
+
+            return HostState(
+                copied(state.weights),
+                copied(state.stats),
+                tuple(map(copied, state.slots)),
+                backend.counted(state.step),
+                float(backend.host(state.age)),
+                tuple(float(backend.host(a)) for a in state.scale),
+                copied(state.sums),
+                self._progress,
+            )
+
     def rewind(self) -> None:
-        """Set the step counter and the guard's flag back to before a step that was held back."""
-        self.step = int(self.backend.host(self.state.step))
+        """Set the guard's flag back to before a step that was held back."""
         self.state = self.state._replace(ok=self.backend.scalar(True, self.backend.xp.bool))
+
+    def begin_epoch(self, first_step: int, rows: int, batch_size: int) -> None:
+        """Note that an epoch has begun, over so many rows, with the step of that number."""
+        self._progress = Progress(self.epoch, first_step, rows, batch_size)
+
+    def end_epoch(self) -> None:
+        """Count an epoch."""
+        self._progress = Progress(self.epoch + 1)
+
+    @property
+    def commit(self) -> Commit:
+        """What ends steps: it takes new states over."""
+        return Commit(self.access, partial(setattr, self, "_state"))
+
+    @contextmanager
+    def reading(self) -> Iterator[tuple[Array, Array]]:
+        """Look at weights and statistics, as of the last whole step, in a block of code."""
+
+        def copied() -> tuple[Array, Array]:
+            return self.backend.copy(self.state.weights), self.backend.copy(self.state.stats)
+
+        with self.access.read(copied, lambda: (self.state.weights, self.state.stats)) as found:
+            yield found
 
     # What it is made of -------------------------------------------------------------------------------
 
@@ -208,11 +277,22 @@ class Sequential:
     @property
     def state(self) -> TrainState:
         """The arrays that a step carries on."""
-        return _there(self._state)
+        state = _there(self._state)
+        return state if type(state) is TrainState else TrainState._make(state)
 
     @state.setter
     def state(self, state: TrainState) -> None:
         self._state = state
+
+    @property
+    def step(self) -> int:
+        """The training steps taken since the model was made: what the masks are functions of."""
+        return 0 if self._state is None else self.backend.counted(self.state.step)
+
+    @property
+    def epoch(self) -> int:
+        """The epochs that were trained since the model was made: what the order of the rows is a function of."""
+        return self._progress.epoch
 
     @property
     def backend(self) -> Backend:
@@ -222,7 +302,8 @@ class Sequential:
     @property
     def weights(self) -> Array:
         """A copy of the trainable weights as one flat array of the backend, shape (size,)."""
-        return self.backend.copy(self.state.weights)
+        with self.access.lock:
+            return self.backend.copy(self.state.weights)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -276,7 +357,12 @@ class Sequential:
 
     def get_weights(self) -> list[np.ndarray]:
         """Return host copies of all parameters and statistics, layer by layer."""
-        return list(self.network.host_values(self.backend, self.state.weights, self.state.stats).values())
+        return list(self._host_values().values())
+
+    def _host_values(self) -> dict[str, np.ndarray]:
+        with self.access.lock:
+            state = self.state
+            return self.network.host_values(self.backend, state.weights, state.stats)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set all parameters and statistics, in the order of `get_weights`.
@@ -291,15 +377,16 @@ class Sequential:
 
     def assign(self, values: Mapping[str, Any]) -> None:
         """Set some parameters and statistics by path, such as "dense_1/kernel"."""
-        network, state, backend = self.network, self.state, self.backend
-        now = {**network.host_values(backend, state.weights, state.stats), **values}
-        flats = [layout.from_host(now) for layout in (network.layout, network.stats_layout)]
-        weights, stats = (backend.array(flat, backend.dtype_name) for flat in flats)
-        self.state = state._replace(weights=weights, stats=stats)
+        network, backend = self.network, self.backend
+        with self.access.lock:
+            now = {**self._host_values(), **values}
+            flats = [layout.from_host(now) for layout in (network.layout, network.stats_layout)]
+            weights, stats = (backend.array(flat, backend.dtype_name) for flat in flats)
+            self.state = self.state._replace(weights=weights, stats=stats)
 
     def layer_weights(self, layer: Layer) -> list[np.ndarray]:
         """Return the host copies of one layer's parameters and statistics."""
-        values = self.network.host_values(self.backend, self.state.weights, self.state.stats)
+        values = self._host_values()
         return [values[f"{layer.name}/{spec.name}"] for spec in layer.specs]
 
     def set_layer_weights(self, layer: Layer, values: Sequence[Any]) -> None:
@@ -318,6 +405,7 @@ class Sequential:
         self, backend: str | Backend | None = None, device: str | None = None, dtype: str | None = None
     ) -> Sequential:
         """Move the model, with all its state, to another backend, device or precision; return it."""
+        self.access.refuse("to")
         old = self.backend
         name = old.name if backend is None else backend
         if backend is None and device is None:
@@ -328,12 +416,10 @@ class Sequential:
         return self
 
     def _move(self, new: Backend) -> None:
-        old, state = self.backend, self._state
+        host = None if self._state is None else self.snapshot()
         self._backend, self._program, self._inference = new, None, None
-        if state is not None:
-            slots = [old.host(s) for s in state.slots]
-            scale = [float(old.host(a)) for a in state.scale]
-            self._place(old.host(state.weights), old.host(state.stats), slots, float(old.host(state.age)), scale)
+        if host is not None:
+            self._place(host)
 
     # Training -----------------------------------------------------------------------------------------
 
@@ -355,12 +441,13 @@ class Sequential:
         Raises:
             UnknownNameError: a name is not known. InvalidValueError: softmax or sigmoid and then `from_logits`.
         """
+        self.access.refuse("compile")
         compiled = check_compile(optimizer, loss, metrics, steps_per_execution, graph)
         if self._network is not None:
             check_head(self._network, compiled.loss)
         self.compiled, self._program = compiled, None
         if self._state is not None:
-            self._state = self._state._replace(slots=(), age=self.backend.scalar(0.0))
+            self._state = self.state._replace(slots=(), age=self.backend.scalar(0.0))
 
     def program(self) -> Program:
         """Return what `compile` was given, made ready for the backend (once)."""
@@ -474,23 +561,24 @@ class Sequential:
         resolve_verbose(verbose)
         callbacks = check_callbacks(callbacks)
         factors = class_factors(class_weight)
-        with self._as_before_on_error():
-            data, validation = self._training_data(x, y, sample_weight, validation_data, share)
-        return loop.fit(
-            self,
-            data,
-            batch_size=min(batch_size, len(data)),
-            epochs=epochs,
-            initial_epoch=initial_epoch,
-            shuffle=bool(shuffle),
-            verbose=verbose,
-            callbacks=callbacks,
-            validation=validation,
-            validation_batch_size=validation_batch_size,
-            validation_freq=validation_freq,
-            class_weight=factors,
-            steps_per_execution=per_execution,
-        )
+        with self.access.train("fit"):
+            with self._as_before_on_error():
+                data, validation = self._training_data(x, y, sample_weight, validation_data, share)
+            return loop.fit(
+                self,
+                data,
+                batch_size=min(batch_size, len(data)),
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                shuffle=bool(shuffle),
+                verbose=verbose,
+                callbacks=callbacks,
+                validation=validation,
+                validation_batch_size=validation_batch_size,
+                validation_freq=validation_freq,
+                class_weight=factors,
+                steps_per_execution=per_execution,
+            )
 
     def train_on_batch(
         self,
@@ -506,10 +594,10 @@ class Sequential:
             NonFiniteError: a loss, gradient or weight was not finite; nothing is changed then.
         """
         factors = class_factors(class_weight)
-        with self._as_before_on_error():
-            data = self._checked(x, y, sample_weight)
-        program = self.program()
-        return self._scores(loop.train_on_batch(self, program, data, factors), return_dict)
+        with self.access.train("train_on_batch"):
+            with self._as_before_on_error():
+                data = self._checked(x, y, sample_weight)
+            return self._scores(loop.train_on_batch(self, self.program(), data, factors), return_dict)
 
     def evaluate(
         self,
@@ -575,27 +663,22 @@ class Sequential:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what `copy.deepcopy` and pickle keep: host arrays, no compiled code."""
-        kept = {**self.__dict__, "_program": None, "_inference": None, "_network": None, "stream": None}
-        state, backend = self._state, self.backend
+        left = dict.fromkeys(("_program", "_inference", "_network", "stream", "access", "run", "_state"))
+        kept = {**self.__dict__, **left}
+        backend = self.backend
         kept["_where"] = (None, self._where[1], self._where[2])
         kept["_backend"] = (backend.name, backend.device_name, backend.policy) if self._backend else None
         kept["_explicit"] = is_explicit(self._where[0])
         kept["_shape"] = self._network.input_shape if self._network else None
-        kept["_state"] = state and {
-            "weights": np.array(backend.host(state.weights)),
-            "stats": np.array(backend.host(state.stats)),
-            "slots": [np.array(backend.host(s)) for s in state.slots],
-            "age": float(backend.host(state.age)),
-            "scale": [float(backend.host(a)) for a in state.scale],
-        }
+        kept["_host"] = None if self._state is None else self.snapshot()
         return kept
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         """Take in what `__getstate__` gave, on the same backend."""
-        place, shape, where = kept.pop("_state"), kept.pop("_shape"), kept["_backend"]
+        host, shape, where = kept.pop("_host"), kept.pop("_shape"), kept["_backend"]
         explicit = kept.pop("_explicit")
-        self.__dict__.update(kept, _state=None)
-        self.stream = Stream(self.seed)
+        self.__dict__.update(kept)
+        self.stream, self.access = Stream(self.seed), Access()
         self._backend = get_backend(*where) if where else None
         if explicit and self._backend is not None:
             self._where = (self._backend, None, None)
@@ -603,7 +686,8 @@ class Sequential:
             self._network = Network(self.layers, shape)
             for layer in self.layers:
                 layer.join(self)
-            self._place(**place)
+            self._place(host)
+            self._progress = Progress(self.epoch)
 
 
 def _there(part: T | None) -> T:

@@ -240,21 +240,49 @@ def sound(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[Array], 
 
 
 def tally(
-    ctx: Any, ok: Array, step: Array, age: Array, sums: Sequence[tuple[Array, Array]], parts: Sequence[Any]
-) -> tuple[Array, Array, Any]:
-    """Return step + 1, age + 1 and the (sum, weight) pairs with this batch's added; all as they were unless `ok`.
+    ctx: Any, ok: Array, counted: Array, step: Array, age: Array, sums: Array, parts: Sequence[Any]
+) -> tuple[Array, Array, Array]:
+    """Return step + 1 and age + 1, as they were unless `ok`, and the sums with a batch's added if it is `counted`.
 
     Args:
-        ok: 0-d boolean. step: int32.
-        parts: for each pair a batch's (value, count, weight): value * count is added to the sum, weight to the
-            weight. Counts are numbers, and weights may be.
+        ok, counted: 0-d boolean. step: see `next_count`. sums, parts: see `add_up`.
     """
+    xp = ctx.xp
+    return (
+        xp.where(ok, next_count(xp, step), step),
+        xp.where(ok, age + 1.0, age),
+        xp.where(counted, add_up(xp, sums, parts), sums),
+    )
 
-    def taken(old: Array, more: Any) -> Array:
-        return ctx.xp.where(ok, old + more, old)
 
-    pairs = tuple((taken(s, a * n), taken(weight, w)) for (s, weight), (a, n, w) in zip(sums, parts))
-    return taken(step, 1), taken(age, 1.0), pairs
+def next_count(xp: Any, step: Array) -> Array:
+    """Return step + 1. Args: step: int64, 0-d; or its two words, uint32, shape (2,), the lower one first."""
+    if step.ndim == 0:
+        return step + 1
+    low = step[0] + 1
+    return xp.stack([low, step[1] + xp.astype(low == 0, step.dtype)])
+
+
+def add_up(xp: Any, sums: Array, parts: Sequence[Any]) -> Array:
+    """Return the sums with a batch's added.
+
+    Args:
+        sums: shape (n, 2), or (2, n, 2) with what rounding has lost of each in the second half.
+        parts: for each sum a batch's (value, count, weight): value * count is added to the sum, weight to its
+            weight. Counts are numbers, and weights may be.
+
+    What rounding loses:  t = s + a,  z = t - s,  e = (s - (t - z)) + (a - z)  (D. Knuth, "The art of computer
+    programming", volume 2, section 4.2.2).
+    """
+    zero = xp.zeros_like(parts[0][0])  # what makes arrays of Python's numbers
+    more = xp.stack([xp.stack([zero + value * count, zero + weight]) for value, count, weight in parts])
+    more = xp.astype(more, sums.dtype, copy=False)
+    if sums.ndim == 2:
+        return sums + more
+    old, lost = sums[0, ...], sums[1, ...]
+    total = old + more
+    part = total - old
+    return xp.stack([total, lost + ((old - (total - part)) + (more - part))])
 
 
 # Keras' numbers (`LossScaleOptimizer`), and a largest scale, so that none becomes infinite
@@ -267,7 +295,7 @@ def rescale(
     """Return whether training goes on, the steps taken, the scale of the loss and the good steps in a row.
 
     Args:
-        ok: 0-d boolean: whether the step was taken; if so, `step` (int32) counts it already.
+        ok: 0-d boolean: whether the step was taken; if so, `step` counts it already.
         alive: whether a step that was not only costs itself: its gradient may have been too large for 16 bits.
         scale, streak: 0-d. A step that costs itself halves the scale (down to 1), `GOOD_STEPS` in a row double it.
 
@@ -278,7 +306,7 @@ def rescale(
     full = more >= GOOD_STEPS
     doubled = xp.where(full, xp.minimum(2.0 * scale, xp.full_like(scale, LARGEST_SCALE)), scale)
     halved = xp.maximum(0.5 * scale, xp.ones_like(scale))
-    step = xp.where(ok | ~alive, step, step + 1)
+    step = xp.where(ok | ~alive, step, next_count(xp, step))
     return ok | alive, step, xp.where(ok, doubled, halved), xp.where(full, xp.zeros_like(more), more)
 
 

@@ -86,15 +86,14 @@ def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = T
         for step in range(steps):
             order = model.stream.permutation(ROWS, step // per_epoch)
             start = step % per_epoch * BATCH
-            model.step = step
-            (batch,) = loop.make_batches(model, program, data, order[start : start + BATCH])
+            (batch,) = loop.make_batches(model, program, data, order[start : start + BATCH], step)
             digests["batches"].update(work.host(batch.x).tobytes())
             digests["batches"].update(work.host(batch.y).tobytes())
             for key in sorted(batch.draws):
                 digests["masks"].update(work.host(batch.draws[key]).tobytes())
             model.state = model.state._replace(sums=zero_sums(work, program.metrics))
-            model.state = program.run(model.state, [batch])
-            losses[step] = float(work.host(model.state.sums[0][0])) / BATCH
+            program.run(model.state, [batch], model.commit)
+            losses[step] = float(work.host(model.state.sums).reshape(-1)[0]) / BATCH
         weights, batches, masks = (d.hexdigest() for d in digests.values())
         return Run(weights, batches, masks, losses)
 

@@ -35,7 +35,7 @@ class Program(NamedTuple):
 
     Attributes:
         metrics: those that the shapes chose. names: in the logs. target_shape, target_dtype: of a row of y.
-        step: `step(state, batch) -> state`. run: `run(state, batches) -> state`, compiled or recorded.
+        step: `step(state, batch, finish=None) -> state`. run: `run(state, batches, commit)`, compiled or recorded.
         evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
         recorder: what records its steps, or None. maker: what makes masks and batches on the device, or None.
     """

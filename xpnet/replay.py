@@ -17,69 +17,76 @@ from .tree import Stack, Tree, leaves, tree_map
 __all__ = ["Replay"]
 
 ATTEMPTS = 5  # batches of a shape after which nobody tries to record it any more
-Step = Callable[[Tree, Tree], Tree]
+Step = Callable[..., Tree]
+Commit = Callable[[Tree, Sequence[Any]], None]
 
 
 class Replay:
-    """`run(state, batches) -> state`, by recordings.
+    """`run(state, batches, commit)`, by recordings: a step for each batch (see `Backend.compile`).
 
     The first batch of a shape runs as it is: many shapes (a short last batch, `train_on_batch` called once)
     come only once. The second is recorded, the others are replays. Where the recorder takes steps `together`, a
     `Stack` of batches is one recording.
 
     Args:
-        step: a pure function (state, batch) -> state.
-        recorder: `record(step, state, batch) -> play` or its `CannotRecord`; `own`, `new` and `copy`, which handle
-            arrays that stay; `surroundings`, a context in which steps run; `release`, which is called when nobody
-            will read a batch any more.
+        step: (state, batch, finish) -> state, see `training.make_step`.
+        recorder: `record(step, state, batch) -> play` or its `CannotRecord`; a recording returns the calls that end
+            its step. `own`, `new` and `copy` handle arrays that stay. `surroundings` is a context in which steps
+            run, `release` is called when nobody will read a batch any more.
     """
 
     def __init__(self, step: Step, recorder: Any) -> None:
         self.step, self.recorder = step, recorder
         self.state: Tree = None  # the arrays that stay
         self.seen: dict[Any, int] = {}  # by shapes: batches that were not replayed
-        self.recordings: dict[Any, tuple[Callable[[], None], list[Any]]] = {}  # by shapes: play, its batch
+        self.recordings: dict[Any, tuple[Callable[[], Sequence[Any]], list[Any]]] = {}  # by shapes: play, its batch
 
-    def __call__(self, state: Tree, batches: Sequence[Tree]) -> Tree:
-        """Take one step per batch. The state is donated."""
+    def __call__(self, state: Tree, batches: Sequence[Tree], commit: Commit) -> None:
+        """Take one step per batch, and commit each state."""
         with self.recorder.surroundings():
             if self.recorder.together and isinstance(batches, Stack):
-                return self._take(state, batches.tree, len(batches))
+                self._take(state, batches.tree, commit, len(batches))
+                return
             for batch in batches:
-                state = self._take(state, batch)
-        return state
+                state = self._take(state, batch, commit)
 
-    def _take(self, state: Tree, batch: Tree, count: int = 0) -> Tree:
+    def _take(self, state: Tree, batch: Tree, commit: Commit, count: int = 0) -> Tree:
         """Take one step, or with a `count` that many, on a stack of batches."""
         given = leaves(batch)
         key = (count, *[a.shape for a in given])
         recording = self.recordings.get(key)
         if recording is None:
-            state = self._without(key, state, batch)
+            state, finish = self._without(key, state, batch)
             self.recorder.release()
-            return state
-        play, room = recording
-        state = self._settle(state)
-        for place, a in zip(room, given):
-            self.recorder.copy(place, a)
-        self.recorder.release()
-        play()
+        else:
+            play, room = recording
+            state = self._settle(state)
+            for place, a in zip(room, given):
+                self.recorder.copy(place, a)
+            self.recorder.release()
+            finish = play()
+        commit(state, finish)
         return state
 
-    def _without(self, key: Any, state: Tree, batch: Tree) -> Tree:
+    def _without(self, key: Any, state: Tree, batch: Tree) -> tuple[Tree, Sequence[Any]]:
+        """Take a step that was not recorded, and record it if it is time; return the state and the step's end."""
         step = self.step if key[0] == 0 else partial(_steps, self.step, key[0])
+        if len(self.seen) >= 256 * MOST:
+            self.seen.clear()
         seen = self.seen[key] = self.seen.get(key, 0) + 1
         if 1 < seen < ATTEMPTS:
-            state, room = self._settle(state), tree_map(self.recorder.new, batch)
+            settled, room = self._settle(state), tree_map(self.recorder.new, batch)
             try:
-                play = self.recorder.record(step, state, room)
+                play, finish = self.recorder.record(step, settled, room)
             except self.recorder.CannotRecord:
-                return step(state, batch)
-            while len(self.recordings) >= MOST:  # the oldest go
-                del self.recordings[next(iter(self.recordings))]
-            self.recordings[key] = (play, leaves(room))
-            return state
-        return step(state, batch)
+                state = settled
+            else:
+                while len(self.recordings) >= MOST:  # the oldest go
+                    del self.recordings[next(iter(self.recordings))]
+                self.recordings[key] = (play, leaves(room))
+                return settled, finish
+        finish = []
+        return step(state, batch, finish), finish
 
     def _settle(self, state: Tree) -> Tree:
         """Return the state in the arrays that stay; at first, those that it comes in (it is donated)."""
@@ -96,7 +103,7 @@ class Replay:
             self.recorder.copy(place, a)
 
 
-def _steps(step: Step, count: int, state: Tree, stacked: Tree) -> Tree:
+def _steps(step: Step, count: int, state: Tree, stacked: Tree, finish: list[Any] | None = None) -> Tree:
     for batch in Stack(stacked, count):
         state = step(state, batch)
     return state

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import kernels
-from .backend import Array, Backend
+from .backend import Array, Backend, np
 from .context import Arena, Context
+from .kernels.finish import make
 from .losses import Loss
 from .metrics import Metric
 from .network import Network
-from .ops import FIRST_SCALE, LIMITS
+from .ops import FIRST_SCALE, LIMITS, add_up
 from .optimizers import Optimizer
 
 __all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
@@ -35,10 +33,10 @@ class TrainState(NamedTuple):
     """What a step carries on; every leaf is an array on the device.
 
     Attributes:
-        step: int32, the steps taken since the model was made; stands still once one was held back.
+        step: the steps taken since the model was made (see `Backend.count`); stands still once one was held back.
         lr: the learning rate. ok: whether all was well so far (sticky). weights, slots, stats: flat arrays.
         age: updates since the optimizer began, in the model's dtype.
-        sums: (sum, weight) of the loss and of each metric.
+        sums: sum and weight of the loss and of each metric, shape (1 + metrics, 2) (see `zero_sums`).
         scale: of the loss, and the good steps in a row with it; empty where the loss is not scaled.
     """
 
@@ -49,7 +47,7 @@ class TrainState(NamedTuple):
     slots: tuple[Array, ...]
     stats: Array
     age: Array
-    sums: tuple[tuple[Array, Array], ...]
+    sums: Array
     scale: tuple[Array, ...] = ()
 
 
@@ -77,20 +75,28 @@ def first_scale(backend: Backend, scale: float = FIRST_SCALE, streak: float = 0.
     return (backend.scalar(scale), backend.scalar(streak)) if backend.narrow == "float16" else ()
 
 
-def zero_sums(backend: Backend, metrics: Sequence[Metric]) -> tuple[tuple[Array, Array], ...]:
-    """Return the sums before the first batch of an epoch."""
-    return tuple((backend.scalar(0.0), backend.scalar(0.0)) for _ in range(1 + len(metrics)))
+def zero_sums(backend: Backend, metrics: Sequence[Metric]) -> Array:
+    """Return the sums before the first batch of an epoch, shape (1 + metrics, 2), in float64.
+
+    Where a library has no float64 the shape is (2, 1 + metrics, 2): float32, and what its rounding has lost.
+    """
+    shape = (1 + len(metrics), 2)
+    return backend.zeros(shape, backend.xp.float64) if backend.wide else backend.zeros((2, *shape))
 
 
 def make_step(
     backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, metrics: Sequence[Metric]
-) -> Callable[[TrainState, Batch], TrainState]:
-    """Return `step(state, batch) -> state`: forward, loss, backward, guard, update.
+) -> Callable[..., TrainState]:
+    """Return `step(state, batch, finish=None) -> state`: forward, loss, backward, guard, update.
 
     The update is held back, on the device, when the loss or the statistics are not finite, or gradient, weights
-    or rate are so large that an update might overflow (`ops.LIMITS`). Where an optimizer can overflow all the
-    same, its result is looked at before it is taken over, and before it counts. Where the loss is scaled, an
+    or rate are so large that an update might overflow (`ops.LIMITS`). The result of an optimizer that can overflow
+    all the same is looked at before it is taken over, and before it counts. Where the loss is scaled, an
     update that is held back makes the scale smaller, and ends nothing as long as the scale is larger than 1.
+
+    A step leaves the state that it is given as it is. Twins that update weights in place append the calls that do
+    it to the list `finish`: once these are made, the state that was returned holds, and the former one is lost.
+    Without a list they are made before the step returns.
     """
     units = network.score_units(loss.fuses) if loss.fuses else None
     segments = network.layout.segments
@@ -99,7 +105,7 @@ def make_step(
     slices = tuple(network.layout.slices.values())
     sure = optimizer.never_overflows
 
-    def step(s: TrainState, b: Batch) -> TrainState:
+    def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
         y, backward = network.forward(ctx, s.weights, s.stats, b.x, units)
         value, dy, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
@@ -113,28 +119,35 @@ def make_step(
             value = value + penalty
 
         new_stats = network.new_stats(ctx, s.stats)
-        parts = _parts(ctx, value, b, prediction, metrics)  # a metric may raise: before the update
+        parts = _parts(ctx, value, b, prediction, metrics)
         ok = ctx.ops.sound(ctx, s.ok, s.lr, limit, (g, s.weights), value, new_stats)
+        # a step that only costs itself counts in the logs, if its loss is a number
+        counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
+        ctx.gate, ctx.overwrite = ok, sure and ctx.inplace
 
-        def count(taken: Array) -> tuple[Array, Array, Any]:
-            return ctx.ops.tally(ctx, taken, s.step, s.age, s.sums, parts)
+        def tally(taken: Array) -> tuple[Array, Array, Array]:
+            return ctx.ops.tally(ctx, taken, counted, s.step, s.age, s.sums, parts)
 
-        number, age, sums = count(ok) if sure else (s.step, s.age + 1.0, s.sums)
+        def update(kept: tuple[Array, tuple[Array, ...], Array], age: Array) -> Any:
+            return *optimizer.advance(ctx, kept[0], g, kept[1], s.lr, age, slices, factor), new_stats
 
-        def update(kept: tuple[Any, ...]) -> tuple[Any, ...]:
-            ctx.gate = kept[0]
-            weights, slots = optimizer.advance(ctx, kept[1], g, kept[2], s.lr, age, slices, factor)
-            if sure:
-                return kept[0], weights, slots, new_stats
-            well = ctx.ops.sound(ctx, kept[0], s.lr, limit, (weights,))
-            return backend.when(well, lambda _: (well, weights, slots, new_stats), (well, *kept[1:]))
-
-        ok, weights, slots, stats = backend.when(ok, update, (ok, s.weights, s.slots, s.stats))
-        if not sure:
-            number, age, sums = count(ok)
+        kept = s.weights, s.slots, s.stats
+        if sure:
+            number, age, sums = tally(ok)
+            weights, slots, stats = backend.when(ok, lambda kept: update(kept, age), kept)
+        else:
+            new = update(kept, s.age + 1.0)
+            ok = ctx.ops.sound(ctx, ok, s.lr, limit, new[:1])
+            counted = ok if alive is None else counted
+            number, age, sums = tally(ok)
+            weights, slots, stats = backend.when(ok, lambda _: new, kept)
         scale = s.scale
         if alive is not None:
             ok, number, *scale = ctx.ops.rescale(ctx, ok, alive, number, *s.scale)
+        if finish is None:
+            make(ctx.finish)
+        else:
+            finish += ctx.finish
         return TrainState(number, s.lr, ok, weights, slots, stats, age, sums, tuple(scale))
 
     return step
@@ -154,7 +167,7 @@ def make_evaluation(
         if segments:
             value = value + ctx.ops.penalize(ctx, weights, ctx.xp.zeros_like(weights), segments)[0]
         parts = _parts(ctx, value, b, prediction, metrics)
-        return tuple((total + a * n, weight + w) for (total, weight), (a, n, w) in zip(sums, parts))
+        return add_up(ctx.xp, sums, parts)
 
     return backend.jit(evaluation)
 
@@ -168,36 +181,8 @@ def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Seq
     return [(value, rows, rows), *parts]
 
 
-def read_sums(backend: Backend, sums: Any, names: Sequence[str]) -> dict[str, float]:
+def read_sums(backend: Backend, sums: Array, names: Sequence[str]) -> dict[str, float]:
     """Return the means by name: one transfer from the device."""
-    host = backend.host(backend.xp.stack([part for pair in sums for part in pair]))
-    return {
-        name: float(host[2 * i] / host[2 * i + 1]) if host[2 * i + 1] else float("nan")
-        for i, name in enumerate(names)
-    }
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back until the function it yields is called, so that no step is left half done."""
-    pending: list[int] = []
-
-    def check() -> None:
-        if pending:
-            raise KeyboardInterrupt
-
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield check  # somebody else decides what Ctrl-C does
-        return
-
-    def note(number: int, frame: Any) -> None:
-        check()  # a second Ctrl-C does not wait
-        pending.append(number)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    check()  # pressed since it was last asked
+    host = np.asarray(backend.host(sums), np.float64)
+    host = host.sum(axis=0) if host.ndim == 3 else host
+    return {name: float(total / weight) if weight else float("nan") for name, (total, weight) in zip(names, host)}

@@ -149,18 +149,16 @@ def _flat(ctx: Context) -> Arrays:
         return [w, *new]
 
     segments = ((0, SIZE // 2, 0.01, 0.02), (SIZE // 2, SIZE, 0.0, 0.1))
-    sums, parts = (
-        [(scalar(1.0), scalar(2.0)), (scalar(3.0), scalar(4.0))],
-        [(scalar(2.0), 3.0, scalar(4.0)), (scalar(5.0), 1.0, 6.0)],
-    )
-    step, age, sums = ops.tally(ctx, flag(True), scalar(7, ctx.xp.int32), scalar(8.0), sums, parts)
+    sums = ctx.backend.array([[1.0, 2.0], [3.0, 4.0]], "float64")
+    parts = [(scalar(2.0), 3.0, scalar(4.0)), (scalar(5.0), 1.0, 6.0)]
+    step, age, sums = ops.tally(ctx, flag(True), flag(True), ctx.backend.count(7), scalar(8.0), sums, parts)
     bad = put(np.where(np.arange(SIZE) == SIZE - 1, np.nan, 1.0))
     norm = ops.clip_factor(ctx, *draws(1), 1.0, scalar(2.0))
     found = {
         "penalize": [*ops.penalize(ctx, *draws(2), segments)],
         "sound": [sound(0.1, 1.0, *draws(2)), sound(0.1, 1.0, bad), sound(0.1, np.inf, *draws(1)),
                   sound(1e30, 1.0, *draws(1)), sound(0.1, 1.0, *(1e6 * a for a in draws(2)))],
-        "tally": [step, age, *(a for pair in sums for a in pair)],
+        "tally": [step, age, sums],
         "clipping": [norm, ops.clip_parts(ctx, *draws(1), 1.0, None, (slice(0, 9), slice(9, SIZE)))],
         "sgd": [*update("sgd", 0, 0.0, False), *update("sgd", 1, 0.9, True)],
         "a step that is held back": update("sgd", 1, 0.9, False, taken=False),
@@ -169,7 +167,7 @@ def _flat(ctx: Context) -> Arrays:
         "adam": update("adam", 2, 0.9, 0.999, 1e-3, False, age=True),
     }  # fmt: skip
     if ctx.backend.narrow == "float16":
-        states = (flag(False), flag(True), scalar(7, ctx.xp.int32), scalar(64.0), scalar(3.0))
+        states = (flag(False), flag(True), ctx.backend.count(7), scalar(64.0), scalar(3.0))
         found["rescale"] = [*ops.rescale(ctx, *states)]
     return found
 
@@ -178,7 +176,7 @@ def _masks(backend: Backend) -> tuple[list[Any], list[Any]]:
     import cupy
 
     stream, shape = Stream(5), (ROWS, UNITS)
-    keep, step = cupy.empty(shape, bool), backend.scalar(11, backend.xp.int32)
+    keep, step = cupy.empty(shape, bool), backend.count(11)
     return [wanted_mask(stream, 2, 11, shape, 0.4)], [device.keep_mask(keep, stream.key, 2, step, 0.4)]
 
 

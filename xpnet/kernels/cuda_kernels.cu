@@ -176,7 +176,7 @@ extern "C" __global__ void dropout(const A* __restrict__ x, const bool* __restri
 // keep[i] = (the i-th float32 of the Philox4x64-10 stream with this key at counter (0, slot, step, 2)) >= threshold,
 // bit for bit as NumPy's: 1 B. A thread makes the 8 floats of one block of the stream.
 extern "C" __global__ void keep_mask(bool* keep, i64 n, u64 key0, u64 key1, u64 slot,
-                                     const int* __restrict__ step, float threshold) {
+                                     const i64* __restrict__ step, float threshold) {
     const bool whole = (u64)keep % 8 == 0;  // 8 bytes may be stored as one word
     for (EACH(block, (n + 7) / 8)) {
         // NumPy adds 1 to the counter before its first block
@@ -313,26 +313,25 @@ extern "C" __global__ void within(const A* __restrict__ partial, A limit, const 
     if (threadIdx.x == 0 && !sound) *ok = false;
 }
 
-// sum += value * count and weight += more (null: number), unless sum is null.
-__device__ inline void add_up(A* sum, const A* value, A count, A* weight, const A* more, A number) {
-    if (!sum) return;
-    *sum += *value * count;
-    *weight += more ? *more : number;
+// sums[0] += value * count and sums[1] += more (null: number), unless value is null.
+__device__ inline void add_up(double* sums, const A* value, A count, const A* more, A number) {
+    if (!value) return;
+    sums[0] += (double)*value * count;
+    sums[1] += more ? *more : number;
 }
 
-// step += 1, age += 1 (both may be null) and four pairs of sums, if *ok. One thread.
-extern "C" __global__ void tally(const bool* ok, int* step, A* age, A* sum0, const A* value0, A count0, A* weight0,
-                                 const A* more0, A number0, A* sum1, const A* value1, A count1, A* weight1,
-                                 const A* more1, A number1, A* sum2, const A* value2, A count2, A* weight2,
-                                 const A* more2, A number2, A* sum3, const A* value3, A count3, A* weight3,
-                                 const A* more3, A number3) {
-    if (!*ok) return;
-    if (step) *step += 1;
-    if (age) *age += 1;
-    add_up(sum0, value0, count0, weight0, more0, number0);
-    add_up(sum1, value1, count1, weight1, more1, number1);
-    add_up(sum2, value2, count2, weight2, more2, number2);
-    add_up(sum3, value3, count3, weight3, more3, number3);
+// step += 1 and age += 1 (both may be null) if *ok; four pairs of sums, one behind the other, if *counted. One thread.
+extern "C" __global__ void tally(const bool* ok, const bool* counted, i64* step, A* age, double* sums,
+                                 const A* value0, A count0, const A* more0, A number0, const A* value1, A count1,
+                                 const A* more1, A number1, const A* value2, A count2, const A* more2, A number2,
+                                 const A* value3, A count3, const A* more3, A number3) {
+    if (*ok && step) *step += 1;
+    if (*ok && age) *age += 1;
+    if (!*counted) return;
+    add_up(sums, value0, count0, more0, number0);
+    add_up(sums + 2, value1, count1, more1, number1);
+    add_up(sums + 4, value2, count2, more2, number2);
+    add_up(sums + 6, value3, count3, more3, number3);
 }
 
 // Clipping -------------------------------------------------------------------------------------------------
@@ -355,7 +354,7 @@ extern "C" __global__ void scale(A* __restrict__ a, const A* factor, i64 n) {
 }
 
 // `rescale` of ops.py in place; *ok becomes whether training goes on. One thread.
-extern "C" __global__ void rescale(bool* ok, const bool* alive, int* step, A* scale, A* streak, A good, A most) {
+extern "C" __global__ void rescale(bool* ok, const bool* alive, i64* step, A* scale, A* streak, A good, A most) {
     if (*ok) {
         *streak += 1;
         if (*streak >= good) {

@@ -79,28 +79,31 @@ def _squares(ctx: Any, a: Array, b: Any = NULL) -> tuple[Array, int]:
 PAIRS = 4  # of sums that one launch of `tally` adds to
 
 
-def tally(ctx: Any, ok: Array, step: Array, age: Array, sums: Any, parts: Any) -> Any:
+def tally(
+    ctx: Any, ok: Array, counted: Array, step: Array, age: Array, sums: Array, parts: Any
+) -> tuple[Array, Array, Array]:
     """Twin of `ops.tally`, in place: one kernel for the counters and up to `PAIRS` pairs."""
     arrays = [a for trio in parts for a in (trio[0], trio[2]) if not isinstance(a, (int, float))]
     values = all(not isinstance(value, (int, float)) for value, _, _ in parts)
-    if not (values and fit(ctx, age, *arrays) and step.dtype == np.int32 and all(a.ndim == 0 for a in arrays)):
-        return ops.tally(ctx, ok, step, age, sums, parts)
+    kinds = step.dtype == np.int64 and sums.dtype == np.float64 and all(a.ndim == 0 for a in arrays)
+    if not (values and kinds and sums.flags.c_contiguous and fit(ctx, age, *arrays)):
+        return ops.tally(ctx, ok, counted, step, age, sums, parts)
     real, clock = age.dtype.type, (step, age)
-    for first in range(0, max(1, len(sums)), PAIRS):
+    for first in range(0, max(1, len(parts)), PAIRS):
         args: list[Any] = []
-        for (running, weight), (value, count, more) in zip(sums[first : first + PAIRS], parts[first:]):
+        for value, count, more in parts[first : first + PAIRS]:
             number = isinstance(more, (int, float))
-            args += [running, value, real(count), weight, *((NULL, real(more)) if number else (more, real(0)))]
-        while len(args) < 6 * PAIRS:
-            args += [NULL, NULL, real(0), NULL, NULL, real(0)]
-        kernel_of("tally", age.dtype.name)((1,), (1,), (ok, *clock, *args))
+            args += [value, real(count), *((NULL, real(more)) if number else (more, real(0)))]
+        while len(args) < 4 * PAIRS:
+            args += [NULL, real(0), NULL, real(0)]
+        kernel_of("tally", age.dtype.name)((1,), (1,), (ok, counted, *clock, sums[first:], *args))
         clock = (NULL, NULL)
     return step, age, sums
 
 
 def rescale(ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak: Array) -> Any:
     """Twin of `ops.rescale`, in place."""
-    if not (fit(ctx, scale, streak) and step.dtype == np.int32):
+    if not (fit(ctx, scale, streak) and step.dtype == np.int64):
         return ops.rescale(ctx, ok, alive, step, scale, streak)
     real = scale.dtype.type
     args = (ok, alive, step, scale, streak, real(ops.GOOD_STEPS), real(ops.LARGEST_SCALE))
@@ -141,7 +144,8 @@ def _in_place(
     ctx: Any, arrays: tuple[Array, ...], factor: Array | None, beta: float, epsilon: float, decay: float
 ) -> bool:
     """Return whether a kernel may write the update over the first of these arrays, the weights, and the slots."""
-    return fit(ctx, *arrays, *_given(factor)) and arrays[0].ndim == 1 and ops.never_overflows(beta, epsilon, decay)
+    tame = ctx.overwrite and arrays[0].ndim == 1 and ops.never_overflows(beta, epsilon, decay)
+    return tame and fit(ctx, *arrays, *_given(factor))
 
 
 def _update(

@@ -27,7 +27,7 @@ def with_masks(step: Callable[[Any, Any], Any], draws: Sequence[Any], key: Any) 
     if not draws:
         return step
 
-    def masked(state: Any, batch: Any) -> Any:
+    def masked(state: Any, batch: Any, finish: Any = None) -> Any:
         import cupy
 
         rows = batch.x.shape[0]
@@ -35,7 +35,7 @@ def with_masks(step: Callable[[Any, Any], Any], draws: Sequence[Any], key: Any) 
             name: keep_mask(cupy.empty((rows, *draw.shape), bool), key, slot, state.step, draw.rate)
             for name, slot, draw in draws
         }
-        return step(state, batch._replace(draws=masks))
+        return step(state, batch._replace(draws=masks), finish)
 
     return masked
 
@@ -76,7 +76,7 @@ def keep_mask(keep: Array, key: Any, slot: int, step: Array, rate: float) -> Arr
 
     Args:
         key: the two words of the seed's Philox key, `SeedSequence(seed).generate_state(2, np.uint64)`.
-        step: int32, 0-d, on the device.
+        step: int64, 0-d, on the device.
     """
     threshold = np.float32(math.ceil(rate * 2**24) * 2.0**-24)
     if keep.size:

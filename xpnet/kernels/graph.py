@@ -96,8 +96,8 @@ class Recorder:
         """Write an array over memory that stays."""
         place[...] = a
 
-    def record(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Callable[[], None]:
-        """Capture a step on persistent memory, take it, and return what takes it again.
+    def record(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> tuple[Launch, tuple[()]]:
+        """Capture a step on persistent memory and take it; return what takes it again, and that nothing is left to do.
 
         Args:
             step: a pure function (state, batch) -> state.
@@ -123,7 +123,7 @@ class Recorder:
         if differing:
             tree_map(self.copy, state, before)
             self._refuse(f"its graph gives other numbers than the step itself, in {', '.join(differing)}")
-        return Launch(self, graph)
+        return Launch(self, graph), ()
 
     def _capture(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Any:
         self.stream.begin_capture()
@@ -155,9 +155,10 @@ class Launch:
     def __init__(self, recorder: Recorder, graph: Any) -> None:
         self.recorder, self.graph = recorder, graph
 
-    def __call__(self) -> None:
-        """Take the step again."""
+    def __call__(self) -> tuple[()]:
+        """Take the step again; nothing is left to do."""
         self.graph.launch(self.recorder.stream)
+        return ()
 
 
 def _allocate(size: int) -> Any:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numba
 import numpy as np
 
 from . import numpy as twins
-from .threads import in_parts
 
 Array = np.ndarray
 
@@ -112,14 +112,43 @@ def _dropout(x: Array, keep: Array, scale: Any, y: Array) -> None:
         y[i] = x[i] * (keep[i] * scale)
 
 
-# Optimizers, simplest first. Their loops take, in the precision of the weights, the rate of this update, what the
-# gradient is multiplied with (f), and what share of the weights decays (shrink).
+# Optimizers, simplest first. Their loops take, in the precision of the weights, numbers that a kernel works out at
+# each update (first the rate, what the gradient is multiplied with, what share of the weights decays); what writes
+# over weights and slots is put off to the end of the step.
 
 
-def _at_rate(loop: Any, lr: Array, decay: float, factor: Any, arrays: Sequence[Array], *numbers: Any) -> None:
-    real = arrays[0].dtype.type
-    f, shrink = real(1.0 if factor is None else factor), real(lr * decay)
-    in_parts(loop, real(lr), arrays, *numbers, f, shrink)
+def _update(
+    ctx: Any,
+    loop: Any,
+    arrays: Sequence[Array],
+    lr: Array,
+    factor: Any,
+    decay: float,
+    constants: Sequence[float] = (),
+    correction: Any = None,
+) -> None:
+    """Put off an optimizer's loop. Args: constants: its further numbers. correction: see `_numbers`."""
+    _compile(loop, arrays[0].dtype, len(arrays))
+    numbers = np.array((0.0, 1.0, 0.0, *constants), arrays[0].dtype)
+    ctx.launch(_numbers, numbers, lr, factor, decay, correction)
+    ctx.later_in_parts(loop, numbers, arrays)
+
+
+@lru_cache
+def _compile(loop: Any, dtype: Any, arrays: int) -> None:
+    """Compile a loop before it is first put off: what ends a step must be C code."""
+    loop(*(np.ones(16, dtype) for _ in range(1 + arrays)))
+
+
+def _numbers(numbers: Array, lr: Array, factor: Any, decay: float, correction: Any) -> None:
+    rate = float(lr)
+    if factor is not None:
+        numbers[1] = factor
+    if decay:
+        numbers[2] = rate * decay
+    if correction is not None:  # Adam's, of the rate and of the first constant, epsilon
+        rate, numbers[3] = twins.rate_and_epsilon(rate, *correction)
+    numbers[0] = rate
 
 
 def sgd(
@@ -136,24 +165,23 @@ def sgd(
     """Twin of `ops.sgd`, in one pass."""
     if not twins.in_place(ctx, w, momentum, 1.0, decay):
         return twins.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
-    given = (lr, decay, factor, (w, g, *slots))
     if slots:
-        ctx.launch(_at_rate, _sgd_momentum, *given, w.dtype.type(momentum), nesterov)
+        _update(ctx, _sgd_momentum, (w, g, *slots), lr, factor, decay, (momentum, nesterov))
     else:
-        ctx.launch(_at_rate, _sgd, *given)
+        _update(ctx, _sgd, (w, g), lr, factor, decay)
     return w, slots
 
 
 @loop
-def _sgd(rate: Any, w: Array, g: Array, f: Any, shrink: Any) -> None:
+def _sgd(numbers: Array, w: Array, g: Array) -> None:
+    rate, f, shrink = numbers[0], numbers[1], numbers[2]
     for i in range(w.size):
         w[i] -= rate * (f * g[i]) + shrink * w[i]
 
 
 @loop
-def _sgd_momentum(
-    rate: Any, w: Array, g: Array, v: Array, momentum: Any, nesterov: bool, f: Any, shrink: Any
-) -> None:
+def _sgd_momentum(numbers: Array, w: Array, g: Array, v: Array) -> None:
+    rate, f, shrink, momentum, nesterov = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] != 0
     for i in range(w.size):
         s = rate * (f * g[i])
         v[i] = momentum * v[i] - s
@@ -166,13 +194,13 @@ def momentum(
     """Twin of `ops.momentum`, in one pass."""
     if not twins.in_place(ctx, w, beta, 1.0, decay):
         return twins.momentum(ctx, w, g, slots, lr, beta, decay, factor)
-    numbers = w.dtype.type(beta), w.dtype.type(1.0 - beta)
-    ctx.launch(_at_rate, _momentum, lr, decay, factor, (w, g, *slots), *numbers)
+    _update(ctx, _momentum, (w, g, *slots), lr, factor, decay, (beta, 1.0 - beta))
     return w, slots
 
 
 @loop
-def _momentum(rate: Any, w: Array, g: Array, v: Array, keep: Any, add: Any, f: Any, shrink: Any) -> None:
+def _momentum(numbers: Array, w: Array, g: Array, v: Array) -> None:
+    rate, f, shrink, keep, add = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
     for i in range(w.size):
         v[i] = keep * v[i] + add * (f * g[i])
         w[i] -= rate * v[i] + shrink * w[i]
@@ -193,15 +221,14 @@ def rmsprop(
     """Twin of `ops.rmsprop`, in one pass."""
     if not twins.in_place(ctx, w, rho, epsilon, decay):
         return twins.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
-    constants = [w.dtype.type(c) for c in (rho, 1.0 - rho, epsilon)]
-    ctx.launch(_at_rate, _rmsprop, lr, decay, factor, (w, g, *slots), *constants, inside)
+    _update(ctx, _rmsprop, (w, g, *slots), lr, factor, decay, (epsilon, rho, 1.0 - rho, inside))
     return w, slots
 
 
 @loop
-def _rmsprop(
-    rate: Any, w: Array, g: Array, s: Array, keep: Any, add: Any, epsilon: Any, inside: bool, f: Any, shrink: Any
-) -> None:
+def _rmsprop(numbers: Array, w: Array, g: Array, s: Array) -> None:
+    rate, f, shrink, epsilon, keep, add = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
+    inside = numbers[6] != 0
     for i in range(w.size):
         slope = f * g[i]
         s[i] = keep * s[i] + add * (slope * slope)
@@ -226,49 +253,16 @@ def adam(
     """Twin of `ops.adam`, in one pass."""
     if not twins.in_place(ctx, w, max(beta_1, beta_2), epsilon, decay):
         return twins.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
-    constants = [w.dtype.type(c) for c in (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2, twins.smallest(w.dtype))]
-    numbers = (constants, beta_1, beta_2, epsilon, corrected, decay, factor)
-    ctx.launch(_adam_update, w, g, *slots, lr, age, *numbers)
+    constants = (epsilon, beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2, twins.smallest(w.dtype))
+    correction = (age, beta_1, beta_2, epsilon, corrected)
+    _update(ctx, _adam, (w, g, *slots), lr, factor, decay, constants, correction)
     return w, slots
 
 
-def _adam_update(
-    w: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    lr: Array,
-    age: Array,
-    constants: list[Any],
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    corrected: bool,
-    decay: float,
-    factor: Array | None,
-) -> None:
-    rate, epsilon = twins.rate_and_epsilon(lr, age, beta_1, beta_2, epsilon, corrected)
-    real = w.dtype.type
-    f, shrink = real(1.0 if factor is None else factor), real(lr * decay)
-    in_parts(_adam, real(rate), (w, g, m, v), real(epsilon), *constants, f, shrink)
-
-
 @loop
-def _adam(
-    rate: Any,
-    w: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    epsilon: Any,
-    b1: Any,
-    a1: Any,
-    b2: Any,
-    a2: Any,
-    small: Any,
-    f: Any,
-    shrink: Any,
-) -> None:
+def _adam(numbers: Array, w: Array, g: Array, m: Array, v: Array) -> None:
+    rate, f, shrink, epsilon = numbers[0], numbers[1], numbers[2], numbers[3]
+    b1, a1, b2, a2, small = numbers[4], numbers[5], numbers[6], numbers[7], numbers[8]
     zero = rate - rate
     for i in range(w.size):
         slope = f * g[i]

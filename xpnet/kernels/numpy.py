@@ -221,7 +221,8 @@ def sound(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) 
     """Twin of `ops.sound`."""
     if not ctx.inplace or any(flat.ndim != 1 for flat in flats):
         return ops.sound(ctx, ok, lr, limit, flats, *others)
-    result = ctx.empty((), np.bool)
+    # without a tape it becomes part of the state, which memory that comes back at every step must not
+    result = np.empty((), np.bool) if ctx.tape is None else ctx.empty((), np.bool)
     ctx.launch(_sound, result, ok, lr, limit * limit, tuple(flats), *(a for a in others if a.size))
     return result
 
@@ -235,40 +236,70 @@ def _sound(result: Array, ok: Any, lr: Any, square: float, flats: tuple[Array, .
     result[()] = well
 
 
-def tally(ctx: Any, ok: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
-    """Twin of `ops.tally`, in place, for a recording, where all these are arrays."""
+def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
+    """Twin of `ops.tally` for a recording, where all these are arrays."""
     if ctx.tape is None:
-        return ops.tally(ctx, ok, step, age, sums, parts)
-    pairs = [
-        (*pair, value if count == 1.0 else value * count, more) for pair, (value, count, more) in zip(sums, parts)
-    ]
-    ctx.launch(_tally, ok, step, age, pairs)
-    return step, age, sums
+        return ops.tally(ctx, ok, counted, step, age, sums, parts)
+    new = ctx.empty((), step.dtype), ctx.empty((), age.dtype), ctx.empty(sums.shape, sums.dtype)
+    flat = [n for value, count, more in parts for n in (value if count == 1.0 else value * count, more)]
+    ctx.launch(_tally, ok, counted, step, age, sums.reshape(-1), *new[:2], new[2].reshape(-1), flat)
+    return new
 
 
-def _tally(ok: Array, step: Array, age: Array, pairs: list[tuple[Array, Array, Any, Any]]) -> None:
-    """Add with Python's numbers: a ufunc that writes one number over its argument takes six times as long.
-
-    The sum of two numbers in double precision, rounded, is their sum in single precision.
-    """
-    if ok:
-        step[()], age[()] = int(step) + 1, float(age) + 1.0
-        for total, weight, value, more in pairs:
-            total[()], weight[()] = float(total) + float(value), float(weight) + float(more)
+def _tally(
+    ok: Array,
+    counted: Array,
+    step: Array,
+    age: Array,
+    sums: Array,
+    new_step: Array,
+    new_age: Array,
+    new_sums: Array,
+    more: list[Any],
+) -> None:
+    """Add with Python's numbers: a ufunc that writes one number takes six times as long."""
+    new_step[()], new_age[()] = int(step) + bool(ok), float(age) + bool(ok)
+    new_sums[:] = [s + float(a) for s, a in zip(sums.tolist(), more)] if counted else sums
 
 
 # Optimizers: in place where no update can overflow, since the guard has seen gradient and weights. Otherwise
-# the body does it, which leaves weights and slots as they were: the guard may yet hold the update back.
+# the body does it, which leaves weights and slots as they were: the guard may yet hold the update back. Numbers are
+# worked out first, by a kernel; what writes over weights and slots is put off to the end of the step.
 
 
 def in_place(ctx: Any, w: Array, beta: float, epsilon: float, decay: float) -> bool:
     """Return whether weights and slots may be written to."""
-    return ctx.inplace and w.ndim == 1 and ops.never_overflows(beta, epsilon, decay)
+    return ctx.overwrite and w.ndim == 1 and ops.never_overflows(beta, epsilon, decay)
 
 
-def _decay(ctx: Any, w: Array, lr: Any, decay: float) -> None:
-    if decay:
-        w -= np.multiply(w, lr * decay, out=ctx.empty(w.shape))
+@lru_cache(maxsize=64)
+def _number(value: float, dtype: Any) -> Array:
+    """Return a number as an array, which saves a ufunc the search for its dtype."""
+    return np.array(value, dtype)
+
+
+def _rates(lr: Any, factor: Any, decay: float, scale: Any, rate: Array, slope: Array, shrink: Array) -> None:
+    """Work out an update's rate, `scale` times what the gradient is multiplied with, and the share that decays."""
+    rate[()], shrink[()] = lr, float(lr) * decay
+    slope[()] = float(scale) * (1.0 if factor is None else float(factor))
+
+
+def _passes(ctx: Any, shrink: Array, decay: float, factor: Any, w: Array, g: Array, *slots: Array) -> Any:
+    """Yield blocks of weights, gradient (times `factor`, if not None) and slots, each with memory of its size.
+
+    The weights' decay is put off first.
+    """
+    size = min(w.size, BLOCK)
+    scratch, scaled = ctx.empty((size,)), None if factor is None else ctx.empty((size,))
+    for wb, gb, *sb in _blocks(w, g, *slots):
+        t = scratch[: wb.size]
+        if decay:
+            ctx.later(np.multiply, wb, shrink, t)
+            ctx.later(np.subtract, wb, t, wb)
+        if scaled is not None:
+            ctx.later(np.multiply, gb, factor, scaled[: wb.size])
+            gb = scaled[: wb.size]
+        yield t, wb, gb, *sb
 
 
 def sgd(
@@ -282,41 +313,43 @@ def sgd(
     decay: float = 0.0,
     factor: Any = None,
 ) -> Any:
-    """Twin of `ops.sgd`."""
+    """Twin of `ops.sgd`, block by block."""
     if not in_place(ctx, w, momentum, 1.0, decay):
         return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
-    _decay(ctx, w, lr, decay)
-    step = np.multiply(g, lr if factor is None else lr * factor, out=ctx.empty(w.shape))
-    if not slots:
-        return np.subtract(w, step, out=w), ()
-    (v,) = slots
-    v *= momentum
-    v -= step
-    if nesterov:
-        w -= step
-        np.multiply(v, momentum, out=step)
-        return np.add(w, step, out=w), slots
-    return np.add(w, v, out=w), slots
+    later, keep = ctx.later, _number(momentum, w.dtype)
+    rate, slope, shrink = (ctx.empty(()) for _ in range(3))
+    ctx.launch(_rates, lr, factor, decay, lr, rate, slope, shrink)
+    for t, wb, gb, *sb in _passes(ctx, shrink, decay, None, w, g, *slots):
+        later(np.multiply, gb, slope, t)
+        if not slots:
+            later(np.subtract, wb, t, wb)
+            continue
+        (v,) = sb
+        later(np.multiply, v, keep, v)
+        later(np.subtract, v, t, v)
+        if nesterov:
+            later(np.subtract, wb, t, wb)
+            later(np.multiply, v, keep, t)
+        later(np.add, wb, t if nesterov else v, wb)
+    return w, slots
 
 
 def momentum(
     ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float, decay: float = 0.0, factor: Any = None
 ) -> Any:
-    """Twin of `ops.momentum`."""
+    """Twin of `ops.momentum`, block by block."""
     if not in_place(ctx, w, beta, 1.0, decay):
         return ops.momentum(ctx, w, g, slots, lr, beta, decay, factor)
-    _decay(ctx, w, lr, decay)
-    (v,) = slots
-    scratch = ctx.empty(w.shape)
-    v *= beta
-    v += np.multiply(g, 1.0 - beta if factor is None else (1.0 - beta) * factor, out=scratch)
-    return np.subtract(w, np.multiply(v, lr, out=scratch), out=w), slots
-
-
-def _scratch(ctx: Any, w: Array, factor: Any) -> tuple[Array, Any]:
-    """Return memory for one block, and for the scaled gradient of one where there is a factor."""
-    shape = (min(w.size, BLOCK),)
-    return ctx.empty(shape), None if factor is None else ctx.empty(shape)
+    later, keep = ctx.later, _number(beta, w.dtype)
+    rate, slope, shrink = (ctx.empty(()) for _ in range(3))
+    ctx.launch(_rates, lr, factor, decay, 1.0 - beta, rate, slope, shrink)
+    for t, wb, gb, v in _passes(ctx, shrink, decay, None, w, g, *slots):
+        later(np.multiply, v, keep, v)
+        later(np.multiply, gb, slope, t)
+        later(np.add, v, t, v)
+        later(np.multiply, v, rate, t)
+        later(np.subtract, wb, t, wb)
+    return w, slots
 
 
 def rmsprop(
@@ -334,44 +367,24 @@ def rmsprop(
     """Twin of `ops.rmsprop`, block by block."""
     if not in_place(ctx, w, rho, epsilon, decay):
         return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
-    scratch = _scratch(ctx, w, factor)
-    ctx.launch(_rmsprop, w, g, slots[0], *scratch, lr, rho, epsilon, inside, decay, factor)
-    return w, slots
-
-
-def _rmsprop(
-    w: Array,
-    g: Array,
-    squares: Array,
-    scratch: Array,
-    scaled: Any,
-    lr: Array,
-    rho: float,
-    epsilon: float,
-    inside: bool,
-    decay: float,
-    factor: Any,
-) -> None:
-    keep, add, epsilon = (w.dtype.type(c) for c in (rho, 1.0 - rho, epsilon))
-    for wb, gb, s in _blocks(w, g, squares):
-        t = scratch[: wb.size]
-        if decay:
-            wb -= np.multiply(wb, lr * decay, t)
-        if factor is not None:
-            gb = np.multiply(gb, factor, scaled[: wb.size])
-        s *= keep
-        np.multiply(gb, gb, t)
-        t *= add
-        s += t
+    later, (keep, add, small) = ctx.later, (_number(c, w.dtype) for c in (rho, 1.0 - rho, epsilon))
+    rate, slope, shrink = (ctx.empty(()) for _ in range(3))
+    ctx.launch(_rates, lr, factor, decay, 1.0, rate, slope, shrink)
+    for t, wb, gb, s in _passes(ctx, shrink, decay, None if factor is None else slope, w, g, *slots):
+        later(np.multiply, s, keep, s)
+        later(np.multiply, gb, gb, t)
+        later(np.multiply, t, add, t)
+        later(np.add, s, t, s)
         if inside:
-            np.add(s, epsilon, t)
-            np.sqrt(t, t)
+            later(np.add, s, small, t)
+            later(np.sqrt, t, t)
         else:
-            np.sqrt(s, t)
-            t += epsilon
-        np.divide(gb, t, t)
-        t *= lr
-        wb -= t
+            later(np.sqrt, s, t)
+            later(np.add, t, small, t)
+        later(np.divide, gb, t, t)
+        later(np.multiply, t, rate, t)
+        later(np.subtract, wb, t, wb)
+    return w, slots
 
 
 def adam(
@@ -391,54 +404,42 @@ def adam(
     """Twin of `ops.adam`, block by block."""
     if not in_place(ctx, w, max(beta_1, beta_2), epsilon, decay):
         return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
-    # the last two are the rate and epsilon, which each update works out
-    constants = tuple(np.array(c, w.dtype) for c in (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2, 0.0, 0.0))
-    numbers = (constants, beta_1, beta_2, epsilon, corrected, decay, factor)
-    ctx.launch(_adam, w, g, *slots, *_scratch(ctx, w, factor), lr, age, *numbers)
+    constants = (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2)
+    later, (keep_1, add_1, keep_2, add_2) = ctx.later, (_number(c, w.dtype) for c in constants)
+    rate, slope, shrink, small = (ctx.empty(()) for _ in range(4))
+    flush = ctx.empty((), np.bool)
+    ctx.launch(_rates, lr, factor, decay, 1.0, rate, slope, shrink)
+    ctx.launch(_adam_numbers, lr, age, beta_1, beta_2, epsilon, corrected, rate, small, flush)
+    ctx.later_when(flush, lambda: [_flush(ctx, slot) for slot in slots])
+    for t, wb, gb, m, v in _passes(ctx, shrink, decay, None if factor is None else slope, w, g, *slots):
+        later(np.multiply, m, keep_1, m)
+        later(np.multiply, gb, add_1, t)
+        later(np.add, m, t, m)
+        later(np.multiply, v, keep_2, v)
+        later(np.multiply, gb, gb, t)
+        later(np.multiply, t, add_2, t)
+        later(np.add, v, t, v)
+        later(np.sqrt, v, t)
+        later(np.add, t, small, t)
+        later(np.divide, m, t, t)
+        later(np.multiply, t, rate, t)
+        later(np.subtract, wb, t, wb)
     return w, slots
 
 
-def _adam(
-    w: Array,
-    g: Array,
-    means: Array,
-    squares: Array,
-    scratch: Array,
-    scaled: Any,
+def _adam_numbers(
     lr: Array,
     age: Array,
-    constants: tuple[Array, ...],
     beta_1: float,
     beta_2: float,
     epsilon: float,
     corrected: bool,
-    decay: float,
-    factor: Any,
+    rate: Array,
+    small: Array,
+    flush: Array,
 ) -> None:
-    keep_1, add_1, keep_2, add_2, rate, small = constants
     rate[()], small[()] = rate_and_epsilon(lr, age, beta_1, beta_2, epsilon, corrected)
-    flush = float(age) % FLUSH == 0
-    for wb, gb, m, v in _blocks(w, g, means, squares):
-        t = scratch[: wb.size]
-        if flush:
-            _flush(m, t)
-            _flush(v, t)
-        if decay:
-            wb -= np.multiply(wb, lr * decay, t)
-        if factor is not None:
-            gb = np.multiply(gb, factor, scaled[: wb.size])
-        np.multiply(m, keep_1, m)
-        np.multiply(gb, add_1, t)
-        np.add(m, t, m)
-        np.multiply(v, keep_2, v)
-        np.multiply(gb, gb, t)
-        np.multiply(t, add_2, t)
-        np.add(v, t, v)
-        np.sqrt(v, t)
-        np.add(t, small, t)
-        np.divide(m, t, t)
-        np.multiply(t, rate, t)
-        np.subtract(wb, t, wb)
+    flush[()] = float(age) % FLUSH == 0
 
 
 def rate_and_epsilon(
@@ -449,14 +450,18 @@ def rate_and_epsilon(
     return float(lr) * root2 / _bias_correction(beta_1, float(age)), epsilon * root2 if corrected else epsilon
 
 
-def _flush(slot: Array, scratch: Array) -> None:
+def _flush(ctx: Any, slot: Array) -> None:
     """Set what is far too small to matter to 0.
 
     The average of a gradient that has become 0 (a pixel that is never set, a ReLU that is dead) decays into
     the subnormal numbers and, rounded, stays there; each operation on one takes the processor a hundred cycles.
     """
-    small = np.less(np.abs(slot, out=scratch), smallest(slot.dtype))
-    np.copyto(slot, 0, where=small)
+    scratch = ctx.empty((min(slot.size, BLOCK),))
+    for (s,) in _blocks(slot):
+        keep = scratch[: s.size]
+        ctx.later(np.abs, s, keep)
+        ctx.later(np.greater_equal, keep, _number(smallest(s.dtype), s.dtype), keep)
+        ctx.later(np.multiply, s, keep, s)
 
 
 @lru_cache

@@ -6,6 +6,8 @@ between them (layers, closures, views, looking for buffers) is not done again.
 
 Values may not decide what is called. Where they must, there are two ways: `launch` notes a kernel, a function
 that writes into arrays it is given and may look at numbers; `when` notes a block that runs if a flag is set.
+
+The state is written over at the end of a step only, by calls that are noted apart (see `finish`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..tree import tree_map
+from .finish import Branch
 from .threads import Alone
 
 __all__ = [
@@ -45,15 +48,11 @@ class CannotRecord(Exception):
 
 
 class Tape:
-    """The calls of one step, in order."""
+    """The calls of one step, in order, and those that write over its state."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-
-    def play(self) -> None:
-        """Make all the calls again."""
-        for call in self.calls:
-            call()
+        self.finish: list[Any] = []
 
     def trace(self, array: np.ndarray) -> Traced:
         """Return a view of persistent memory that notes what is done with it."""
@@ -76,28 +75,54 @@ class Tape:
         flag = _plain(ok)
         if not flag:
             raise CannotRecord("a step that the guard holds back")
-        outside, self.calls = self.calls, []
+        before = self.calls, self.finish
+        self.calls, self.finish = [], []
         try:
             tree_map(self.store, kept, update(kept))
-            block = self.calls
+            block, finish = self.calls, self.finish
         finally:
-            self.calls = outside
-        self.note(_play_if, flag, block)
+            self.calls, self.finish = before
+        if block:
+            self.note(_play_if, flag, block)
+        self.finish.append(Branch(flag, finish))
         return kept
 
+    def later(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Put a call off to the end of the step, see `Context.later`."""
+        self.finish.append(partial(function, *_plain(args), **_plain(kwargs)))
+
+    def plain(self, values: Any) -> Any:
+        """Return plain arrays in place of traced ones, also inside lists and tuples."""
+        return _plain(values)
+
     def store(self, place: np.ndarray, value: Any) -> None:
-        """Write a result over persistent memory, unless it is there already."""
+        """Let a result be written over persistent memory at the end of the step, unless it is there already."""
         target, source = _plain(place), _plain(value)
         if isinstance(source, np.ndarray) and source.__array_interface__ == target.__array_interface__:
             return
-        np.copyto(target, source)
-        self.note(np.copyto, target, source)
+        self.finish.append(partial(operator.setitem, target, ..., source))
 
 
 def _play_if(flag: np.ndarray, block: Sequence[Call]) -> None:
     if flag:
         for call in block:
             call()
+
+
+class Play:
+    """The calls of a recorded step, with the memory they work on.
+
+    Not the tape itself: traced arrays know theirs, and NumPy hides from Python's collector that views of them do.
+    """
+
+    def __init__(self, calls: Sequence[Call], finish: Sequence[Any]) -> None:
+        self.calls, self.finish = calls, finish
+
+    def __call__(self) -> Sequence[Any]:
+        """Make all the calls again, but for those that end the step: return these."""
+        for call in self.calls:
+            call()
+        return self.finish
 
 
 surroundings = Alone  # in which steps run, recorded or not
@@ -120,20 +145,23 @@ def own(a: Any) -> np.ndarray:
     return a if isinstance(a, np.ndarray) and a.flags.writeable and a.base is None else np.array(a)
 
 
-def record(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Call:
-    """Take a step on persistent memory, `state`, and return what takes it again.
+def record(step: Callable[[Any, Any, Any], Any], state: Any, batch: Any) -> tuple[Play, Sequence[Any]]:
+    """Take a step on persistent memory, `state`; return what takes it again, and the calls that end this one.
 
     Args:
-        step: a pure function (state, batch) -> state. state: writeable arrays, which the new state is stored
-            over. batch: arrays that later batches are copied to.
+        step: (state, batch, finish) -> state, see `training.make_step`. state: writeable arrays, over which the
+            calls that end a step write the new state. batch: arrays that later batches are copied to.
 
     Raises:
         CannotRecord: the state is then as it was.
     """
     tape = Tape()
-    traced = tree_map(tape.trace, state)
-    tree_map(tape.store, traced, step(traced, tree_map(tape.trace, batch)))
-    return tape.play
+    try:
+        traced = tree_map(tape.trace, state)
+        tree_map(tape.store, traced, step(traced, tree_map(tape.trace, batch), tape.finish))
+        return Play(tape.calls, tape.finish), tape.finish
+    finally:
+        tape.calls, tape.finish = [], []
 
 
 # NumPy's own functions of which only the C code knows what they do; all others come down to ufuncs or to these.

@@ -11,6 +11,7 @@ likes and nothing is shared out.
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections import deque
@@ -24,7 +25,9 @@ import numpy as np
 
 from .helpers import drain, helpers
 
-__all__ = ["Alone", "count", "gather", "in_parts", "pieces", "product", "share", "sum_of_squares"]
+__all__ = [
+    "Alone", "count", "finish_shared", "gather", "parts_of", "pieces", "product", "share", "sum_of_squares"
+]  # fmt: skip
 
 Array = np.ndarray
 
@@ -112,6 +115,46 @@ def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
         _busy.release()
 
 
+def finish_shared(pieces: deque[Callable[[], Any]], last: deque[Callable[[], Any]]) -> None:
+    """Make calls of C functions, the pieces in any order and on several threads, then the last ones.
+
+    What is begun is finished, whatever is thrown into this thread: a call leaves its queue when it is made.
+    """
+    try:
+        _share_pieces(pieces)
+        _drain_in_c(last)
+    except BaseException:
+        _share_pieces(pieces)
+        _drain_in_c(last)
+        raise
+
+
+def _share_pieces(queue: deque[Callable[[], Any]]) -> None:
+    wanted = min(count(), getattr(_now, "threads", 1), len(queue)) - 1
+    if wanted < 1 or not _busy.acquire(blocking=False):
+        _drain_in_c(queue)
+        return
+    try:
+        helping = helpers(os.getpid(), count() - 1)[:wanted]
+        for helper in helping:
+            helper.ask(queue)
+        try:
+            _drain_in_c(queue)
+        finally:
+            for helper in helping:
+                helper.wait()
+    finally:
+        _busy.release()
+
+
+def _drain_in_c(queue: deque[Callable[[], Any]]) -> None:
+    """Make the calls of a queue, with no line of Python between taking one and making it."""
+    try:
+        deque(map(operator.call, iter(queue.popleft, None)), maxlen=0)
+    except IndexError:  # the queue's: no call of a step's end raises one
+        return
+
+
 def split(size: int, piece: int) -> list[slice]:
     """Return the parts of `size` elements that threads take: one for each, but of at least `piece`."""
     parts = min(count(), size // max(1, piece))
@@ -148,13 +191,11 @@ def gather(values: Array, rows: Array, out: Array) -> Array:
     return out
 
 
-def in_parts(loop: Callable[..., None], number: Any, arrays: Sequence[Array], *numbers: Any) -> None:
-    """Call `loop(number, *arrays, *numbers)` on parts of 1-D arrays."""
+def parts_of(arrays: Sequence[Array]) -> list[list[Array]]:
+    """Return 1-D arrays of one size in the parts that threads take; as they are where sharing gains nothing."""
     if arrays[0].size < 2 * PART or count() == 1:
-        loop(number, *arrays, *numbers)
-    else:
-        parts = split(arrays[0].size, PART)
-        share([partial(loop, number, *(a[p] for a in arrays), *numbers) for p in parts])
+        return [list(arrays)]
+    return [[a[p] for a in arrays] for p in split(arrays[0].size, PART)]
 
 
 def sum_of_squares(a: Array) -> float:

@@ -149,17 +149,16 @@ def sound(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) 
     return ok if well else torch.zeros_like(ok)
 
 
-def tally(ctx: Any, ok: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
-    """Twin of `ops.tally`."""
+def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
+    """Twin of `ops.tally`: the host looks at the flags, and adds up with Python's numbers."""
     if not ctx.inplace:
-        return ops.tally(ctx, ok, step, age, sums, parts)
-    if not ok:
-        return step, age, sums
-    pairs = tuple(
-        (torch.add(total, value, alpha=count), torch.add(weight, _number(more, weight.dtype)))
-        for (total, weight), (value, count, more) in zip(sums, parts)
-    )
-    return torch.add(step, _number(1, step.dtype)), torch.add(age, _number(1.0, age.dtype)), pairs
+        return ops.tally(ctx, ok, counted, step, age, sums, parts)
+    if ok:
+        step, age = torch.add(step, _number(1, step.dtype)), torch.add(age, _number(1.0, age.dtype))
+    if counted:
+        more = [(float(value) * count, float(weight)) for value, count, weight in parts]
+        sums = sums + torch.tensor(more, dtype=sums.dtype)
+    return step, age, sums
 
 
 def _number(value: Any, dtype: Any) -> Array:
@@ -168,7 +167,8 @@ def _number(value: Any, dtype: Any) -> Array:
 
 
 # Optimizers: in place where no update can overflow, since the guard has seen gradient and weights. Otherwise
-# the body does it, which leaves weights and slots as they were: the guard may yet hold the update back.
+# the body does it, which leaves weights and slots as they were: the guard may yet hold the update back. What
+# writes over weights and slots is put off to the end of the step.
 
 
 def _in_place(ctx: Any, w: Array, slots: Any, beta: float, epsilon: float, decay: float) -> bool:
@@ -176,7 +176,7 @@ def _in_place(ctx: Any, w: Array, slots: Any, beta: float, epsilon: float, decay
 
     Nobody may write to tensors that were made under a user's `torch.inference_mode()`: the body makes others.
     """
-    tame = ctx.inplace and w.ndim == 1 and ops.never_overflows(beta, epsilon, decay)
+    tame = ctx.overwrite and w.ndim == 1 and ops.never_overflows(beta, epsilon, decay)
     return tame and not any(a.is_inference() for a in (w, *slots))
 
 
@@ -184,8 +184,9 @@ def _scaled(ctx: Any, g: Array, factor: Any) -> Array:
     return g if factor is None else torch.mul(g, factor, out=ctx.empty(g.shape))
 
 
-def _decayed(w: Array, lr: Any, decay: float) -> Array:
-    return w.mul_(1.0 - float(lr) * decay) if decay else w
+def _decay(ctx: Any, w: Array, lr: Any, decay: float) -> None:
+    if decay:
+        ctx.later(w.mul_, 1.0 - float(lr) * decay)
 
 
 def sgd(
@@ -202,11 +203,19 @@ def sgd(
     """Twin of `ops.sgd`."""
     if not _in_place(ctx, w, slots, momentum, 1.0, decay):
         return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
-    w, g, rate = _decayed(w, lr, decay), _scaled(ctx, g, factor), float(lr)
-    if not slots:
-        return w.add_(g, alpha=-rate), ()
-    v = slots[0].mul_(momentum).add_(g, alpha=-rate)
-    return (w.add_(v, alpha=momentum).add_(g, alpha=-rate) if nesterov else w.add_(v)), slots
+    g, rate = _scaled(ctx, g, factor), float(lr)
+    _decay(ctx, w, lr, decay)
+    if slots:
+        (v,) = slots
+        ctx.later(v.mul_, momentum)
+        ctx.later(v.add_, g, alpha=-rate)
+    if slots and not nesterov:
+        ctx.later(w.add_, v)
+    elif slots:
+        ctx.later(w.add_, v, alpha=momentum)
+    if nesterov or not slots:
+        ctx.later(w.add_, g, alpha=-rate)
+    return w, slots
 
 
 def momentum(
@@ -215,8 +224,12 @@ def momentum(
     """Twin of `ops.momentum`."""
     if not _in_place(ctx, w, slots, beta, 1.0, decay):
         return ops.momentum(ctx, w, g, slots, lr, beta, decay, factor)
-    v = slots[0].mul_(beta).add_(_scaled(ctx, g, factor), alpha=1.0 - beta)
-    return _decayed(w, lr, decay).add_(v, alpha=-float(lr)), slots
+    _decay(ctx, w, lr, decay)
+    (v,) = slots
+    ctx.later(v.mul_, beta)
+    ctx.later(v.add_, _scaled(ctx, g, factor), alpha=1.0 - beta)
+    ctx.later(w.add_, v, alpha=-float(lr))
+    return w, slots
 
 
 def rmsprop(
@@ -234,10 +247,18 @@ def rmsprop(
     """Twin of `ops.rmsprop`."""
     if not _in_place(ctx, w, slots, rho, epsilon, decay):
         return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
-    w, g, room = _decayed(w, lr, decay), _scaled(ctx, g, factor), ctx.empty(w.shape)
-    s = slots[0].mul_(rho).addcmul_(g, g, value=1.0 - rho)
-    root = torch.add(s, epsilon, out=room).sqrt_() if inside else torch.sqrt(s, out=room).add_(epsilon)
-    return w.addcdiv_(g, root, value=-float(lr)), slots
+    g, room, (s,) = _scaled(ctx, g, factor), ctx.empty(w.shape), slots
+    _decay(ctx, w, lr, decay)
+    ctx.later(s.mul_, rho)
+    ctx.later(s.addcmul_, g, g, value=1.0 - rho)
+    if inside:
+        ctx.later(torch.add, s, epsilon, out=room)
+        ctx.later(room.sqrt_)
+    else:
+        ctx.later(torch.sqrt, s, out=room)
+        ctx.later(room.add_, epsilon)
+    ctx.later(w.addcdiv_, g, room, value=-float(lr))
+    return w, slots
 
 
 def adam(
@@ -264,9 +285,10 @@ def adam(
     t = float(age)
     if t % FLUSH == 0:
         for slot in slots:
-            torch.hardshrink(slot, 1e8 * torch.finfo(slot.dtype).tiny, out=slot)
+            ctx.later(torch.hardshrink, slot, 1e8 * torch.finfo(slot.dtype).tiny, out=slot)
     means, squares = ([slot] for slot in slots)
-    _fused_adam(
+    ctx.later(
+        _fused_adam,
         [w], [_scaled(ctx, g, factor)], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2,
         weight_decay=decay, eps=epsilon if corrected else epsilon / math.sqrt(1.0 - beta_2**t),
         amsgrad=False, maximize=False,

@@ -1,0 +1,119 @@
+"""Who writes to the state of a model, and who reads it: threads, and what interrupts them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from .errors import BusyError
+from .kernels.finish import make, result_of
+
+__all__ = ["Access", "Commit"]
+
+
+class Access:
+    """One thread at a time trains a model; others may read its state meanwhile, as of the last whole step.
+
+    Attributes:
+        lock: held while a step ends, and while the state is copied.
+        readers: those who look at the state itself, for which the next step's end waits.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.readers: set[object] = set()
+        self._trainer: Trainer | None = None
+
+    @property
+    def training(self) -> bool:
+        """Whether a call of `fit` or `train_on_batch` is at work."""
+        return self._trainer is not None
+
+    def refuse(self, what: str) -> None:
+        """Raise if the model is being trained.
+
+        Raises:
+            BusyError: saying that `what` must wait.
+        """
+        if self._trainer is not None:
+            raise BusyError(f"{what} can't be called while the model is trained; got a call in {_here()}")
+
+    @contextmanager
+    def train(self, what: str) -> Iterator[None]:
+        """Be the one who trains, in a block of code.
+
+        Raises:
+            BusyError: somebody else does.
+        """
+        me = Trainer()
+        try:
+            with self.lock:
+                if self._trainer is not None:
+                    raise BusyError(
+                        f"{what}: the model is already being trained, by {self._trainer.thread.name!r}; one call of "
+                        f"fit or train_on_batch must end before the next begins; got a call in {_here()}"
+                    )
+                self._trainer = me
+            yield
+        finally:
+            if self._trainer is me:
+                self._trainer = None
+
+    @contextmanager
+    def read(self, copy: Callable[[], Any], take: Callable[[], Any]) -> Iterator[Any]:
+        """Look at the state in a block of code: at a copy while another thread trains, else at what `take` gives."""
+        me = object()
+        try:
+            with self.lock:
+                trainer = self._trainer
+                if trainer is None or trainer.thread is threading.current_thread():
+                    self.readers.add(me)
+                    found = take()
+                else:
+                    found = copy()
+            yield found
+        finally:
+            self.readers.discard(me)
+
+
+class Trainer:
+    """A thread that trains."""
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+
+
+class Commit:
+    """Ends steps: the new state takes the place of the former one in one go, or not at all.
+
+    Args:
+        access: of the model. store: a C function that keeps a state, such as `partial(setattr, model, "_state")`.
+    """
+
+    def __init__(self, access: Access, store: Callable[[Any], Any]) -> None:
+        self.access, self.store = access, store
+
+    def __call__(self, state: Any, finish: Sequence[Any]) -> None:
+        """Make the calls that end a step, and store its state."""
+        self._alone(make, finish, partial(self.store, state))
+
+    def result(self, function: Callable[..., Any], *args: Any) -> None:
+        """Store the state that a C function returns; those that it was given may be lost."""
+        self._alone(result_of, self.store, function, *args)
+
+    def _alone(self, end: Callable[..., None], *args: Any) -> None:
+        access = self.access
+        while True:
+            with access.lock:
+                if not access.readers:
+                    end(*args)
+                    return
+            time.sleep(1e-4)
+
+
+def _here() -> str:
+    return f"thread {threading.current_thread().name!r}"

@@ -1,0 +1,100 @@
+"""One call of `fit`: its callbacks, and what a file needs to know to go on with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .backend import np
+from .callbacks import Callback, History
+
+__all__ = ["Run", "Unfinished"]
+
+
+class Unfinished(NamedTuple):
+    """Where a run of `fit` was when its model was saved, for the run that goes on with it.
+
+    Attributes:
+        steps: those of the epoch that were taken. rows, batch_size: of the data. sums: see `TrainState.sums`.
+        callbacks: (class name, state) of each. told: (epoch, logs, number of callbacks that were told) where the
+            model was saved while they heard of an epoch's end; or None.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    batch_size: int = 0
+    sums: Any = None
+    callbacks: Sequence[tuple[str, dict[str, Any]]] = ()
+    told: tuple[int, dict[str, float], int] | None = None
+
+    def fits(self, rows: int, batch_size: int, sums: tuple[int, ...]) -> bool:
+        """Return whether a run with such data and sums goes on in the middle of the epoch."""
+        known = self.rows == rows and self.batch_size == batch_size and np.shape(self.sums) == tuple(sums)
+        return self.steps > 0 and known
+
+
+class Run:
+    """The callbacks of one call of `fit`.
+
+    Args:
+        callbacks: the user's. model: what they are about.
+
+    Attributes:
+        history: the `History` among the callbacks, or one that comes after them.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback], model: Any) -> None:
+        self.history = next((c for c in callbacks if isinstance(c, History)), None) or History()
+        self.callbacks = [*callbacks, *([] if self.history in callbacks else [self.history])]
+        self.model = model
+        self.told: tuple[int, dict[str, float], int] | None = None
+        self._logs: dict[str, float] = {}
+
+    def begin(self, params: dict[str, Any], unfinished: Unfinished | None) -> None:
+        """Begin to train; callbacks of an unfinished run take up what those of the same class knew."""
+        for callback in self.callbacks:
+            callback.set_model(self.model)
+            callback.set_params(params)
+        self.model.stop_training = False
+        self.tell("on_train_begin", {})
+        if unfinished is None:
+            return
+        places = _places(type(c).__name__ for c in self.callbacks)
+        known = dict(zip(_places(name for name, _ in unfinished.callbacks), unfinished.callbacks))
+        for place, callback in zip(places, self.callbacks):
+            if place in known:
+                callback.set_state(known[place][1])
+        if unfinished.told is not None:  # the others hear of that epoch now
+            epoch, logs, count = unfinished.told
+            heard = set(list(known)[:count])
+            for place, callback in zip(places, self.callbacks):
+                if place in known and place not in heard:
+                    callback.on_epoch_end(epoch, logs)
+
+    def tell(self, hook: str, *args: Any) -> None:
+        """Call a hook of each callback."""
+        for callback in self.callbacks:
+            getattr(callback, hook)(*args)
+
+    def end_epoch(self, epoch: int, logs: dict[str, float]) -> None:
+        """Tell of an epoch's end; note who has heard of it, in case one of them saves the model."""
+        self._logs = logs
+        for count, callback in enumerate(self.callbacks, 1):
+            self.told = (epoch, dict(logs), count)
+            callback.on_epoch_end(epoch, logs)
+        self.told = None
+
+    def end(self) -> None:
+        """End: the last epoch's numbers go to `on_train_end`."""
+        self.tell("on_train_end", self._logs)
+
+
+def _places(names: Any) -> list[tuple[str, int]]:
+    """Return (name, how many of that name came before) for each name."""
+    seen: Counter[str] = Counter()
+    places = []
+    for name in names:
+        places.append((name, seen[name]))
+        seen[name] += 1
+    return places
