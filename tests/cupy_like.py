@@ -353,17 +353,20 @@ class CupyLike(Backend):
     def compile(self, step):
         inner = super().compile(self.jit(step))
 
-        def run(state, batches):
-            given = _leaves(state)
-            assert all(isinstance(leaf, Array) for leaf in given), given
-            assert len({id(leaf) for leaf in given}) == len(given), "one buffer is donated twice"
-            result = inner(state, batches)
-            kept = {id(leaf) for leaf in _leaves(result)}
-            assert [(a.shape, a.dtype) for a in _leaves(result)] == [(a.shape, a.dtype) for a in given]
-            for leaf in given:
-                if id(leaf) not in kept:
-                    leaf.donate()
-            return result
+        def run(state, batches, commit):
+            def checked(result, finish):
+                given, new = _leaves(checked.state), _leaves(result)
+                assert all(isinstance(leaf, Array) for leaf in given), given
+                assert len({id(leaf) for leaf in given}) == len(given), "one buffer is donated twice"
+                assert [(a.shape, a.dtype) for a in new] == [(a.shape, a.dtype) for a in given]
+                commit(result, finish)
+                for leaf in given:
+                    if not any(leaf is kept for kept in new):
+                        leaf.donate()
+                checked.state = result
+
+            checked.state = state
+            inner(state, batches, checked)
 
         return run
 

@@ -8,9 +8,11 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from steps import taken
 
 import xpnet
 from xpnet import activations
@@ -373,11 +375,16 @@ def test_when(backend, ok):
     assert_close(backend.host(found["a"][0]), [3.0 if ok else 1.0])
 
 
+class State(NamedTuple):
+    total: object
+    factor: object
+
+
 @pytest.mark.parametrize("batches", [1, 3])
 def test_compile_takes_a_step_per_batch(backend, batches):
-    run = backend.compile(lambda state, batch: (state[0] + batch, state[1] * 2.0))
-    state = (backend.zeros((2,)), backend.scalar(1.0))
-    total = run(state, [backend.array([1.0, i], "float32") for i in range(batches)])
+    run = backend.compile(lambda state, batch, finish=None: State(state[0] + batch, state[1] * 2.0))
+    state = State(backend.zeros((2,)), backend.scalar(1.0))
+    total = taken(run, state, [backend.array([1.0, i], "float32") for i in range(batches)])
     assert_close(backend.host(total[0]), [batches, sum(range(batches))])
     assert float(total[1]) == 2.0**batches
 

@@ -86,7 +86,7 @@ MISTAKES = {
     "row_total": ("*out = scale * total", "*out = scale + total"),
     "penalize": ("2 * l2 * x", "l2 * x"),
     "sound": ("total <= limit", "total <= limit * limit"),
-    "tally": ("*sum += *value * count", "*sum += *value + count"),
+    "tally": ("+= (double)*value * count", "+= (double)*value + count"),
     "clipping": ("f * (most / larger", "(most / larger"),
     "sgd": ("shrink * w[i] + rate * slope", "shrink + rate * slope"),
     "a step that is held back": ("if (ok && !*ok) return", "if (ok && n == 0) return"),

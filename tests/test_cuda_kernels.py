@@ -23,7 +23,7 @@ from cupy_like import Array, CupyLike, inside_a_step
 from xpnet import activations, initializers, kernels, ops
 from xpnet.backend import BACKENDS, _make, get_backend
 from xpnet.context import Arena, Context
-from xpnet.kernels import blas, cuda, cupy, cupy_flat
+from xpnet.kernels import blas, check, cuda, cupy, cupy_flat
 from xpnet.kernels import device as makers
 from xpnet.params import Layout, ParamSpec
 from xpnet.random import DRAW, Stream, keep_mask
@@ -343,27 +343,25 @@ def test_what_else_within_looks_at(device):
 
 def test_tally(device):
     rng = np.random.default_rng(21)
-    for ok in (True, False):
+    for ok, counted in ((True, True), (False, True), (True, False)):
         for there in range(5):
             for clocked in (True, False):
-                step, age = device.put(7, np.int32), device.put(3.0)
-                numbers = [device.put(a) for a in rng.random(16)]
-                before = [a.values.item() for a in numbers]
+                step, age = device.put(2**40, np.int64), device.put(3.0)
+                sums, before = device.put(rng.random((4, 2)), np.float64), []
                 args, wanted = [], []
                 for i in range(4):
-                    (total, value, weight, more), was = numbers[4 * i : 4 * i + 4], before[4 * i : 4 * i + 4]
-                    given = more if i % 2 else NULL
-                    args += [total, value, device.real(0.5 + i), weight, given, device.real(2.0)]
+                    value, more = (device.put(a) for a in rng.random(2))
+                    args += [value, device.real(0.5 + i), more if i % 2 else NULL, device.real(2.0)]
                     if i >= there:
-                        args[-6:] = [NULL, NULL, device.real(1), NULL, NULL, device.real(1)]
-                    add = i < there and ok
-                    count, added = 0.5 + i, was[3] if i % 2 else 2.0
-                    wanted += [was[0] + count * was[1] * add, was[1], was[2] + added * add, was[3]]
+                        args[-4:] = [NULL, device.real(1), NULL, device.real(1)]
+                    add, added = i < there and counted, more.values.item() if i % 2 else 2.0
+                    before = sums.values[i]
+                    wanted.append([before[0] + (0.5 + i) * value.values.item() * add, before[1] + added * add])
                 clock = (step, age) if clocked else (NULL, NULL)
-                device.run("tally", (1,), (1,), device.put(ok, bool), *clock, *args)
-                for found, expected in zip(numbers, wanted, strict=True):
-                    device.close(found, expected)
-                assert (step.values, age.values) == ((8, 4.0) if ok and clocked else (7, 3.0))
+                flags = device.put(ok, bool), device.put(counted, bool)
+                device.run("tally", (1,), (1,), *flags, *clock, sums, *args)
+                np.testing.assert_allclose(sums.values, wanted, rtol=1e-15)
+                assert (step.values, age.values) == ((2**40 + 1, 4.0) if ok and clocked else (2**40, 3.0))
 
 
 # Clipping -----------------------------------------------------------------------------------------------
@@ -520,17 +518,17 @@ def test_keep_masks_are_bit_equal(compiler):
     rng, launch = np.random.default_rng(13), cuda.kernel_of("keep_mask", "float32")
     rates = [0.0, 0.5, 0.2, 1 - 2**-24, 2**-24, 1e-9, *rng.random(50)]
     for i in range(10_000):
-        seed, slot, step = int(rng.integers(0, 2**32)), int(rng.integers(0, 2**40)), int(rng.integers(0, 2**31))
+        seed, slot, step = int(rng.integers(0, 2**32)), int(rng.integers(0, 2**40)), int(rng.integers(0, 2**62))
         if i % 4 == 0:
             slot, step = i % 7, i // 100
         shape, rate = (int(rng.integers(1, 6)), int(rng.integers(1, 8))), rates[i % len(rates)]
         keep = Array(np.empty(shape, bool))
         if i % 10:
             threshold = np.float32(math.ceil(rate * 2**24) * 2.0**-24)
-            args = (np.int64(keep.size), *philox_key(seed), np.uint64(slot), Array(np.int32(step)), threshold)
+            args = (np.int64(keep.size), *philox_key(seed), np.uint64(slot), Array(np.int64(step)), threshold)
             launch((1,), (1 + i % 5,), (keep, *args))
         else:
-            makers.keep_mask(keep, philox_key(seed), slot, Array(np.int32(step)), rate)
+            makers.keep_mask(keep, philox_key(seed), slot, Array(np.int64(step)), rate)
         wanted = keep_mask(Stream(seed), slot, step, shape, rate)
         assert keep.values.tobytes() == wanted.tobytes(), (seed, slot, step, shape, rate)
 
@@ -538,7 +536,7 @@ def test_keep_masks_are_bit_equal(compiler):
 def test_a_number_at_the_threshold_is_kept(compiler):
     drawn = Stream(5).at(DRAW, 1, 3).random(16, dtype=np.float32)
     for i, rate in enumerate(drawn):  # a multiple of 2^-24
-        keep = makers.keep_mask(Array(np.empty(16, bool)), philox_key(5), 1, Array(np.int32(3)), float(rate))
+        keep = makers.keep_mask(Array(np.empty(16, bool)), philox_key(5), 1, Array(np.int64(3)), float(rate))
         assert keep.values[i]
         np.testing.assert_array_equal(keep.values, keep_mask(Stream(5), 1, 3, (16,), float(rate)))
 
@@ -550,7 +548,7 @@ def test_keep_masks_in_any_memory(compiler, shape, offset):
     memory = np.full(size + 64, True)
     memory.view(np.uint8)[:] = 255
     keep = Array(memory[offset : offset + size].reshape(shape))
-    found = makers.keep_mask(keep, philox_key(3), 2, Array(np.int32(11)), 0.4)
+    found = makers.keep_mask(keep, philox_key(3), 2, Array(np.int64(11)), 0.4)
     assert found is keep
     np.testing.assert_array_equal(keep.values, keep_mask(Stream(3), 2, 11, shape, 0.4))
     around = memory.view(np.uint8)
@@ -762,6 +760,7 @@ def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
     def agree(name, *args):
         ctx.restart({})
         found, wanted = (getattr(module, name)(ctx, *args) for module in (twins, ops))
+        assert ctx.finish == []
         for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (found, wanted)), strict=True):
             if isinstance(a, Array):
                 np.testing.assert_array_equal(a.values, b.values)
@@ -802,10 +801,10 @@ def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
     agree("sound", ok, lr, 1e3, (w[0, :], x[0, :]))
     agree("sound", ok, lr, 1e3, ())
     agree("sound", ok, on(0.1, "float64"), 1e3, (w[0, :],))
-    sums = ((on(1.0), on(2.0)),)
-    agree("tally", ok, on(7, "int64"), lr, sums, [(half, 1.0, 2.0)])
-    agree("tally", ok, on(7, "int32"), lr, sums, [(2.0, 1.0, 2.0)])
-    agree("tally", ok, on(7, "int32"), lr, sums, [(half, 1.0, on(2.0, "float64"))])
+    sums, step = on([[1.0, 2.0]], "float64"), on(7, "int64")
+    agree("tally", ok, ok, on(7, "int32"), lr, sums, [(half, 1.0, 2.0)])
+    agree("tally", ok, ok, step, lr, on([[1.0, 2.0]]), [(half, 1.0, 2.0)])
+    agree("tally", ok, ok, step, lr, sums, [(half, 1.0, on(2.0, "float64"))])
     agree("clip_factor", x, 0.1, None)
     agree("clip_factor", g[::-1], 0.1, half)
     agree("clip_factor", g, 0.1, on(0.5, "float64"))
@@ -849,22 +848,24 @@ def test_nothing_is_launched_over_nothing(pretended):
 
 def test_what_a_step_carries_on_stays_in_its_memory(pretended):
     ctx = pretended()
-    ok, step = ctx.backend.scalar(True, bool), ctx.backend.scalar(3, np.int32)
-    age, *numbers = (ctx.backend.scalar(float(i)) for i in range(40))
-    for pairs, launches in ((0, 1), (1, 1), (4, 1), (5, 2), (9, 3)):
+    ok, step = ctx.backend.scalar(True, bool), ctx.backend.count(3)
+    age, *numbers = (ctx.backend.scalar(float(i)) for i in range(20))
+    for pairs, launches in ((1, 1), (4, 1), (5, 2), (9, 3)):
         RawKernel.launched.clear()
-        sums = tuple(zip(numbers[:pairs], numbers[10 : 10 + pairs]))
-        parts = [(a, 2.0, 3.0) for a in numbers[20 : 20 + pairs]]
-        before = [a.values.copy() for pair in sums for a in pair], age.values.copy()
-        new_step, new_age, new_sums = twins.tally(ctx, ok, step, age, sums, parts)
+        sums = ctx.backend.array(np.arange(2.0 * pairs).reshape(-1, 2))
+        parts = [(a, 2.0, 3.0) for a in numbers[:pairs]]
+        before = sums.values.copy(), age.values.copy()
+        new_step, new_age, new_sums = twins.tally(ctx, ok, ok, step, age, sums, parts)
         assert new_step is step
         assert new_age is age
-        assert all(a is b for pair, old in zip(new_sums, sums, strict=True) for a, b in zip(pair, old))
+        assert new_sums is sums
+        assert RawKernel.launched == []  # that ends the step
+        check.ended(ctx)
         assert RawKernel.launched == ["tally"] * launches
         assert age.values == before[1] + 1
-        added = [d for value, _, _ in parts for d in (2 * value.values, 3.0)]
-        wanted = [x + d for x, d in zip(before[0], added, strict=True)]
-        assert [a.values for pair in sums for a in pair] == wanted
+        assert sums.values.tolist() == [
+            [s + 2 * value.values, w + 3] for (s, w), (value, _, _) in zip(before[0], parts, strict=True)
+        ]
 
 
 @pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu"])
@@ -909,6 +910,7 @@ def test_the_gate_of_the_context(pretended):
             ctx.gate = gate
             before = [a.values.copy() for a in (w, *slots)]
             new, fresh = in_step(getattr(twins, name))(ctx, w, g, tuple(slots), *args)
+            check.ended(ctx)
             assert new is w
             assert all(a is b for a, b in zip(fresh, slots, strict=True))
             closed = gate is not None and not gate.values
@@ -1139,7 +1141,8 @@ def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, sou
     assert entries == ({"gather"} if source else NAMES - {"gather"})
     assert ".local" not in ptx  # all that a thread keeps is in registers
     if "float64" not in (dtype, source):
-        assert re.findall(r"\.f64\b", ptx) == []  # nothing is computed in double by accident
+        rest = re.sub(r"\.entry tally\(.*?\n}", "", ptx, flags=re.DOTALL)  # which adds up in double
+        assert re.findall(r"\.f64\b", rest) == []  # nothing is computed in double by accident
     assert not re.search(r"\b(atom|red)\.", ptx)
 
 

@@ -4,6 +4,7 @@ import operator
 
 import numpy as np
 import pytest
+from steps import taken
 from cupy_like import Array, CupyLike, inside_a_step
 
 import xpnet as xn
@@ -258,11 +259,11 @@ def test_what_it_refuses():
         with pytest.raises(RuntimeError, match="inside a step"), inside_a_step():
             call()
 
-    def sees_the_donated(state, batch):
+    def sees_the_donated(state, batch, finish):
         return (state[0] + batch,)
 
-    run, first = get_backend("cupy_like").compile(sees_the_donated), (a,)
-    assert run(first, [xp.asarray(1.0, dtype=xp.float64)])[0].get().tolist() == [2.0, 3.0]
+    run = get_backend("cupy_like").compile(sees_the_donated)
+    assert taken(run, (a,), [xp.asarray(1.0, dtype=xp.float64)])[0].get().tolist() == [2.0, 3.0]
     with pytest.raises(RuntimeError, match="donated"):
         a.get()
 

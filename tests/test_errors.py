@@ -15,6 +15,7 @@ BUILT_IN = {
     "MissingExtraError": ImportError,
     "NonFiniteError": ArithmeticError,
     "NotBuiltError": RuntimeError,
+    "BusyError": RuntimeError,
     "ShapeError": ValueError,
     "UnknownNameError": ValueError,
     "XpnetError": Exception,

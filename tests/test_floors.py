@@ -12,7 +12,7 @@ FLOORS = {
     0: {"errors", "tree", "registry", "backend"},
     1: {"ops", "kernels", "params", "random", "context", "initializers", "regularizers", "schedules"},
     2: {"activations", "layers", "losses", "optimizers", "metrics"},
-    3: {"network", "training", "replay", "feed", "guard", "data", "callbacks", "loop"}
+    3: {"network", "training", "replay", "feed", "guard", "data", "callbacks", "loop", "run", "access"}
     | {"program", "model", "saving"},
     # islands; they may use the package as its users do, by `import xpnet`
     4: {"__init__", "datasets", "testing", "cli", "parity", "__main__", "bench", "sklearn", "distributed", "onnx"},

@@ -200,10 +200,10 @@ def test_masks_are_numpys_bit_for_bit(device):
     import cupy
 
     for i in range(10_000 if device == "gpu" else 500):
-        seed, slot, step = int(rng.integers(0, 2**32)), int(rng.integers(0, 2**40)), int(rng.integers(0, 2**31))
+        seed, slot, step = int(rng.integers(0, 2**32)), int(rng.integers(0, 2**40)), int(rng.integers(0, 2**62))
         shape, rate = (int(rng.integers(1, 40)), int(rng.integers(1, 40))), (0.0, 0.5, 1e-9, rng.random())[i % 4]
         stream = Stream(seed)
-        on_device = backend.scalar(step, backend.xp.int32)
+        on_device = backend.count(step)
         keep = makers.keep_mask(cupy.empty(shape, bool), stream.key, slot, on_device, rate)
         wanted = keep_mask(stream, slot, step, shape, rate)
         assert np.array_equal(backend.host(keep), wanted), (seed, slot, step, shape, rate)

@@ -98,7 +98,10 @@ def test_evaluation_and_prediction_keep_the_order(seen):
     ],
 )
 def test_groups_are_of_one_size(rows, size, per, expected):
-    assert list(_groups(rows, size, per)) == expected
+    assert list(_groups(0, rows, size, per)) == expected
+    for done in range(1, -(-rows // size) + 1):  # the same rows, as many batches later
+        left = [row for start, stop, _ in _groups(done, rows, size, per) for row in range(start, stop)]
+        assert left == list(range(min(done * size, rows), rows))
 
 
 # Compilations -----------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def test_gradients_that_are_too_large_make_the_scale_smaller(graph):
     targets = np.full((60, 1), 3000.0)
     history = model.fit(X, targets, batch_size=60, epochs=1, verbose=0, shuffle=False).history
     assert state_of(model) == [1, 0, ops.FIRST_SCALE / 2, 0]
-    assert np.isnan(history["loss"][0])  # no step was taken
+    assert np.isfinite(history["loss"][0])  # no step was taken, but its loss is a number
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
     model.fit(X, targets, batch_size=60, epochs=19, verbose=0, shuffle=False)
@@ -206,9 +206,7 @@ def test_gradients_that_are_too_large_make_the_scale_smaller(graph):
     held = round(np.log2(ops.FIRST_SCALE / scale))
     assert 2 <= held <= 10
     assert (age, streak) == (20 - held, 20 - held)
-    for _ in range(held):  # the same masks for the same steps
-        exact.step += 1
-    exact.state = exact.state._replace(step=exact.backend.scalar(held, exact.backend.xp.int32))
+    exact.state = exact.state._replace(step=exact.backend.count(held))  # the same masks for the same steps
     exact.fit(X, targets, batch_size=60, epochs=20 - held, verbose=0, shuffle=False)
     for a, b in zip(model.get_weights(), exact.get_weights()):
         np.testing.assert_allclose(a, b, rtol=0.02, atol=2e-4)

@@ -13,6 +13,7 @@ from xpnet import activations, initializers, kernels, ops
 from xpnet.backend import get_backend
 from xpnet.context import Arena, Context
 from xpnet.errors import MissingExtraError, UnknownNameError
+from xpnet.kernels.finish import make
 from xpnet.params import Layout, ParamSpec
 from xpnet.testing import assert_close
 
@@ -237,7 +238,7 @@ def test_clipping(ctx, lead, scale):
 def test_rescale(ctx):
     def after(ok, alive, scale, streak):
         flags = at(ctx, ok, "bool"), at(ctx, alive, "bool")
-        going, *others = ops.rescale(ctx, *flags, at(ctx, 7, "int32"), at(ctx, scale), at(ctx, streak))
+        going, *others = ops.rescale(ctx, *flags, at(ctx, 7, "int64"), at(ctx, scale), at(ctx, streak))
         return [bool(going), *(float(a) for a in others)]
 
     assert after(True, True, 8.0, 3.0) == [True, 7, 8.0, 4.0]
@@ -438,16 +439,23 @@ def sound_case(op, ctx, rng, n, m):
 
 def tally_case(op, ctx, rng, n, m):
     backend, out = ctx.backend, []
-    for ok in (True, False):
-        step = backend.scalar(7, ctx.xp.int32)
-        age, *rest = (backend.scalar(v) for v in rng.standard_normal(1 + 4 * (n + m)))
-        fours = [rest[i : i + 4] for i in range(0, len(rest), 4)]
-        sums = tuple((total, weight) for total, weight, _, _ in fours)
-        parts = [(a, 1.0, b) if i % 3 else (a, 0.5 + i, 3.0) for i, (_, _, a, b) in enumerate(fours)]
-        step, age, sums = op(ctx, backend.scalar(ok, ctx.xp.bool), step, age, sums, parts)
-        assert "int32" in str(step.dtype)
-        out += [ctx.xp.asarray(a) for a in (step, age, *(a for pair in sums for a in pair))]
+    for ok, counted in ((True, True), (True, False), (False, True), (False, False)):
+        step, flags = backend.count(2**40), [backend.scalar(flag, ctx.xp.bool) for flag in (ok, counted)]
+        age, *rest = (backend.scalar(v) for v in rng.standard_normal(1 + 2 * (n + m)))
+        pairs = [rest[i : i + 2] for i in range(0, len(rest), 2)]
+        parts = [(a, 1.0, b) if i % 3 else (a, 0.5 + i, 3.0) for i, (a, b) in enumerate(pairs)]
+        sums = at(ctx, rng.standard_normal((len(parts), 2)), "float64" if backend.wide else "float32")
+        step, age, sums = op(ctx, *flags, step, age, sums, parts)
+        ended(ctx)
+        assert backend.counted(step) == 2**40 + ok
+        out += hosts(ctx, (step, age, sums))
     return out
+
+
+def ended(ctx):
+    """Make what an operation has put off to the end of the step."""
+    make(ctx.finish)
+    ctx.finish.clear()
 
 
 def hits_case(op, ctx, rng, n, m):
@@ -494,6 +502,7 @@ def optimizer_case(slots, *args, age=False):
                 on_g = at(ctx, g, dtype)
                 clock = (ctx.backend.scalar(step),) if age else ()
                 new, fresh = op(ctx, w, on_g, tuple(old), ctx.backend.scalar(0.1), *clock, *more)
+                ended(ctx)
                 same_as_before(ctx, [on_g], [g])
                 w, old = new, list(fresh)
                 out += [np.array(ctx.backend.host(a)) for a in (w, *old)]
@@ -510,7 +519,8 @@ def rescale_case(op, ctx, rng, n, m):
         (False, True, 8.0, m), (False, True, 1.5, m), (False, False, 1.0, 0.0),
     ):  # fmt: skip
         flags = at(ctx, ok, "bool"), at(ctx, alive, "bool")
-        out += op(ctx, *flags, at(ctx, n, "int32"), at(ctx, scale, real), at(ctx, streak, real))
+        out += op(ctx, *flags, at(ctx, n, "int64"), at(ctx, scale, real), at(ctx, streak, real))
+        ended(ctx)
     return out
 
 
@@ -626,6 +636,7 @@ def test_no_update_within_the_limits_overflows(module, name, gradient):
             g = at(ctx, np.full(4, gradient / 2 * (-1) ** (step // 100)), "float32")
             clock = (at(ctx, step + 1.0, "float32"),) if name == "adam" else ()
             new, fresh = twin(ctx, w, g, tuple(slots), at(ctx, ops.LARGEST_RATE, "float32"), *clock, *more)
+            ended(ctx)
             assert all(a is b for a, b in zip((new, *fresh), (w, *slots), strict=True))
             assert all(np.isfinite(backend.host(a)).all() for a in (w, *slots))
             ctx.restart({})
@@ -642,6 +653,7 @@ def test_what_may_overflow_leaves_the_old_state_whole(module, name):
         clock = (at(ctx, 2.0, "float32"),) if name == "adam" else ()
         with np.errstate(all="ignore"):
             twin_of(module, name)(ctx, w, g, tuple(slots), lr, *clock, *more)
+            ended(ctx)
         for a, b in zip((w, *slots), before):
             np.testing.assert_array_equal(backend.host(a), b)
 

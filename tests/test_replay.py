@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from steps import taken
 
 import xpnet as xn
 from xpnet import activations, layers, losses, metrics, optimizers
@@ -271,10 +272,10 @@ def test_a_step_that_cannot_be_recorded_is_tried_a_few_times(monkeypatch):
             tries.append(batch[0].shape)
             raise Recorder.CannotRecord
 
-    run = Replay(lambda s, b: (s[0] + b[0].sum(),), Recorder)
+    run = Replay(lambda s, b, finish: (s[0] + b[0].sum(),), Recorder)
     state = (np.array(0.0),)
     for _ in range(10):
-        state = run(state, [(np.ones(2),), (np.ones(3),)])
+        state = taken(run, state, [(np.ones(2),), (np.ones(3),)])
     assert state[0] == 50.0
     assert tries == [(2,), (3,)] * (ATTEMPTS - 2)
 

@@ -1,10 +1,10 @@
 """The step as a pure function of its state, and what surrounds it."""
 
-import signal
 import threading
 
 import numpy as np
 import pytest
+from steps import taken
 
 import xpnet as xn
 from xpnet.backend import get_backend
@@ -14,7 +14,7 @@ from xpnet.metrics import MeanAbsoluteError
 from xpnet.network import Network
 from xpnet.optimizers import Adam
 from xpnet.random import Stream
-from xpnet.training import Batch, TrainState, deferred_interrupt, make_evaluation, make_step, read_sums, zero_sums
+from xpnet.training import Batch, TrainState, make_evaluation, make_step, read_sums, zero_sums
 from xpnet.tree import tree_map
 
 RNG = np.random.default_rng(0)
@@ -25,12 +25,16 @@ X, Y = RNG.standard_normal((6, 3)), RNG.standard_normal((6, 1))
 def parts(backend64):
     network = Network([Dense(4, activation="tanh"), BatchNormalization(), Dense(1)], (3,))
     metrics, b = [MeanAbsoluteError()], backend64
-    step = b.compile(make_step(b, network, MeanSquaredError(), Adam(0.1), metrics))
+    run = b.compile(make_step(b, network, MeanSquaredError(), Adam(0.1), metrics))
+
+    def step(state, batches):
+        return taken(run, state, batches)
+
     weights = network.layout.initial(Stream(1))
 
     def state():
         return TrainState(
-            b.scalar(0, b.xp.int32), b.scalar(0.1), b.scalar(True, b.xp.bool), b.array(weights),
+            b.count(0), b.scalar(0.1), b.scalar(True, b.xp.bool), b.array(weights),
             tuple(b.zeros(weights.shape) for _ in range(2)), b.array(network.stats_layout.initial(Stream(1))),
             b.scalar(0.0), zero_sums(b, metrics),
         )  # fmt: skip
@@ -58,12 +62,12 @@ def test_a_step_is_a_function_of_state_and_batch(parts):
     for first, second in zip(flat(one), flat(other), strict=True):
         np.testing.assert_array_equal(first, second)
     before = numbers(b, state())
-    assert int(one.step) == 1
+    assert b.counted(one.step) == 1
     assert float(one.age) == 1.0
     assert bool(one.ok)
     assert float(one.lr) == 0.1
     assert all(not np.array_equal(getattr(one, name), getattr(before, name)) for name in ("weights", "stats"))
-    assert [tuple(map(float, pair))[1] for pair in one.sums] == [6.0, 6.0]
+    assert one.sums[..., 1].reshape(-1, 2).sum(0).tolist() == [6.0, 6.0]
 
 
 def test_the_state_keeps_its_form(parts):
@@ -82,7 +86,7 @@ def test_several_batches_are_several_steps(parts):
     tolerance = 0 if b.name != "jax" else 1e-12
     for first, second in zip(flat(together), flat(numbers(b, one)), strict=True):
         np.testing.assert_allclose(first, second, rtol=tolerance, atol=tolerance)
-    assert int(together.step) == float(together.age) == 3
+    assert b.counted(together.step) == float(together.age) == 3
 
 
 @pytest.mark.parametrize(("bad", "at"), [(X * 1e200, 0), (np.full_like(X, np.nan), 1)])
@@ -92,7 +96,7 @@ def test_a_bad_step_and_all_behind_it_are_held_back(parts, bad, at):
     batches = [batch(b)] * at + [batch(b, y=Y * 1e200 if at == 0 else Y, x=bad), batch(b), batch(b)]
     found = numbers(b, step(state(), batches))
     assert not bool(found.ok)  # sticky
-    assert int(found.step) == at  # stands still
+    assert b.counted(found.step) == at  # stands still
     for name in ("weights", "slots", "stats", "age", "sums"):
         for one, other in zip(flat(getattr(found, name)), flat(getattr(expected, name)), strict=True):
             np.testing.assert_array_equal(one, other, err_msg=name)
@@ -111,50 +115,7 @@ def test_evaluation_adds_up(parts):
 
 
 def test_sums_without_weight_have_no_mean(backend):
-    pair = (backend.scalar(0.0), backend.scalar(0.0))
-    assert np.isnan(read_sums(backend, (pair,), ["loss"])["loss"])
-
-
-# Ctrl-C -----------------------------------------------------------------------------------------------------
-
-
-def test_an_interrupt_waits_until_it_is_asked_for():
-    seen = []
-
-    def steps():
-        with deferred_interrupt() as check:
-            check()
-            signal.raise_signal(signal.SIGINT)
-            seen.append("a step that is finished")
-            check()
-            seen.append("never")
-
-    with pytest.raises(KeyboardInterrupt):
-        steps()
-    assert seen == ["a step that is finished"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_interrupt_that_nobody_asked_for_is_not_lost():
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_other_threads_leave_signals_alone():
-    errors = []
-
-    def work():
-        try:
-            with deferred_interrupt() as check:
-                check()
-        except ValueError as error:  # what `signal.signal` raises there
-            errors.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert not errors
+    assert np.isnan(read_sums(backend, zero_sums(backend, ()), ["loss"])["loss"])
 
 
 # Side by side -----------------------------------------------------------------------------------------------

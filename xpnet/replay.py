@@ -30,8 +30,8 @@ class Replay:
 
     Args:
         step: (state, batch, finish) -> state, see `training.make_step`.
-        recorder: `record(step, state, batch) -> play` or its `CannotRecord`; a recording returns the calls that end
-            its step. `own`, `new` and `copy` handle arrays that stay. `surroundings` is a context in which steps
+        recorder: `record(step, state, batch) -> play` or its `CannotRecord`; `play()` takes the step again and
+            returns the calls that end it, `play.finish`. `own`, `new` and `copy` handle arrays that stay. `surroundings` is a context in which steps
             run, `release` is called when nobody will read a batch any more.
     """
 
@@ -39,7 +39,7 @@ class Replay:
         self.step, self.recorder = step, recorder
         self.state: Tree = None  # the arrays that stay
         self.seen: dict[Any, int] = {}  # by shapes: batches that were not replayed
-        self.recordings: dict[Any, tuple[Callable[[], Sequence[Any]], list[Any]]] = {}  # by shapes: play, its batch
+        self.recordings: dict[Any, tuple[Any, list[Any]]] = {}  # by shapes: play, its batch
 
     def __call__(self, state: Tree, batches: Sequence[Tree], commit: Commit) -> None:
         """Take one step per batch, and commit each state."""
@@ -57,15 +57,15 @@ class Replay:
         recording = self.recordings.get(key)
         if recording is None:
             state, finish = self._without(key, state, batch)
+            commit(state, finish)
             self.recorder.release()
-        else:
-            play, room = recording
-            state = self._settle(state)
-            for place, a in zip(room, given):
-                self.recorder.copy(place, a)
-            self.recorder.release()
-            finish = play()
-        commit(state, finish)
+            return state
+        play, room = recording
+        state = self._settle(state)
+        for place, a in zip(room, given):
+            self.recorder.copy(place, a)
+        self.recorder.release()
+        commit(state, play())
         return state
 
     def _without(self, key: Any, state: Tree, batch: Tree) -> tuple[Tree, Sequence[Any]]:
@@ -77,15 +77,15 @@ class Replay:
         if 1 < seen < ATTEMPTS:
             settled, room = self._settle(state), tree_map(self.recorder.new, batch)
             try:
-                play, finish = self.recorder.record(step, settled, room)
+                play = self.recorder.record(step, settled, room)
             except self.recorder.CannotRecord:
                 state = settled
             else:
                 while len(self.recordings) >= MOST:  # the oldest go
                     del self.recordings[next(iter(self.recordings))]
                 self.recordings[key] = (play, leaves(room))
-                return settled, finish
-        finish = []
+                return settled, play.finish
+        finish: list[Any] = []
         return step(state, batch, finish), finish
 
     def _settle(self, state: Tree) -> Tree:

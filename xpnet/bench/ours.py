@@ -60,11 +60,11 @@ def prepared(case: Case, model: Any, data: DataSet, count: int, stacked: bool = 
         return model.backend.copy(model.backend.bring(a))
 
     if stacked:
-        stack: Any = loop.make_batches(model, program, columns, slice(0, count * size), count)
+        stack: Any = loop.make_batches(model, program, columns, slice(0, count * size), 0, count)
         batches: Any = Stack(tree_map(place, stack.tree), count)
     else:
         bounds = [slice(i * size, min((i + 1) * size, len(columns))) for i in range(count)]
-        parts = [loop.make_batches(model, program, columns, rows)[0] for rows in bounds]
+        parts = [loop.make_batches(model, program, columns, rows, 0)[0] for rows in bounds]
         batches = [tree_map(place, part) for part in parts]
     lr = model.backend.scalar(case.rate)
     model.state = model.state._replace(lr=lr, sums=zero_sums(model.backend, program.metrics))
@@ -87,12 +87,11 @@ def step(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
             program, batches = prepared(case, model, data, per_execution, per_execution > 1)
 
         def run(n: int) -> None:
-            state = model.state
+            commit = model.commit
             with twins(twin):
                 for _ in range(n // per_execution):
-                    state = program.run(state, batches)
-            model.state = state
-            model.backend.host(state.age)
+                    program.run(model.state, batches, commit)
+            model.backend.host(model.state.age)
 
         runner = Runner(run, lambda: model.evaluate(data.x_test, data.y_test), per_execution)
         if case.device == "cpu":
@@ -165,12 +164,11 @@ def bare_epoch(twin: str) -> Make:
             program, batches = prepared(case, model, data, -(-len(data.x) // case.batch))
 
         def run(n: int) -> None:
+            commit, first = model.commit, model.step
             with twins(twin):
-                for _ in range(n):
-                    for batch in batches:
-                        masks = model.network.masks(model.stream, model.step, len(batch.y))
-                        model.state = program.run(model.state, [batch._replace(draws=masks)])
-                        model.step += 1
+                for step, batch in enumerate(n * batches, first):
+                    masks = model.network.masks(model.stream, step, len(batch.y))
+                    program.run(model.state, [batch._replace(draws=masks)], commit)
 
         return epochs(run, model.predict, data)
 

@@ -20,6 +20,7 @@ from ..context import Arena, Context
 from ..random import Stream
 from ..random import keep_mask as wanted_mask
 from . import blas, device
+from .finish import make
 from .graph import Recorder
 
 __all__ = ["right"]
@@ -146,12 +147,14 @@ def _flat(ctx: Context) -> Arrays:
             return getattr(ops, name)(ctx, old[0], g, old[1], *clock, *settings, 0.01, scalar(0.5))
 
         w, new = ctx.backend.when(ctx.gate, step, (w, tuple(kept)))
+        ended(ctx)
         return [w, *new]
 
     segments = ((0, SIZE // 2, 0.01, 0.02), (SIZE // 2, SIZE, 0.0, 0.1))
     sums = ctx.backend.array([[1.0, 2.0], [3.0, 4.0]], "float64")
     parts = [(scalar(2.0), 3.0, scalar(4.0)), (scalar(5.0), 1.0, 6.0)]
     step, age, sums = ops.tally(ctx, flag(True), flag(True), ctx.backend.count(7), scalar(8.0), sums, parts)
+    ended(ctx)
     bad = put(np.where(np.arange(SIZE) == SIZE - 1, np.nan, 1.0))
     norm = ops.clip_factor(ctx, *draws(1), 1.0, scalar(2.0))
     found = {
@@ -169,7 +172,14 @@ def _flat(ctx: Context) -> Arrays:
     if ctx.backend.narrow == "float16":
         states = (flag(False), flag(True), ctx.backend.count(7), scalar(64.0), scalar(3.0))
         found["rescale"] = [*ops.rescale(ctx, *states)]
+        ended(ctx)
     return found
+
+
+def ended(ctx: Context) -> None:
+    """Make what the operations have put off to the end of the step."""
+    make(ctx.finish)
+    ctx.finish.clear()
 
 
 def _masks(backend: Backend) -> tuple[list[Any], list[Any]]:

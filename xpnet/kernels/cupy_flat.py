@@ -2,7 +2,7 @@
 
 The optimizers write weights and slots over where no update can overflow (`ops.never_overflows`), unless the
 context's `gate` holds them back. Flag, counters and sums are written over too, so that a captured step need not
-copy them to where they stay.
+copy them to where they stay. All but the flag by launches that end the step (`ctx.later`).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def tally(
             args += [value, real(count), *((NULL, real(more)) if number else (more, real(0)))]
         while len(args) < 4 * PAIRS:
             args += [NULL, real(0), NULL, real(0)]
-        kernel_of("tally", age.dtype.name)((1,), (1,), (ok, counted, *clock, sums[first:], *args))
+        ctx.later(kernel_of("tally", age.dtype.name), (1,), (1,), (ok, counted, *clock, sums[first:], *args))
         clock = (NULL, NULL)
     return step, age, sums
 
@@ -107,7 +107,7 @@ def rescale(ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak
         return ops.rescale(ctx, ok, alive, step, scale, streak)
     real = scale.dtype.type
     args = (ok, alive, step, scale, streak, real(ops.GOOD_STEPS), real(ops.LARGEST_SCALE))
-    kernel_of("rescale", scale.dtype.name)((1,), (1,), args)
+    ctx.later(kernel_of("rescale", scale.dtype.name), (1,), (1,), args)
     return ok, step, scale, streak
 
 
@@ -151,12 +151,12 @@ def _in_place(
 def _update(
     ctx: Any, name: str, arrays: tuple[Array, ...], scalars: tuple[Any, ...], decay: float, factor: Array | None
 ) -> None:
-    """Launch an optimizer's kernel over flat arrays, behind the gate."""
+    """Put the launch of an optimizer's kernel over flat arrays, behind the gate, off to the end of the step."""
     n, real = arrays[0].size, arrays[0].dtype.type
     args = (x if not isinstance(x, float) else real(x) for x in scalars)
     last = (real(decay), NULL if factor is None else factor, NULL if ctx.gate is None else ctx.gate)
     if n:
-        kernel_of(name, arrays[0].dtype.name)(*over(n), (*arrays, *args, *last, np.int64(n)))
+        ctx.later(kernel_of(name, arrays[0].dtype.name), *over(n), (*arrays, *args, *last, np.int64(n)))
 
 
 def sgd(

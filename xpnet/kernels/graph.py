@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -96,8 +96,8 @@ class Recorder:
         """Write an array over memory that stays."""
         place[...] = a
 
-    def record(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> tuple[Launch, tuple[()]]:
-        """Capture a step on persistent memory and take it; return what takes it again, and that nothing is left to do.
+    def record(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Launch:
+        """Capture a step on persistent memory, take it, and return what takes it again.
 
         Args:
             step: a pure function (state, batch) -> state.
@@ -123,7 +123,7 @@ class Recorder:
         if differing:
             tree_map(self.copy, state, before)
             self._refuse(f"its graph gives other numbers than the step itself, in {', '.join(differing)}")
-        return Launch(self, graph), ()
+        return Launch(self, graph)
 
     def _capture(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Any:
         self.stream.begin_capture()
@@ -152,13 +152,15 @@ class Recorder:
 class Launch:
     """Launches a graph at every call; it keeps the recorder, whose memory the graph works on."""
 
+    finish = ()  # the graph is the whole step
+
     def __init__(self, recorder: Recorder, graph: Any) -> None:
         self.recorder, self.graph = recorder, graph
 
-    def __call__(self) -> tuple[()]:
+    def __call__(self) -> Sequence[Any]:
         """Take the step again; nothing is left to do."""
         self.graph.launch(self.recorder.stream)
-        return ()
+        return self.finish
 
 
 def _allocate(size: int) -> Any:

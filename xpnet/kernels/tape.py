@@ -110,7 +110,7 @@ def _play_if(flag: np.ndarray, block: Sequence[Call]) -> None:
 
 
 class Play:
-    """The calls of a recorded step, with the memory they work on.
+    """The calls of a recorded step, with the memory they work on, and in `finish` those that end it.
 
     Not the tape itself: traced arrays know theirs, and NumPy hides from Python's collector that views of them do.
     """
@@ -145,11 +145,11 @@ def own(a: Any) -> np.ndarray:
     return a if isinstance(a, np.ndarray) and a.flags.writeable and a.base is None else np.array(a)
 
 
-def record(step: Callable[[Any, Any, Any], Any], state: Any, batch: Any) -> tuple[Play, Sequence[Any]]:
-    """Take a step on persistent memory, `state`; return what takes it again, and the calls that end this one.
+def record(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Play:
+    """Take a step on persistent memory, `state`, but for its end, and return what takes it again.
 
     Args:
-        step: (state, batch, finish) -> state, see `training.make_step`. state: writeable arrays, over which the
+        step: (state, batch) -> state, see `training.make_step`. state: writeable arrays, over which the
             calls that end a step write the new state. batch: arrays that later batches are copied to.
 
     Raises:
@@ -158,8 +158,8 @@ def record(step: Callable[[Any, Any, Any], Any], state: Any, batch: Any) -> tupl
     tape = Tape()
     try:
         traced = tree_map(tape.trace, state)
-        tree_map(tape.store, traced, step(traced, tree_map(tape.trace, batch), tape.finish))
-        return Play(tape.calls, tape.finish), tape.finish
+        tree_map(tape.store, traced, step(traced, tree_map(tape.trace, batch)))
+        return Play(tape.calls, tape.finish)
     finally:
         tape.calls, tape.finish = [], []
 
