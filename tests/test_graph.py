@@ -13,6 +13,7 @@ import cuda_on_host
 import cupy_like
 import numpy as np
 import pytest
+from steps import taken
 from cupy_capture import Graph, clean_start, pretended_cupy
 
 import xpnet as xn
@@ -616,9 +617,9 @@ def test_after_a_refusal_nothing_is_tried_again(recorder):
         with pytest.raises(CannotRecord, match="D2H"):
             recorder.record(step, state, ())
         assert len(calls) == 2
-    run = Replay(lambda s, b: s, recorder)
+    run = Replay(lambda s, b, finish: s, recorder)
     for _ in range(ATTEMPTS + 2):
-        run(state, [(xp.asarray(1.0),)])
+        taken(run, state, [(xp.asarray(1.0),)])
     assert run.recordings == {}
 
 
