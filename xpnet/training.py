@@ -171,9 +171,9 @@ def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Seq
 def read_sums(backend: Backend, sums: Any, names: Sequence[str]) -> dict[str, float]:
     """Return the means by name: one transfer from the device."""
     host = backend.host(backend.xp.stack([part for pair in sums for part in pair]))
+    nothing = 0.0 if host[1] else float("nan")  # of rows whose weights are all 0, as in Keras; of no rows
     return {
-        name: float(host[2 * i] / host[2 * i + 1]) if host[2 * i + 1] else float("nan")
-        for i, name in enumerate(names)
+        name: float(host[2 * i] / host[2 * i + 1]) if host[2 * i + 1] else nothing for i, name in enumerate(names)
     }
 
 
