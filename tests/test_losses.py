@@ -357,6 +357,11 @@ def test_a_loss_that_overrides_one_form_loses_the_other(backend64, loss):
         assert_close(
             ten_times(loss, *forms)(from_logits=True)(y, p), 10.0 * loss(from_logits=True)(y, p), rtol=1e-12
         )
+    activation = {"sparse": "softmax", "cce": "softmax", "bce": "sigmoid"}[name]
+    model = xn.Sequential([xn.layers.Input((3,)), Dense(4, activation)], seed=0)
+    for forms in ([], ["terms"], ["score_terms"]):
+        with pytest.raises(InvalidValueError, match=rf"'{activation}'.* got \w+\(from_logits=True\)$"):
+            model.compile("sgd", ten_times(loss, *forms)(from_logits=True))
     mixed = type("Mixed", (ten_times(Loss, "terms"), loss), {})
     assert mixed.fuses is None  # it is the mixin's
 
