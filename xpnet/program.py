@@ -104,7 +104,7 @@ def check_head(network: Network, loss: losses.Loss) -> None:
     """Raise if the loss takes scores while the model ends in the activation that the loss would apply."""
     if not getattr(loss, "from_logits", False):
         return
-    for activation in {getattr(cls, "fuses", None) for cls in type(loss).__mro__}:  # those of its base classes, too
+    for activation in {getattr(cls, "fuses", None) for cls in type(loss).__mro__}:  # a subclass may have lost it
         if activation is not None and network.score_units(activation) is not None:
             raise InvalidValueError(
                 f"the model ends in {activation!r}, so its outputs are probabilities: use from_logits=False (the "
