@@ -1,14 +1,21 @@
 """History, early stopping, progress, callbacks of one's own, and Ctrl-C."""
 
+import inspect
+import itertools
+import os
 import signal
+import sys
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import xpnet as xn
 from xpnet.callbacks import Callback, EarlyStopping, History, ProgressBar
-from xpnet.errors import UnknownNameError
+from xpnet.errors import InvalidValueError, UnknownNameError
 from xpnet.layers import Dense
+from xpnet.metrics import CategoricalAccuracy, MeanSquaredError, Metric
 from xpnet.optimizers import SGD
 
 RNG = np.random.default_rng(0)
@@ -75,6 +82,34 @@ def test_hooks_come_in_the_order_of_keras():
         ("train_end", "loss", "mae", "val_loss", "val_mae"),
     ]  # fmt: skip
     assert log == [(name, *entry) for entry in expected for name in "ab"]
+
+
+def test_logs_are_dictionaries_in_every_hook():
+    """As in Keras, so that a hook may be written without a default."""
+    told = {}
+
+    class Strict(Callback):
+        def on_train_begin(self, logs):
+            told["train_begin"] = logs
+
+        def on_epoch_begin(self, epoch, logs):
+            told["epoch_begin"] = logs
+
+        def on_train_batch_begin(self, batch, logs):
+            told["batch_begin"] = logs
+
+        def on_train_batch_end(self, batch, logs):
+            told["batch_end"] = logs
+
+        def on_epoch_end(self, epoch, logs):
+            told["epoch_end"] = logs
+
+        def on_train_end(self, logs):
+            told["train_end"] = logs
+
+    make().fit(X, Y, verbose=0, callbacks=Strict())
+    assert len(told) == len([n for n, _ in inspect.getmembers(Callback) if n.startswith("on_")])
+    assert all(isinstance(logs, dict) for logs in told.values()), told
 
 
 class Spy(Callback):
@@ -145,11 +180,16 @@ class Script(Callback):
         ([1, 2, 3, 2, 1], {"mode": "max"}, 4, 2),
         ([1, 2, 3], {"mode": "min", "patience": 2}, 3, 0),
         ([9, 9, 9, 9, 1], {"start_from_epoch": 3}, 5, 4),
-        ([5, 4, 3, 2], {"baseline": 1.0, "patience": 2}, 2, 1),
+        ([5, 4, 3, 2], {"baseline": 1.0, "patience": 2}, 4, 3),
+        ([5, 4, 5, 2], {"baseline": 1.0, "patience": 2}, 3, 1),
+        ([9, 1, 9, 9, 9, 9], {"baseline": 2.0, "patience": 3}, 5, 1),
+        ([0.5, 0.4, 0.3, 0.2, 0.1, 0.04, 0.03, 0.2, 0.3], {"baseline": 0.05, "patience": 2}, 9, 6),
         ([0.5, float("nan"), 0.1], {"patience": 1}, 2, 0),
+        ([float("nan"), 0.5, 0.1, 0.01], {"patience": 2}, 3, 0),
     ],
 )
 def test_early_stopping(values, kwargs, epochs, best):
+    """Keras 3's numbers."""
     model = make()
     stop = EarlyStopping("loss", restore_best_weights=True, **kwargs)
     history = model.fit(X, Y, epochs=len(values), verbose=0, callbacks=[Script(values), stop])
@@ -164,14 +204,188 @@ def test_early_stopping_keeps_the_last_weights_unless_told():
     assert model.get_weights()[0][0, 0] == 1
 
 
-def test_accuracies_are_to_grow(capsys):
-    model = make()
-    stop = EarlyStopping("val_mae", mode="auto", verbose=1)
-    scripted = [Script([1, 2, 1], "val_mae"), stop]
-    assert len(model.fit(X, Y, epochs=3, verbose=0, validation_split=0.5, callbacks=scripted).epoch) == 2
-    assert capsys.readouterr().out == "Epoch 2: early stopping, best epoch 1\n"
-    assert EarlyStopping("val_accuracy").sign == -1.0
-    assert EarlyStopping("loss").sign == 1.0
+SCRIPTS = {
+    "falls": [0.5, 0.4, 0.3, 0.2, 0.1, 0.04, 0.03, 0.2, 0.3],
+    "grows": [0.1, 0.3, 0.2, 0.5, 0.4, 0.7, 0.6, 0.5, 0.4],
+    "flat": [0.5, 0.25, 0.25, 0.5, 0.25, 0.125, 0.125, 0.125, 0.0625],
+    "nan": [float("nan"), 0.5, 0.25, 0.5, 0.75, 0.5, 0.25, 0.5, 0.25],
+}
+SETTINGS = [
+    {"mode": mode, "patience": patience, "baseline": baseline, "min_delta": delta, "start_from_epoch": start,
+     "restore_best_weights": restore}
+    for mode, patience, baseline, (delta, start, restore) in itertools.product(
+        ("min", "max"), (0, 1, 2, 4), (None, 0.05, 0.45), ((0.0, 0, True), (0.17, 0, False), (0.0, 2, True))
+    )
+]  # fmt: skip
+
+
+def scripted(stop, values):
+    """Run a callback by hand over the epochs; return what it knows in each of them, and the restored epoch."""
+    weights, known = [np.zeros(1)], []
+    model = SimpleNamespace(
+        stop_training=False, get_weights=lambda: [w.copy() for w in weights], metrics=[],
+        set_weights=lambda new: weights.__setitem__(0, new[0]),
+    )  # fmt: skip
+    stop.set_model(model)
+    stop.set_params({"metrics": ["loss"]})
+    stop.on_train_begin({})
+    for epoch, value in enumerate(values):
+        weights[0] = np.array([epoch])
+        stop.on_epoch_end(epoch, {"loss": value})
+        known.append((stop.wait, stop.best, stop.best_epoch, stop.stopped_epoch))
+        if model.stop_training:
+            break
+    stop.on_train_end({})
+    return known, int(weights[0][0])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_early_stopping_like_keras(monkeypatch, script):
+    """72 settings, epoch by epoch, with numbers on which float32 and float64 agree."""
+    if "keras" not in sys.modules:
+        monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND") or "numpy")
+    with warnings.catch_warnings():  # its own are its own affair
+        warnings.simplefilter("ignore")
+        keras = pytest.importorskip("keras", exc_type=ImportError)
+    assert len(SETTINGS) == 72
+    for settings in SETTINGS:
+        mine = scripted(EarlyStopping("loss", **settings), SCRIPTS[script])
+        theirs = scripted(keras.callbacks.EarlyStopping("loss", **settings), SCRIPTS[script])
+        np.testing.assert_equal(mine, theirs, str(settings))
+
+
+def test_the_best_value_has_its_own_sign():
+    stop = EarlyStopping("mae", mode="max", patience=9)
+    assert stop.best is None
+    make().fit(X, Y, epochs=3, verbose=0, callbacks=[Script([1, 3, 2], "mae"), stop])
+    assert (stop.best, stop.best_epoch) == (3, 1)
+
+
+class R2(Metric):
+    """An own metric, which does not say what is good."""
+
+    default_name = "r2"
+
+    def rows(self, ctx, y, p):
+        return 1.0 - ctx.xp.mean((p - y) * (p - y), axis=-1)
+
+
+class Halved(MeanSquaredError):
+    """Other numbers than those of its base class, so that nobody knows what is good."""
+
+    def rows(self, ctx, y, p):
+        return 1.0 / (1.0 + super().rows(ctx, y, p))
+
+
+class Growing(R2):
+    direction = "max"
+
+
+class Renamed(MeanSquaredError):
+    default_name = "loss_of_accuracy"
+
+
+def fit_scripted(metric, values, monitor=None, **kwargs):
+    model = xn.Sequential([Dense(1)], seed=1)
+    model.compile(SGD(0.05), "mse", **{kwargs.pop("where", "metrics"): [metric]})
+    model.build((3,))
+    name = f"val_{model.metrics_names[1]}" if monitor is None else monitor
+    stop = EarlyStopping(name, restore_best_weights=True, **kwargs)
+    model.fit(X, Y, epochs=len(values), verbose=0, validation_split=0.5, callbacks=[Script(values, name), stop])
+    return stop.stopped_epoch, model.get_weights()[0][0, 0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "grows"),
+    [
+        ("mse", False),
+        ("mae", False),
+        ("accuracy", True),
+        ("binary_accuracy", True),
+        (CategoricalAccuracy(name="score"), True),  # the metric says it, not the name
+        (MeanSquaredError(name="accuracy"), False),
+        (Renamed(), False),
+        (Growing(), True),
+    ],
+)
+def test_the_direction_comes_from_the_metric(metric, grows):
+    assert fit_scripted(metric, [1, 2, 3, 2, 1]) == ((3, 2) if grows else (1, 0))
+    assert fit_scripted(metric, [1, 2, 3, 2, 1], where="weighted_metrics") == ((3, 2) if grows else (1, 0))
+    assert fit_scripted(metric, [1, 2, 3, 2, 1], "val_loss") == (1, 0)
+    assert fit_scripted(metric, [1, 2, 3, 2, 1], mode="min") == (1, 0)
+    assert fit_scripted(metric, [1, 2, 3, 2, 1], mode="max") == (3, 2)
+
+
+@pytest.mark.parametrize("metric", [R2(), Halved(), R2(name="accuracy")])
+def test_an_unknown_direction_is_an_error_before_the_first_epoch(metric):
+    model = xn.Sequential([Dense(1)], seed=1)
+    model.compile(SGD(0.05), "mse", [metric])
+    model.build((3,))
+    before = model.get_weights()
+    with pytest.raises(InvalidValueError, match=r"mode='max' or mode='min'.*got mode 'auto' and direction None$"):
+        model.fit(X, Y, verbose=0, validation_split=0.5, callbacks=EarlyStopping(f"val_{metric.name}"))
+    assert (model.step, model.epoch) == (0, 0)
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    assert fit_scripted(metric, [1, 2, 1], mode="max") == (2, 1)
+    metric.direction = "max"  # of this object
+    assert fit_scripted(metric, [1, 2, 1]) == (2, 1)
+    metric.direction = "up"
+    with pytest.raises(InvalidValueError, match=r"got mode 'auto' and direction 'up'$"):
+        fit_scripted(metric, [1, 2, 1])
+    del metric.direction
+
+
+def test_what_early_stopping_prints(capsys):
+    """Keras' words, at the end of training."""
+    fit_scripted("mae", [1, 2, 1], verbose=1)
+    told = "Epoch 2: early stopping\nRestoring model weights from the end of the best epoch: 1.\n"
+    assert capsys.readouterr().out == told
+
+
+@pytest.mark.parametrize("restore", [True, False])
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_early_stopping_goes_on_from_its_state(cut, restore):
+    values = [5.0, 3.0, 4.0, 2.0, 4.0, 4.0, 4.0, 4.0]
+
+    def run(stop, first, last):
+        model = SimpleNamespace(stop_training=False, epoch=0, weights=None)
+        model.get_weights = lambda: [np.array([model.epoch])]
+        model.set_weights = lambda new: setattr(model, "weights", int(new[0][0]))
+        stop.set_model(model)
+        stop.set_params({"metrics": ["loss"]})
+        for epoch in range(first, last):
+            model.epoch = epoch
+            stop.on_epoch_end(epoch, {"loss": values[epoch]})
+            if model.stop_training:
+                break
+        return model
+
+    kwargs = {"monitor": "loss", "mode": "min", "patience": 3, "restore_best_weights": restore}
+    whole, first, second = (EarlyStopping(**kwargs) for _ in range(3))
+    run(whole, 0, 8)
+    run(first, 0, cut)
+    state = first.get_state()
+    second.set_params({"metrics": ["loss"]})
+    second.on_train_begin({})
+    second.set_state(state)
+    run(first, cut, cut + 1)  # what it was given is its own
+    model = run(second, cut, 8)
+    assert second.get_state() == whole.get_state()
+    assert second.stopped_epoch == 6
+    second.on_train_end({})
+    assert model.weights == (3 if restore else None)
+
+
+def test_the_history_goes_on_from_its_state():
+    model, history = make(), History()
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=history)
+    state, again = history.get_state(), History()
+    again.set_state(state)
+    model.fit(X, Y, epochs=4, initial_epoch=2, verbose=0, callbacks=again)
+    assert again.epoch == [0, 1, 2, 3]
+    assert [len(values) for values in again.history.values()] == [4, 4]
+    assert again.history["loss"][:2] == history.history["loss"] == state["history"]["loss"]
+    assert (Callback().get_state(), Callback().set_state({"a": 1})) == ({}, None)
 
 
 def test_an_unknown_monitor_is_found_before_the_first_epoch():

@@ -1,11 +1,13 @@
 """What `fit`, `evaluate` and `predict` take in: libraries, tables, dtypes, memory maps; never written to."""
 
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import xpnet as xn
+from xpnet import feed
 from xpnet.backend import available_backends, get_backend, library_of
 from xpnet.data import BLOCK, Column, Data, blocks, class_weights
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError
@@ -232,6 +234,63 @@ def test_a_batch(backend):
 def test_weights_of_classes(y, backend):
     found = class_weights(backend, backend.array(np.array(y, dtype="float32")), {1: 5, 2: 0.5})
     np.testing.assert_array_equal(backend.host(found), [1, 5, 0.5, 5])
+
+
+STEPS = np.array([[0, 1, 2], [2, 2, 1], [1, 0, 0]])  # classes of three rows, three steps each
+OF_STEPS = np.array([1.0, 10.0, 100.0])[STEPS] * [[1.0], [2.0], [3.0]]
+LAYERS = {
+    "sparse_categorical_crossentropy": (lambda: Dense(3, activation="softmax"), STEPS),
+    "categorical_crossentropy": (lambda: Dense(3, activation="softmax"), np.eye(3)[STEPS]),
+    "mse": (lambda: Dense(1), STEPS[..., None] * 1.0),
+}
+
+
+@pytest.mark.parametrize("given", ["both", "classes", "rows"])
+@pytest.mark.parametrize("loss", LAYERS)
+def test_weights_of_classes_of_steps(loss, given):
+    """Outputs (rows, steps, units): a weight for each step of each row, times that of the row."""
+    layer, y = LAYERS[loss]
+    x = np.random.default_rng(4).standard_normal((3, 3, 4))
+    classes = {"class_weight": {1: 10.0, 2: 100.0}} if given != "rows" else {}
+    rows = {"sample_weight": [1.0, 2.0, 3.0]} if given != "classes" else {}
+    wanted = OF_STEPS / ([[1.0], [2.0], [3.0]] if given == "classes" else 1.0)
+    wanted = np.ones((3, 3)) * [[1.0], [2.0], [3.0]] if given == "rows" else wanted
+    model = xn.Sequential([layer()], seed=2, dtype="float64")
+    model.compile(xn.optimizers.SGD(0.0), loss, weighted_metrics=["mae"])
+    p = np.asarray(model(x))
+    values = {
+        "mse": lambda: (p - y)[..., 0] ** 2,
+        "categorical_crossentropy": lambda: -np.log((p * y).sum(-1)),
+        "sparse_categorical_crossentropy": lambda: -np.log((p * np.eye(3)[y]).sum(-1)),
+    }[loss]()
+    names = ["loss", "mae"] if loss != "sparse_categorical_crossentropy" else ["loss"]
+    if len(names) == 1:
+        model.compile(xn.optimizers.SGD(0.0), loss)
+    scores = [(values * wanted).mean()]
+    if len(names) == 2:
+        scores.append(np.average(np.abs(p - y).mean(-1), weights=wanted))
+    found = model.train_on_batch(x, y, **classes, **rows)
+    assert np.atleast_1d(found) == pytest.approx(scores, rel=1e-9)
+    for size, per_execution in ((3, 1), (2, 1), (1, 3)):
+        history = model.fit(x, y, batch_size=size, verbose=0, steps_per_execution=per_execution, **classes, **rows)
+        assert [history.history[n][0] for n in names] == pytest.approx(scores, rel=1e-9)
+
+
+def test_weights_of_classes_on_a_device_that_feeds_itself():
+    """The data set is held there, with its weights: see `feed._hold`."""
+    b = xn.get_backend("numpy", dtype="float32")
+
+    class Maker:
+        fits = staticmethod(lambda device, size: True)
+        own = staticmethod(lambda values, device: True)
+
+    model = SimpleNamespace(backend=b)
+    for y, dtype, shape in ((STEPS, "int32", (3,)), (np.eye(3)[STEPS], None, (3, 3)), (STEPS, None, (3, 1))):
+        program = SimpleNamespace(maker=Maker, target_dtype=dtype, target_shape=shape)
+        data = Data(np.zeros((3, 3, 4)), y, [1.0, 2.0, 3.0])
+        weight = feed._hold(model, program, data, {1: 10.0, 2: 100.0})[2]
+        np.testing.assert_array_equal(weight, OF_STEPS)
+        np.testing.assert_array_equal(feed._hold(model, program, data, None)[2], [1, 2, 3])
 
 
 def test_splits():

@@ -250,3 +250,25 @@ def test_a_metric_that_raises_leaves_the_weights_alone():
         model.fit(X, Y, verbose=0)
     np.testing.assert_array_equal(everything(model)["weights"], before)
     assert model.step == 1
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "sparse_categorical_crossentropy"])
+def test_predictions_that_are_no_probabilities_are_the_cause(loss):
+    """A head of ReLUs that are all 0: it is not the learning rate."""
+    labels = np.arange(20) % 3
+    y = labels if loss.startswith("sparse") else np.eye(3)[labels]
+    model = make(SGD(0.01), Dense(3, "relu", kernel_initializer="zeros", name="last"), loss=loss)
+    text = r"layer 'last', is not finite; the predictions are not probabilities: .* end in 'softmax'.*\[0.0, 0.0, "
+    with pytest.raises(NonFiniteError, match=text) as error:
+        model.fit(X, y, verbose=0)
+    assert "smaller" not in str(error.value)
+    assert str(error.value).endswith("got learning rate 0.01")
+    # where they are probabilities, or scores, it may be the rate
+    for last, given in (("softmax", loss), (None, xn.losses.get(loss))):
+        if last is None:
+            given.from_logits = True
+        model = make(SGD(0.01), Dense(3, last, kernel_initializer="ones", name="last"), loss=given)
+        with pytest.raises(
+            NonFiniteError, match="'last' is not finite; a smaller learning rate or scaled inputs may"
+        ):
+            model.fit(broken_row(3e38), y, verbose=0)

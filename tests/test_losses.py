@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+import xpnet as xn
 from xpnet import activations, losses
-from xpnet.context import Context
+from xpnet.context import Arena, Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
+from xpnet.layers import Activation, Dense, Flatten, Layer
 from xpnet.losses import (
     BinaryCrossentropy,
     CategoricalCrossentropy,
@@ -138,6 +140,43 @@ def test_weights_that_are_all_0_give_0(backend64):
     assert_close(grad, backend64.zeros((6, 4)))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [1e-9, 1e-30, 1e20])
+def test_only_the_shares_of_weights_count(backend, dtype, scale):
+    """((2 - 1)^2 * 1 + (3 - 1)^2 * 3) / 4 = 3.25, however small the weights are."""
+    loss = MeanSquaredError("mean_with_sample_weight")
+    p, weights = backend.array([[2.0], [3.0]], dtype), np.array([1.0, 3.0], dtype) * np.dtype(dtype).type(scale)
+    value, grad = loss.value_and_grad([[1.0], [1.0]], p, weights)
+    assert_close(value, backend.array(3.25, dtype), rtol=1e-6)
+    assert_close(grad, backend.array([[0.5], [3.0]], dtype), rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight", "sum_over_batch_size"])
+def test_losses_of_validation_are_taken_in_keras_batches(reduction):
+    """As many rows at a time as in training, 32 in `evaluate`; the mean over the rows of the batches' losses."""
+    x, y = RNG.standard_normal((70, 3)), RNG.standard_normal((70, 1))
+    weights = np.arange(70.0)
+    model = xn.Sequential([Dense(1)], seed=1)
+    model.compile(xn.optimizers.SGD(0.0), MeanSquaredError(reduction))
+    values = (np.asarray(model(x)) - y)[:, 0] ** 2
+
+    def wanted(size):
+        parts = [slice(i, min(i + size, 70)) for i in range(0, 70, size)]
+        rows = [p.stop - p.start for p in parts]
+        total = {"sum": [1.0] * len(rows), "mean_with_sample_weight": [weights[p].sum() for p in parts],
+                 "sum_over_batch_size": rows}[reduction]  # fmt: skip
+        means = [(values[p] * weights[p]).sum() / t for p, t in zip(parts, total)]
+        return pytest.approx(np.average(means, weights=rows), rel=1e-5)
+
+    data = {"validation_data": (x, y, weights), "verbose": 0}
+    assert model.fit(x, y, **data).history["val_loss"] == [wanted(32)]
+    assert model.fit(x, y, batch_size=8, **data).history["val_loss"] == [wanted(8)]
+    assert model.fit(x[:5], y[:5], **data).history["val_loss"] == [wanted(32)]
+    assert model.fit(x, y, batch_size=8, validation_batch_size=16, **data).history["val_loss"] == [wanted(16)]
+    assert model.evaluate(x, y, sample_weight=weights) == wanted(32)
+    assert model.evaluate(x, y, sample_weight=weights, batch_size=50) == wanted(50)
+
+
 # Against others -----------------------------------------------------------------------------------------
 
 PEERS = {
@@ -214,6 +253,170 @@ def test_large_scores_stay_finite(backend, dtype, loss, y, z, value, grad):
     found = loss.value_and_grad(y, backend.array(z, dtype))
     assert_close(found[0], backend.array(value, dtype), rtol=1e-6)
     assert_close(found[1], backend.array(grad, dtype))
+
+
+# Joined with the last activation, or not -----------------------------------------------------------------
+
+
+class Halves(Layer):
+    def forward(self, ctx, params, x):
+        return 0.5 * x, lambda dy, into, want_dx=True: (0.5 * dy, {})
+
+
+class Squares(Dense):
+    def forward(self, ctx, params, x):
+        y, back = super().forward(ctx, params, x)
+        return y * y, lambda dy, into, want_dx=True: back(2.0 * y * dy, {}, want_dx)
+
+
+class HalfSoftmax(Layer):
+    def __init__(self, name=None, dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.activation = activations.get("softmax")
+
+    def forward(self, ctx, params, x):
+        y = self.activation.forward(ctx.xp, x)
+        return 0.5 * y, lambda dy, into, want_dx=True: (self.activation.backward(ctx.xp, 0.5 * dy, x, y), {})
+
+
+def ten_times(loss, *forms):
+    """Return a subclass of a loss that overrides some of its forms by ten times what they are."""
+
+    def terms(self, ctx, y, p, weight):
+        return tuple(10.0 * part for part in loss.terms(self, ctx, y, p, weight))
+
+    def score_terms(self, ctx, y, z, weight):
+        values, dz, a = loss.score_terms(self, ctx, y, z, weight)
+        return 10.0 * values, 10.0 * dz, a
+
+    both = {"terms": terms, "score_terms": score_terms}
+    return type("Ten", (loss,), {form: both[form] for form in forms})
+
+
+STEPS = RNG.standard_normal((4, 2, 3))
+ROWS, ROW_LABELS = RNG.standard_normal((5, 3)), np.array([0, 1, 2, 1, 0])
+SCE, CCE, BCE = SparseCategoricalCrossentropy, CategoricalCrossentropy, BinaryCrossentropy
+MODELS = {
+    "flatten": ([Dense(3, "softmax"), Flatten()], CCE(), STEPS, np.eye(6)[[0, 5, 2, 1]]),
+    "own layer behind": ([Dense(3, "sigmoid"), Halves()], BCE(), ROWS, np.eye(3)[ROW_LABELS]),
+    "own activation": ([Dense(3), HalfSoftmax()], SCE(), ROWS, ROW_LABELS),
+    "subclass of Dense": ([Squares(3, "softmax")], SCE(), ROWS, ROW_LABELS),
+    "terms": ([Dense(3, "softmax")], ten_times(SCE, "terms")(), ROWS, ROW_LABELS),
+    "terms, hot": ([Dense(3, "softmax")], ten_times(CCE, "terms")(), ROWS, np.eye(3)[ROW_LABELS]),
+    "terms, bits": ([Dense(3, "sigmoid")], ten_times(BCE, "terms")(), ROWS, np.eye(3)[ROW_LABELS]),
+    "terms, scores": ([Dense(3)], ten_times(SCE, "terms")(from_logits=True), ROWS, ROW_LABELS),
+    "both": ([Dense(3), Activation("softmax")], ten_times(SCE, "terms", "score_terms")(), ROWS, ROW_LABELS),
+    "both, scores": (
+        [Dense(3)], ten_times(CCE, "terms", "score_terms")(from_logits=True), ROWS, np.eye(3)[ROW_LABELS]
+    ),
+    "score_terms, scores": ([Dense(3)], ten_times(SCE, "score_terms")(from_logits=True), ROWS, ROW_LABELS),
+    "perceptron": ([Dense(3)], ten_times(PerceptronCriterion, "score_terms")(), ROWS, np.eye(3)[ROW_LABELS]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_of_a_model_is_that_of_its_predictions(name):
+    """In `evaluate`, in training, and in the gradient that training takes; metrics are those of `predict`."""
+    layers, loss, x, y = MODELS[name]
+    layers = [type(layer).from_config(layer.get_config()) for layer in layers]
+    model = xn.Sequential(layers, seed=3, dtype="float64")
+    model.compile(xn.optimizers.SGD(1.0), loss, ["mse" if y.ndim > 1 else "accuracy"])
+    model.build(x.shape[1:])
+    p = model.predict(x)
+    plain = type(loss).__mro__[1](**({"from_logits": True} if getattr(loss, "from_logits", False) else {}))
+    times = 10.0 if type(loss).__name__ == "Ten" else 1.0
+    plain = loss if times == 1.0 else plain
+    wanted = times * float(plain(y, p))
+    metric = np.mean((p - y) ** 2) if y.ndim > 1 else np.mean(p.argmax(-1) == y)
+    assert model.evaluate(x, y) == pytest.approx([wanted, metric], rel=1e-10)
+    before = model.get_weights()
+
+    def at(change):
+        model.set_weights([w + change * d for w, d in zip(before, ways)])
+        return times * float(plain(y, model.predict(x)))
+
+    ways = [np.random.default_rng(5).standard_normal(w.shape) for w in before]
+    slope = (at(1e-6) - at(-1e-6)) / 2e-6
+    model.set_weights(before)
+    assert model.train_on_batch(x, y) == pytest.approx([wanted, metric], rel=1e-10)
+    taken = sum(((a - b) * d).sum() for a, b, d in zip(before, model.get_weights(), ways))
+    assert taken == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [SCE, CCE, BCE])
+def test_a_loss_that_overrides_one_form_loses_the_other(backend64, loss):
+    assert loss.fuses is not None
+    assert ten_times(loss, "terms").fuses is None
+    assert ten_times(loss, "score_terms").fuses == ten_times(loss, "terms", "score_terms").fuses == loss.fuses
+    name = {SCE: "sparse", CCE: "cce", BCE: "bce"}[loss]
+    _, y, p = case(name)
+    p = backend64.array(p)
+    with pytest.raises(TypeError, match=r"^Ten must define terms\(ctx, y, p, weight\)$"):
+        ten_times(loss, "score_terms")()(y, p)
+    for forms in (["terms"], ["score_terms"], ["terms", "score_terms"]):
+        assert_close(
+            ten_times(loss, *forms)(from_logits=True)(y, p), 10.0 * loss(from_logits=True)(y, p), rtol=1e-12
+        )
+    activation = {"sparse": "softmax", "cce": "softmax", "bce": "sigmoid"}[name]
+    model = xn.Sequential([xn.layers.Input((3,)), Dense(4, activation)], seed=0)
+    for forms in ([], ["terms"], ["score_terms"]):
+        with pytest.raises(InvalidValueError, match=rf"'{activation}'.* got \w+\(from_logits=True\)$"):
+            model.compile("sgd", ten_times(loss, *forms)(from_logits=True))
+    mixed = type("Mixed", (ten_times(Loss, "terms"), loss), {})
+    assert mixed.fuses is None  # it is the mixin's
+
+
+def test_the_softmax_with_a_subclass_of_its_loss():
+    """Ten times the sparse cross-entropy of one third each."""
+    model = xn.Sequential([Dense(3, "softmax", kernel_initializer="ones")], seed=0)
+    for forms in (["terms"], ["score_terms"], ["terms", "score_terms"]):
+        model.compile("sgd", ten_times(SCE, *forms)())
+        model.build((3,))
+        assert model.evaluate(np.eye(3), np.arange(3)) == pytest.approx(10 * LOG(3.0), rel=1e-5)
+
+
+# Infinite scores ----------------------------------------------------------------------------------------
+
+INF = np.inf
+INFINITE = [
+    # loss, y, z, value, dz
+    (SCE, [0], [[0.0, -INF]], 0.0, [[0.0, 0.0]]),
+    (SCE, [1], [[0.0, -INF]], INF, [[1.0, -1.0]]),
+    (SCE, [1, 1], [[0.0, 0.0, -INF], [-INF, 3.0, -INF]], LOG(2.0) / 2, [[0.25, -0.25, 0.0], [0.0, 0.0, 0.0]]),
+    (CCE, [[1.0, 0.0]], [[0.0, -INF]], 0.0, [[0.0, 0.0]]),
+    (CCE, [[0.0, 1.0]], [[0.0, -INF]], INF, [[1.0, -1.0]]),
+    (CCE, [[0.5, 0.5, 0.0]], [[1.0, 1.0, -INF]], LOG(2.0), [[0.0, 0.0, 0.0]]),
+    (BCE, [1.0, 0.0], [INF, -INF], 0.0, [0.0, 0.0]),
+    (BCE, [0.0], [INF], INF, [1.0]),
+    (BCE, [1.0], [-INF], INF, [-1.0]),
+    (BCE, [0.5], [INF], INF, [0.5]),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("loss", "y", "z", "value", "grad"), INFINITE)
+def test_infinite_scores(backend, dtype, loss, y, z, value, grad):
+    """0 log 0 = 0: a class that can't be costs nothing where it is not the target."""
+    found = loss(from_logits=True).value_and_grad(y, backend.array(z, dtype))
+    assert_close(found[0], backend.array(value, dtype))
+    assert_close(found[1], backend.array(grad, dtype))
+
+
+@pytest.mark.parametrize("kernels", ["bodies", "numpy", "fast"])
+@pytest.mark.parametrize(("loss", "y", "z", "value", "grad"), INFINITE)
+def test_infinite_scores_in_training(monkeypatch, backend, kernels, loss, y, z, value, grad):
+    """The twins give the same."""
+    if kernels == "fast":
+        pytest.importorskip("numba")
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    z, arena = np.reshape(z, (len(z), -1)), Arena(backend.xp, backend.device) if backend.inplace else None
+    target = backend.array(y, "int32" if loss.sparse else "float32")
+    target = target if loss.sparse else backend.xp.reshape(target, z.shape)
+    ctx = Context(backend, True, arena=arena)
+    with np.errstate(all="ignore"):
+        found = loss().measure(ctx, target, backend.array(z, "float32"), None, fused=True)
+    assert_close(backend.array(backend.host(found[0])), backend.array(value, "float32"))
+    assert_close(backend.array(backend.host(found[1])), backend.array(np.reshape(grad, z.shape), "float32"))
 
 
 # Clipping -----------------------------------------------------------------------------------------------

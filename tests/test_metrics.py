@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from xpnet import metrics
+import xpnet as xn
+from xpnet import metrics, saving
 from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, UnknownNameError
+from xpnet.layers import Dense
 from xpnet.metrics import (
     Accuracy,
     BinaryAccuracy,
@@ -13,6 +15,7 @@ from xpnet.metrics import (
     MeanSquaredError,
     SparseCategoricalAccuracy,
 )
+from xpnet.optimizers import SGD
 from xpnet.testing import assert_close
 
 RNG = np.random.default_rng(0)
@@ -188,3 +191,128 @@ def test_errors(call, error, ends):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value).endswith(ends)
+
+
+# In training: `metrics` without weights, `weighted_metrics` with them ---------------------------------------
+
+X = RNG.standard_normal((40, 3))
+FACTORS = {0: 5.0, 1: 0.0, 2: 0.5}
+OF_CLASSES = np.array([FACTORS[int(c)] for c in LABELS])
+
+
+def classifier(*plain, weighted=(), **kwargs):
+    """A model that does not learn, its hits, and its absolute errors."""
+    model = xn.Sequential([Dense(3, activation="softmax")], seed=2)
+    model.compile(SGD(0.0), "categorical_crossentropy", list(plain), weighted_metrics=list(weighted), **kwargs)
+    p = np.asarray(model(X))
+    return model, (p.argmax(-1) == LABELS).astype(float), np.abs(p - HOT).mean(-1)
+
+
+@pytest.mark.parametrize("per_execution", [1, 3])
+@pytest.mark.parametrize(
+    ("weights", "row_weights"),
+    [
+        ({}, np.ones(40)),
+        ({"sample_weight": WEIGHTS}, WEIGHTS),
+        ({"class_weight": FACTORS}, OF_CLASSES),
+        ({"class_weight": FACTORS, "sample_weight": WEIGHTS}, OF_CLASSES * WEIGHTS),
+    ],
+    ids=["none", "rows", "classes", "both"],
+)
+def test_weights_count_in_weighted_metrics_only(weights, row_weights, per_execution):
+    model, hits, errors = classifier("accuracy", "mae", weighted=["accuracy", CategoricalAccuracy(name="own")],
+                                     steps_per_execution=per_execution)  # fmt: skip
+    names = ["loss", "accuracy", "mae", "weighted_accuracy", "own"]  # as in Keras
+    wanted = [hits.mean(), errors.mean(), *[np.average(hits, weights=row_weights)] * 2]
+    history = model.fit(
+        X, HOT, batch_size=7, epochs=1, verbose=0, validation_data=(X, HOT, row_weights), **weights
+    )
+    found = history.history
+    assert model.metrics_names == names
+    assert list(found) == [*names, *(f"val_{n}" for n in names)]
+    assert [found[n][0] for n in names[1:]] == pytest.approx(wanted, rel=1e-5)
+    assert [found[f"val_{n}"][0] for n in names[1:]] == pytest.approx(wanted, rel=1e-5)
+    assert model.evaluate(X, HOT, sample_weight=row_weights)[1:] == pytest.approx(wanted, rel=1e-5)
+    scores = model.train_on_batch(X, HOT, return_dict=True, **weights)
+    assert list(scores) == names
+    assert list(scores.values())[1:] == pytest.approx(wanted, rel=1e-5)
+    losses = [found["loss"][0], found["val_loss"][0], scores["loss"]]
+    values = -np.log(np.asarray(model.predict(X))[np.arange(40), LABELS]) * row_weights
+    assert losses == pytest.approx([values.mean()] * 3, rel=1e-5)
+
+
+def test_the_accuracy_of_the_same_rows_is_the_same():
+    """Whether they are weighted in training, or come as validation data."""
+    model, *_ = classifier("accuracy")
+    found = model.fit(X, HOT, verbose=0, class_weight={0: 100.0}, validation_data=(X, HOT)).history
+    assert found["accuracy"] == pytest.approx(found["val_accuracy"], rel=1e-6)
+
+
+def test_weights_that_are_all_0():
+    """Metrics know nothing of them; a weighted one is 0, as in Keras, alone too."""
+    model, hits, errors = classifier("accuracy", "mae", weighted=["mae"])
+    zeros = np.zeros(40)
+    found = model.fit(X, HOT, verbose=0, sample_weight=zeros, validation_data=(X, HOT, zeros)).history
+    for prefix in ("", "val_"):
+        assert found[f"{prefix}loss"] == found[f"{prefix}weighted_mae"] == [0.0]
+        assert found[f"{prefix}accuracy"] == pytest.approx([hits.mean()], rel=1e-5)
+        assert found[f"{prefix}mae"] == pytest.approx([errors.mean()], rel=1e-5)
+    assert model.evaluate(X, HOT, sample_weight=zeros)[3] == 0.0
+
+
+def test_the_result_of_weights_that_are_all_0(backend):
+    metric = MeanSquaredError()
+    metric.update_state([[1.0], [2.0]], backend.array([[3.0], [5.0]], "float32"), [0.0, 0.0])
+    assert_close(metric.result(), backend.array(0.0, "float32"))
+    metric.update_state([[1.0], [2.0]], backend.array([[3.0], [5.0]], "float32"), [1.0, 0.0])
+    assert_close(metric.result(), backend.array(4.0, "float32"))
+
+
+def test_one_object_may_be_both():
+    metric = MeanAbsoluteError()
+    model, _, errors = classifier(metric, weighted=[metric])
+    scores = model.evaluate(X, HOT, sample_weight=WEIGHTS, return_dict=True)
+    assert [scores["mae"], scores["weighted_mae"]] == pytest.approx(
+        [errors.mean(), np.average(errors, weights=WEIGHTS)], rel=1e-5
+    )
+
+
+class Squares(MeanSquaredError):
+    """A metric of one's own, with sums of its own."""
+
+    def measure(self, ctx, y, p, weight):
+        total, count = super().measure(ctx, y, p, weight)
+        return 2.0 * total, count
+
+
+def test_own_metrics_may_be_weighted():
+    model, *_ = classifier(Squares(name="plain"), weighted=[Squares(name="own")])
+    errors = 2.0 * ((np.asarray(model.predict(X)) - HOT) ** 2).mean(-1)
+    found = model.fit(X, HOT, batch_size=10, epochs=4, verbose=0, sample_weight=WEIGHTS).history
+    assert [found["plain"][-1], found["own"][-1]] == pytest.approx(
+        [errors.mean(), np.average(errors, weights=WEIGHTS)], rel=1e-5
+    )
+
+
+def test_names_must_differ():
+    for plain, weighted in ((["mae", "mae"], []), ([], ["mae", "mae"]), (["mae", "weighted_mae"], ["mae"])):
+        plain = [MeanAbsoluteError(name=n) for n in plain]
+        with pytest.raises(InvalidValueError, match=r"different names; got \["):
+            classifier(*plain, weighted=weighted)
+
+
+def test_weighted_metrics_are_saved(tmp_path, monkeypatch):
+    model, *_ = classifier("accuracy", weighted=["mae", CategoricalAccuracy(name="own")])
+    scores = model.evaluate(X, HOT, sample_weight=WEIGHTS, return_dict=True)
+    model.save(tmp_path / "new")
+    again = xn.load_model(tmp_path / "new")
+    assert again.metrics_names == ["loss", "accuracy", "mae", "own"]
+    assert again.evaluate(X, HOT, sample_weight=WEIGHTS, return_dict=True) == pytest.approx(scores, rel=1e-6)
+
+    def former(model):
+        return {k: v for k, v in config(model).items() if k != "weighted_metrics"}
+
+    config = saving._compile_config
+    monkeypatch.setattr(saving, "_compile_config", former)
+    model.save(tmp_path / "old")
+    assert xn.load_model(tmp_path / "old").metrics_names == ["loss", "accuracy"]

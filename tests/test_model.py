@@ -310,7 +310,7 @@ def test_what_evaluate_returns():
 
 def test_weighted_evaluation():
     model = regressor()
-    model.compile(SGD(0.1), "mse", ["mse"])
+    model.compile(SGD(0.1), "mse", weighted_metrics=["mse"])
     model.build((3,))
     weights = np.linspace(0.0, 2.0, len(X))
     values = (np.asarray(model.predict(X), dtype=float) - Y)[:, 0] ** 2

@@ -7,7 +7,7 @@ import xpnet as xn
 from xpnet.backend import get_backend
 from xpnet.context import Context
 from xpnet.errors import InvalidValueError, ShapeError
-from xpnet.layers import Activation, BatchNormalization, Dense, Dropout, Input, Layer, ReLU, Softmax
+from xpnet.layers import Activation, BatchNormalization, Dense, Dropout, Flatten, Input, Layer, ReLU, Softmax
 from xpnet.network import Network, check_input, name_layers
 from xpnet.random import Stream
 from xpnet.testing import assert_close
@@ -27,6 +27,55 @@ class Probe(Layer):
             return (dy * params["scale"] if want_dx else None), {"scale": ctx.xp.sum(dy * x, axis=-2)}
 
         return x * params["scale"], backward
+
+
+class Doubled(Dense):
+    """A Dense layer that goes on after its activation."""
+
+    def forward(self, ctx, params, x):
+        y, back = super().forward(ctx, params, x)
+        return 2.0 * y, lambda dy, into, want_dx=True: back(2.0 * dy, {}, want_dx)
+
+
+class Same(Dense):
+    """One whose `forward` says that the activation is still the last thing it does."""
+
+    ends_in_activation = True
+
+    def forward(self, ctx, params, x):
+        return super().forward(ctx, params, x)
+
+
+class Halves(Layer):
+    """An own layer without weights."""
+
+    def forward(self, ctx, params, x):
+        return 0.5 * x, lambda dy, into, want_dx=True: (0.5 * dy, {})
+
+
+class Own(Halves):
+    """An own layer with an activation, after which it goes on."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = xn.activations.get(activation)
+
+    def forward(self, ctx, params, x):
+        y = self.activation.forward(ctx.xp, x)
+
+        def backward(dy, into, want_dx=True):
+            return self.activation.backward(ctx.xp, 0.5 * dy, x, y), {}
+
+        return 0.5 * y, backward
+
+
+class Named(xn.activations.Softmax):
+    """Another function that bears the name."""
+
+    name = "softmax"
+
+    def forward(self, xp, z):
+        return 0.5 * super().forward(xp, z)
 
 
 def run(network, backend, x, training=True, **kwargs):
@@ -113,6 +162,14 @@ def test_a_dropout_layer_used_twice_has_two_masks():
         ([Dense(3, activation="softmax"), Dense(3)], "softmax", None),
         ([Dense(3, activation="softmax"), Dropout(0.5)], "softmax", None),
         ([Dense(3, activation="softmax"), Softmax()], "softmax", [0]),
+        ([Same(3, activation="softmax")], "softmax", [0]),
+        ([Dense(3, activation="softmax"), Flatten()], "softmax", None),
+        ([Dense(3, activation="softmax"), Dropout(0.0)], "softmax", None),
+        ([Dense(3, activation="sigmoid"), Input((3,))], "sigmoid", None),
+        ([Dense(3, activation="sigmoid"), Halves()], "sigmoid", None),
+        ([Dense(3), Own("softmax")], "softmax", None),
+        ([Doubled(3, activation="softmax")], "softmax", None),
+        ([Dense(3, activation=Named())], "softmax", None),
     ],
 )
 def test_the_final_activation_can_be_taken_off(layers, activation, positions, backend64):

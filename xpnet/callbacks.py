@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .backend import np
-from .errors import InvalidTypeError, number, unknown_name
+from .errors import InvalidTypeError, InvalidValueError, number, one_of, unknown_name
 
 __all__ = ["Callback", "EarlyStopping", "History", "ProgressBar"]
 
@@ -19,8 +19,9 @@ Logs = dict[str, float]
 class Callback:
     """Base class: override what you need; `self.model` and `self.params` are set before training.
 
-    `on_train_batch_end` gets logs that must be read from the device after every execution: on a GPU,
-    override it only where that is worth the wait.
+    `fit` passes `logs` to every hook: what was measured by name, {} where nothing was. `on_train_batch_end` gets
+    logs that must be read from the device after every execution: on a GPU, override it only where that is worth
+    the wait.
     """
 
     model: Any = None
@@ -35,11 +36,11 @@ class Callback:
         self.params = params
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a file should keep of this callback."""
+        """Return what it knows, in plain values (numbers, strings, None, lists, dictionaries) and host arrays."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what `get_state` gave."""
+        """Take in what `get_state` gave, after `on_train_begin`."""
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Before the first epoch."""
@@ -77,18 +78,35 @@ class History(Callback):
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(value)
 
+    def get_state(self) -> dict[str, Any]:
+        """Return a copy of the history."""
+        history = {name: list(values) for name, values in self.history.items()}
+        return {"history": history, "epoch": list(self.epoch)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take in a history, to go on with it."""
+        self.history = {name: list(values) for name, values in state["history"].items()}
+        self.epoch = list(state["epoch"])
+
 
 class EarlyStopping(Callback):
-    """Stop when a monitored value has not become better for some epochs.
+    """Stop when a monitored value has not become better for some epochs: Keras' rules.
 
     Args:
-        monitor: a name in the logs. min_delta: what counts as better, >= 0. patience: epochs without anything
-            better before it stops. verbose: 1 prints when it stops. mode: `"min"`, `"max"` or `"auto"` (max for
-            accuracies). baseline: a value that must be beaten. restore_best_weights: whether the model
-            ends with its best epoch's weights. start_from_epoch: epochs before monitoring begins.
+        monitor: a name in the logs. min_delta: by how much, >= 0, a value must be better to count.
+        patience: epochs in a row without anything better before it stops, which is never in the first epoch.
+        verbose: 1 prints at the end. mode: `"min"`, `"max"` or `"auto"`: as `Metric.direction` says; a loss is to
+            shrink. baseline: a value that must be beaten before anything counts as better; no epoch that is the
+            best so far stops training. restore_best_weights: whether the model ends with its best epoch's weights.
+        start_from_epoch: epochs before monitoring begins.
+
+    Attributes:
+        best: the best value so far, None before the first. best_epoch, best_weights: its epoch and weights.
+        wait: epochs since then. stopped_epoch: the epoch in which it stopped, else 0.
 
     Raises:
         UnknownNameError: before the first epoch, if `monitor` will not be in the logs.
+        InvalidValueError: before the first epoch, if the mode is `"auto"` and the metric has no direction.
     """
 
     def __init__(
@@ -102,16 +120,17 @@ class EarlyStopping(Callback):
         restore_best_weights: bool = False,
         start_from_epoch: int = 0,
     ) -> None:
-        if mode not in ("auto", "min", "max"):
-            raise unknown_name("mode", mode, ("auto", "min", "max"))
+        self.mode = one_of("mode", mode, ("auto", "min", "max"))
         self.monitor, self.verbose, self.baseline = monitor, verbose, baseline
         self.min_delta = number("min_delta", min_delta, 0)
         self.patience = number("patience", patience, 0, integer=True)
         self.start_from_epoch = number("start_from_epoch", start_from_epoch, 0, integer=True)
         self.restore_best_weights = restore_best_weights
-        self.sign = -1.0 if mode == "max" or (mode == "auto" and "acc" in monitor) else 1.0
+        self._begin()
+
+    def _begin(self) -> None:
         self.stopped_epoch = self.best_epoch = self.wait = 0
-        self.best = math.inf
+        self.best: float | None = None
         self.best_weights: list[np.ndarray] | None = None
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -119,9 +138,25 @@ class EarlyStopping(Callback):
         names = self.params.get("metrics", [])
         if self.monitor not in names:
             raise unknown_name("monitor of EarlyStopping", self.monitor, names)
-        self.wait = self.stopped_epoch = self.best_epoch = 0
-        self.best = math.inf
-        self.best_weights = None
+        self._direction()
+        self._begin()
+
+    def _direction(self) -> str:
+        """Return "min" or "max"."""
+        if self.mode != "auto":
+            return self.mode
+        found = self.model.compiled.directions.get(self.monitor.removeprefix("val_"))
+        if found not in ("min", "max"):
+            raise InvalidValueError(
+                f"EarlyStopping can't tell whether {self.monitor!r} is to grow: pass mode='max' or mode='min', or "
+                f"give the metric a `direction`, 'max' or 'min'; got mode 'auto' and direction {found!r}"
+            )
+        return str(found)
+
+    def _better(self, value: float, than: float | None) -> bool:
+        if than is None:
+            return True
+        return value - self.min_delta > than if self._direction() == "max" else value + self.min_delta < than
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Compare with the best so far."""
@@ -130,24 +165,38 @@ class EarlyStopping(Callback):
             return
         if self.restore_best_weights and self.best_weights is None:
             self.best_weights, self.best_epoch = self.model.get_weights(), epoch
-        if self.sign * value < self.best - self.min_delta:
-            self.best, self.best_epoch = self.sign * value, epoch
+        self.wait += 1
+        if self._better(value, self.best):
+            self.best, self.best_epoch = value, epoch
             if self.restore_best_weights:
                 self.best_weights = self.model.get_weights()
-            if self.baseline is None or self.sign * value < self.sign * self.baseline - self.min_delta:
+            if self._better(value, self.baseline):
                 self.wait = 0
-                return
-        self.wait += 1
-        if self.wait >= max(1, self.patience):
+        elif self.wait >= self.patience and epoch > 0:
             self.stopped_epoch = epoch
             self.model.stop_training = True
-            if self.verbose:
-                print(f"Epoch {epoch + 1}: early stopping, best epoch {self.best_epoch + 1}")
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         """Bring the best weights back."""
+        if self.stopped_epoch and self.verbose:
+            print(f"Epoch {self.stopped_epoch + 1}: early stopping")
         if self.restore_best_weights and self.best_weights is not None:
+            if self.verbose:
+                print(f"Restoring model weights from the end of the best epoch: {self.best_epoch + 1}.")
             self.model.set_weights(self.best_weights)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what the epochs so far have told."""
+        weights = None if self.best_weights is None else [w.copy() for w in self.best_weights]
+        numbers = {name: getattr(self, name) for name in ("wait", "stopped_epoch", "best", "best_epoch")}
+        return {**numbers, "best_weights": weights}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        weights = state["best_weights"]
+        self.wait, self.stopped_epoch = state["wait"], state["stopped_epoch"]
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.best_weights = None if weights is None else [np.array(w) for w in weights]
 
 
 class ProgressBar:

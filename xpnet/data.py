@@ -15,7 +15,7 @@ from .context import check_real, numeric
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number
 from .kernels.threads import gather
 
-__all__ = ["Column", "Data", "blocks", "class_factors", "class_weights"]
+__all__ = ["Column", "Data", "blocks", "class_factors", "class_weights", "weigh"]
 
 Rows = Any  # a slice, or an array of row numbers
 
@@ -190,11 +190,10 @@ class Data:
                 taken = self.y.home.xp.reshape(taken, (taken.shape[0], *target_shape))
             y = self.y.move(taken, backend, target_dtype or backend.dtype_name)
             if weights_of_classes:
-                weight = class_weights(backend, y, weights_of_classes)
+                weight = class_weights(backend, y, weights_of_classes, target_dtype == "int32")
         if self.weight is not None:
             own = self.weight.move(self.weight.take(rows, reuse), backend, backend.dtype_name)
-            own = backend.xp.reshape(own, (own.shape[0],))
-            weight = own if weight is None else weight * own
+            weight = weigh(backend, own, weight)
         return x, y, weight
 
 
@@ -209,20 +208,29 @@ def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(start + rows, shape[0]))
 
 
-def class_weights(backend: Backend, y: Array, factors: Mapping[int, float]) -> Array:
-    """Return the rows' weights, shape (rows,): the factor of each row's class, 1 for a class without one.
+def class_weights(backend: Backend, y: Array, factors: Mapping[int, float], sparse: bool = False) -> Array:
+    """Return the weights (rows, ...) of all targets: the factor of the class, 1 for a class without one.
 
     Args:
-        y: class numbers (rows,), one output (rows, 1), or one-hot (rows, classes).
+        y: class numbers (rows,), or with `sparse` (rows, ...); one output (rows, ..., 1), or one-hot
+            (rows, ..., classes).
     """
     xp = backend.xp
-    if y.ndim > 1:
-        y = xp.argmax(y, axis=-1) if y.shape[-1] > 1 else xp.reshape(y, (y.shape[0],))
+    if y.ndim > 1 and not sparse:
+        y = xp.argmax(y, axis=-1) if y.shape[-1] > 1 else xp.reshape(y, y.shape[:-1])
     one = backend.scalar(1.0)
     weight = xp.broadcast_to(one, y.shape)
     for label, factor in factors.items():
         weight = xp.where(y == label, one * factor, weight)
     return weight
+
+
+def weigh(backend: Backend, own: Array, of_classes: Array | None) -> Array:
+    """Return the weights of rows, shape (rows,) or (rows, 1), times those of their classes (rows, ...) or None."""
+    xp, rows = backend.xp, own.shape[0]
+    if of_classes is None:
+        return xp.reshape(own, (rows,))
+    return of_classes * xp.reshape(own, (rows, *(1 for _ in of_classes.shape[1:])))
 
 
 def class_factors(class_weight: Any) -> dict[int, float] | None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from .backend import Array, np
-from .data import Column, Data, blocks, class_weights
+from .data import Column, Data, blocks, class_weights, weigh
 from .replay import Replay
 from .training import Batch, TrainState
 from .tree import Stack
@@ -122,10 +122,10 @@ def _hold(model: Any, program: Any, data: Data, class_weight: Any) -> tuple[Arra
         for c, k in zip(columns, kinds)
     )
     y = backend.xp.reshape(y, (len(data), *program.target_shape))
-    weight = class_weights(backend, y, class_weight) if class_weight else None
+    sparse = program.target_dtype == "int32"
+    weight = class_weights(backend, y, class_weight, sparse) if class_weight else None
     if own is not None:
-        own = backend.xp.astype(backend.xp.reshape(own, (len(data),)), backend.dtype)
-        weight = own if weight is None else weight * own
+        weight = weigh(backend, backend.xp.astype(own, backend.dtype), weight)
     return x, y, weight
 
 

@@ -16,14 +16,20 @@ from .training import Batch, TrainState
 __all__ = ["first_concerned"]
 
 
+REMEDY = "a smaller learning rate or scaled inputs may help"
+
+
 class _Found(Exception):
-    """Carries the answer out of the replay."""
+    """Carries the answer out of the replay: what was not right, and what may help."""
+
+    def __init__(self, what: str, remedy: str = REMEDY) -> None:
+        super().__init__(f"{what}; {remedy}")
 
 
 def first_concerned(
     backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch
 ) -> str:
-    """Return the first thing in the step that was not right, in words: "the loss is not finite", ..."""
+    """Return the first thing in the step that was not right, "the loss is not finite", ..., and what may help."""
     limit = LIMITS[backend.dtype_name]
 
     def watch(what: str, key: str, a: Array) -> None:
@@ -34,12 +40,12 @@ def first_concerned(
             _replay(backend, network, loss, optimizer, s, b, watch)
     except _Found as found:
         return str(found)
-    return f"the gradient or the weights, taken together, are beyond {limit:g}"
+    return f"the gradient or the weights, taken together, are beyond {limit:g}; {REMEDY}"
 
 
-def _look(what: str, a: np.ndarray, limit: float = math.inf) -> None:
+def _look(what: str, a: np.ndarray, limit: float = math.inf, remedy: str | None = None) -> None:
     if not np.isfinite(a).all():
-        raise _Found(f"{what} is not finite")
+        raise _Found(f"{what} is not finite", remedy or REMEDY)
     if not (np.abs(a) <= limit).all():
         raise _Found(f"{what} is beyond {limit:g}")
 
@@ -54,8 +60,9 @@ def _replay(
     y, backward = network.forward(ctx, s.weights, s.stats, b.x, units, watch)
     value, dy, _ = loss.measure(ctx, b.y, y, b.weight, units is not None)
     last = network.units[-1].key
-    _look(f"the loss, behind layer {last!r},", backend.host(value))
-    _look(f"the gradient of the loss, behind layer {last!r},", backend.host(dy))
+    remedy = loss.objection(backend.host(y)) if units is None else None
+    _look(f"the loss, behind layer {last!r},", backend.host(value), remedy=remedy)
+    _look(f"the gradient of the loss, behind layer {last!r},", backend.host(dy), remedy=remedy)
     g = backward(dy)
     if network.layout.segments:
         value, g = ctx.ops.penalize(ctx, s.weights, g, network.layout.segments)

@@ -176,8 +176,7 @@ def non_finite(model: Any, program: Any, batch: Batch, where: str) -> NonFiniteE
     culprit = first_concerned(model.backend, model.network, program.loss, program.optimizer, model.state, batch)
     return NonFiniteError(
         f"training stopped in {where}: {culprit}. Weights, optimizer and statistics are as they "
-        "were before that step; a smaller learning rate or scaled inputs may help; got learning rate "
-        f"{program.optimizer.learning_rate:g}"
+        f"were before that step; got learning rate {program.optimizer.learning_rate:g}"
     )
 
 

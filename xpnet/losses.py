@@ -14,7 +14,7 @@ from .backend import Array, floating, np
 from .context import Context, enter, numeric
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number, unknown_name
 from .ops import columns
-from .registry import Configurable, Registry
+from .registry import Configurable, Registry, overrides
 
 __all__ = [
     "BinaryCrossentropy",
@@ -33,6 +33,9 @@ EPSILON = 1e-7  # probabilities are clipped to [EPSILON, 1 - EPSILON]
 
 class Loss(Configurable):
     """Base class of the losses; subclasses define `terms`.
+
+    A subclass that overrides `terms` only is not joined with an activation: the `score_terms` that it inherits
+    are those of another formula. One that overrides `score_terms` only inherits no `terms`.
 
     Args:
         reduction: over the rows: `"sum_over_batch_size"` (or `"mean"`: sum of value * weight, divided by the
@@ -55,6 +58,13 @@ class Loss(Configurable):
             raise unknown_name("reduction", reduction, REDUCTIONS)
         self.name, self.dtype = name, floating(dtype)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if overrides(cls, "terms", "score_terms"):
+            cls.fuses = None
+        elif overrides(cls, "score_terms", "terms"):
+            setattr(cls, "terms", Loss.terms)  # noqa: B010 - a method
+
     # What a subclass defines --------------------------------------------------------------------------
 
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
@@ -63,15 +73,28 @@ class Loss(Configurable):
         Args:
             y: targets (see `target_shape`). p: predictions, shape (..., units).
             weight: of the rows, shape p.shape[:-1], or a number.
+
+        From scores, `score_terms` will do.
         """
-        raise TypeError(f"{type(self).__name__} must define terms(ctx, y, p, weight)")
+        if not self.takes_scores:
+            raise TypeError(f"{type(self).__name__} must define terms(ctx, y, p, weight)")
+        return self.score_terms(ctx, y, p, weight)[:2]
 
     def score_terms(self, ctx: Context, y: Array, z: Array, weight: Any) -> tuple[Array, Array, Array]:
         """Return the values, their derivative by the scores z, and a = f(z), f being `fuses`."""
         raise TypeError(f"{type(self).__name__} can't be computed from scores")
 
+    @property
+    def takes_scores(self) -> bool:
+        """Whether the predictions that `terms` takes are scores."""
+        return bool(getattr(self, "from_logits", False))
+
     def check(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
         """Raise if host targets can't be meant for outputs of `shape`, which includes the batch axis."""
+
+    def objection(self, p: np.ndarray) -> str | None:
+        """Return what is wrong with host predictions whose loss is not finite; None where nothing is known."""
+        return None
 
     # What the training step calls ---------------------------------------------------------------------
 
@@ -138,7 +161,8 @@ class Loss(Configurable):
             return mean
         weights = _rows(ctx, weight, p)
         if self.reduction == "mean_with_sample_weight":
-            return weights / ctx.xp.maximum(ctx.xp.sum(weights), ctx.xp.full_like(ctx.xp.sum(weights), EPSILON))
+            total = ctx.xp.sum(weights)
+            return weights / ctx.xp.where(total == 0, ctx.xp.ones_like(total), total)
         return weights * mean
 
     def _same_shape(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -241,7 +265,7 @@ class BinaryCrossentropy(_CrossEntropy):
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return the cross-entropy of p (or of sigmoid(p) with from_logits) and its derivative by p."""
         if self.from_logits:
-            return self.score_terms(ctx, y, p, weight)[:2]
+            return BinaryCrossentropy.score_terms(self, ctx, y, p, weight)[:2]
         xp, y = ctx.xp, self._smooth(y, 0.5)
         q, inside = _clip(xp, p)
         values = -xp.mean(y * xp.log(q) + (1.0 - y) * xp.log(1.0 - q), axis=-1)
@@ -249,7 +273,23 @@ class BinaryCrossentropy(_CrossEntropy):
         return values, slope * (columns(ctx.xp, weight) * (1.0 / p.shape[-1]))
 
 
-class CategoricalCrossentropy(_CrossEntropy):
+class _OfShares:
+    """What the losses share that divide the predictions of a row by their sum."""
+
+    from_logits: bool
+
+    def objection(self, p: np.ndarray) -> str | None:
+        """Look for rows that are no probabilities."""
+        wrong = p[(p < 0).any(axis=-1) | ~(np.abs(p.sum(axis=-1) - 1) < 0.01)]
+        if self.from_logits or not wrong.size:
+            return None
+        return (
+            "the predictions are not probabilities: let the model end in 'softmax', or in no activation with "
+            f"from_logits=True (a row of them is {wrong[0].tolist()})"
+        )
+
+
+class CategoricalCrossentropy(_OfShares, _CrossEntropy):
     """-sum over classes of y log p, with one-hot (or soft) targets y;  d/dp = -y / p.
 
     Probabilities are first divided by their sum, then clipped to [1e-7, 1 - 1e-7], as in Keras; from scores z,
@@ -279,11 +319,11 @@ class CategoricalCrossentropy(_CrossEntropy):
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return the cross-entropy of p (or of softmax(p) with from_logits) and its derivative by p."""
         if self.from_logits:
-            return self.score_terms(ctx, y, p, weight)[:2]
+            return CategoricalCrossentropy.score_terms(self, ctx, y, p, weight)[:2]
         return _cross_entropy(ctx, self._smooth(y, 1.0 / y.shape[-1]), p, weight)
 
 
-class SparseCategoricalCrossentropy(Loss):
+class SparseCategoricalCrossentropy(_OfShares, Loss):
     """-log p[y], with targets y the numbers 0..C-1 of the classes;  d/dp = -1 / p[y] at y, else 0.
 
     Probabilities are treated as in `CategoricalCrossentropy`.
@@ -322,7 +362,7 @@ class SparseCategoricalCrossentropy(Loss):
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return the cross-entropy of p (or of softmax(p) with from_logits) and its derivative by p."""
         if self.from_logits:
-            return self.score_terms(ctx, y, p, weight)[:2]
+            return SparseCategoricalCrossentropy.score_terms(self, ctx, y, p, weight)[:2]
         return _cross_entropy(ctx, ctx.ops.one_hot(ctx, y, p.shape[-1], p.dtype), p, weight)
 
 
@@ -339,6 +379,11 @@ class PerceptronCriterion(Loss):
 
     fuses = "step"
 
+    @property
+    def takes_scores(self) -> bool:
+        """Always."""
+        return True
+
     def check(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
         """Compare the shapes; targets are -1 (or 0) and 1."""
         self._same_shape(y, shape)
@@ -354,10 +399,6 @@ class PerceptronCriterion(Loss):
         t, a = xp.astype(y > 0, z.dtype), xp.astype(z > 0, z.dtype)
         values = xp.mean(xp.maximum(xp.zeros_like(z), (1.0 - 2.0 * t) * z), axis=-1)
         return values, (a - t) * (columns(ctx.xp, weight) * (1.0 / z.shape[-1])), a
-
-    def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
-        """Return the criterion of the scores p and its derivative."""
-        return self.score_terms(ctx, y, p, weight)[:2]
 
 
 def _cross_entropy(ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:

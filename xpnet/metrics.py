@@ -8,7 +8,7 @@ from typing import Any
 from .backend import Array, floating
 from .context import Context, enter
 from .errors import InvalidTypeError, NotBuiltError, ShapeError, number
-from .registry import Configurable, Registry
+from .registry import Configurable, Registry, overrides
 
 __all__ = [
     "Accuracy",
@@ -18,6 +18,7 @@ __all__ = [
     "MeanSquaredError",
     "Metric",
     "SparseCategoricalAccuracy",
+    "Unweighted",
     "get",
 ]
 
@@ -28,6 +29,10 @@ class Metric(Configurable):
     Args:
         name: the key in `History`; None takes the class's. dtype: the precision when used alone.
 
+    Attributes:
+        direction: `"min"` or `"max"`, which values are good ones (for `EarlyStopping`), None where nobody knows. A
+            subclass that overrides `rows`, `measure` or `for_shapes` inherits none.
+
     >>> metric = BinaryAccuracy()
     >>> metric.update_state([0, 1, 1, 1], [0.2, 0.9, 0.4, 0.6])
     >>> float(metric.result())
@@ -35,6 +40,12 @@ class Metric(Configurable):
     """
 
     default_name = "metric"
+    direction: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if any(overrides(cls, method, "direction") for method in ("rows", "measure", "for_shapes")):
+            cls.direction = None
 
     def __init__(self, name: str | None = None, dtype: str | None = None) -> None:
         self.name, self.dtype = name or self.default_name, floating(dtype)
@@ -78,14 +89,16 @@ class Metric(Configurable):
         self._sums = batch if old is None else (old[0] + batch[0], old[1] + batch[1])
 
     def result(self) -> Array:
-        """Return the mean over all rows since the last reset, 0-d.
+        """Return the mean over all rows since the last reset, 0-d; 0 where all weights are 0, as in Keras.
 
         Raises:
             NotBuiltError: there was no batch yet.
         """
         if self._sums is None:
             raise NotBuiltError(f"metric {self.name!r} has no result before update_state; got 0 batches")
-        return self._sums[0] / self._sums[1]
+        ctx, leave = enter(*self._sums, dtype=self.dtype)
+        total, weight = map(ctx.asarray, self._sums)
+        return leave(total / ctx.xp.where(weight == 0, ctx.xp.ones_like(weight), weight))
 
     def reset_state(self) -> None:
         """Forget all batches."""
@@ -96,6 +109,7 @@ class MeanSquaredError(Metric):
     """mean of (p - y)^2 over units and rows. Args: name, dtype (see `Metric`)."""
 
     default_name = "mse"
+    direction = "min"
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return mean((p - y)^2) of each row."""
@@ -107,6 +121,7 @@ class MeanAbsoluteError(Metric):
     """mean of |p - y| over units and rows. Args: name, dtype (see `Metric`)."""
 
     default_name = "mae"
+    direction = "min"
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return mean(|p - y|) of each row."""
@@ -121,6 +136,7 @@ class BinaryAccuracy(Metric):
     """
 
     default_name = "binary_accuracy"
+    direction = "max"
 
     def __init__(self, threshold: float = 0.5, name: str | None = None, dtype: str | None = None) -> None:
         super().__init__(name, dtype)
@@ -137,6 +153,7 @@ class CategoricalAccuracy(Metric):
     """Share of rows whose largest output is the target's: one-hot targets. Args: name, dtype."""
 
     default_name = "categorical_accuracy"
+    direction = "max"
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return 1 for a hit, else 0."""
@@ -152,6 +169,7 @@ class SparseCategoricalAccuracy(Metric):
     """Share of rows whose largest output is the target's: class numbers. Args: name, dtype."""
 
     default_name = "sparse_categorical_accuracy"
+    direction = "max"
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return 1 for a hit, else 0."""
@@ -169,6 +187,7 @@ class Accuracy(Metric):
     """
 
     default_name = "accuracy"
+    direction = "max"
 
     def for_shapes(self, targets: tuple[int, ...], outputs: tuple[int, ...]) -> Metric:
         """Return the accuracy that fits."""
@@ -176,6 +195,21 @@ class Accuracy(Metric):
             return BinaryAccuracy(name=self.name, dtype=self.dtype)
         kind = CategoricalAccuracy if targets == outputs else SparseCategoricalAccuracy
         return kind(name=self.name, dtype=self.dtype)
+
+
+class Unweighted:
+    """A metric that counts each row once, whatever it weighs in the loss: one of `compile(metrics=...)`.
+
+    Args:
+        metric: whose sums it gives.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+
+    def measure(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> tuple[Array, Array | float]:
+        """Return this batch's sums, without its weights (see `Metric.measure`)."""
+        return self.metric.measure(ctx, y, p, None)
 
 
 def _like(ctx: Context, y: Array, p: Array) -> Array:

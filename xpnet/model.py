@@ -430,11 +430,13 @@ class Sequential:
         metrics: Any = None,
         steps_per_execution: int = 1,
         graph: bool = True,
+        weighted_metrics: Any = None,
     ) -> None:
         """Choose how to train. A call that fails leaves the former choice as it was.
 
         Args:
-            optimizer, loss: names or objects. metrics: a list of names or objects.
+            optimizer, loss: names or objects. metrics, weighted_metrics: lists of names or objects; the weights
+                of rows and classes count in the latter only.
             steps_per_execution: batches that are run at once (one `lax.scan` under JAX).
             graph: whether a step may be recorded once and replayed (NumPy; see `xpnet.replay`).
 
@@ -442,7 +444,7 @@ class Sequential:
             UnknownNameError: a name is not known. InvalidValueError: softmax or sigmoid and then `from_logits`.
         """
         self.access.refuse("compile")
-        compiled = check_compile(optimizer, loss, metrics, steps_per_execution, graph)
+        compiled = check_compile(optimizer, loss, metrics, steps_per_execution, graph, weighted_metrics)
         if self._network is not None:
             check_head(self._network, compiled.loss)
         self.compiled, self._program = compiled, None
@@ -542,7 +544,8 @@ class Sequential:
             validation_data: (x, y) or (x, y, sample_weight); goes before `validation_split`.
             shuffle: whether each epoch has an order of its own.
             class_weight: {class: factor}; classes left out count 1. sample_weight: (rows,); both multiply.
-            validation_batch_size, validation_freq: rows at a time; epochs between two validations.
+            validation_batch_size: rows at a time (None: batch_size). validation_freq: epochs between two
+                validations.
             steps_per_execution: batches run at once, or None for what `compile` was given.
 
         Raises:
@@ -554,7 +557,7 @@ class Sequential:
         epochs = number("epochs", epochs, 1, integer=True)
         initial_epoch = number("initial_epoch", initial_epoch, 0, integer=True)
         validation_freq = number("validation_freq", validation_freq, 1, integer=True)
-        validation_batch_size = self._batch_size(validation_batch_size, "validation_batch_size")
+        validation_batch_size = self._batch_size(validation_batch_size, "validation_batch_size", batch_size)
         share = number("validation_split", validation_split, 0, 1, open_high=True)
         per_execution = compiled.steps_per_execution if steps_per_execution is None else steps_per_execution
         per_execution = number("steps_per_execution", per_execution, 1, integer=True)
@@ -611,12 +614,14 @@ class Sequential:
         """Return `[loss, *metrics]` over all rows (one float without metrics), or a dict.
 
         Args:
-            x, y, sample_weight: as for `fit`. batch_size: rows at a time. verbose: accepted as in Keras;
+            x, y, sample_weight: as for `fit`. batch_size: rows at a time (None: 1024, or Keras' 32 where the loss
+                depends on it: with reduction "sum" or "mean_with_sample_weight"). verbose: accepted as in Keras;
                 nothing is printed. return_dict: whether to return {name: value}.
         """
         resolve_verbose(verbose)
-        size = self._batch_size(batch_size)
         compiled = self._need_compiled()
+        by_batch = compiled.loss.reduction in ("sum", "mean_with_sample_weight")
+        size = self._batch_size(batch_size, default=32 if by_batch else 1024)
         if y is None:
             raise InvalidTypeError("targets y are needed; got None")
         data = self._check_data(Data(x, y, sample_weight), compiled, build=False)
@@ -643,8 +648,8 @@ class Sequential:
             self._ready(Data(x), build=True)
             return self.predict(x)
 
-    def _batch_size(self, batch_size: int | None, what: str = "batch_size") -> int:
-        return number(what, 1024 if batch_size is None else batch_size, 1, integer=True)
+    def _batch_size(self, batch_size: int | None, what: str = "batch_size", default: int = 1024) -> int:
+        return number(what, default if batch_size is None else batch_size, 1, integer=True)
 
     def _scores(self, scores: dict[str, float], return_dict: bool) -> Any:
         values = list(scores.values())

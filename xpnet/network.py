@@ -73,15 +73,10 @@ class Network:
         return [*layers, *(a for a in (getattr(layer, "activation", None) for layer in layers) if a is not None)]
 
     def score_units(self, activation: str) -> list[Unit] | None:
-        """Return the units without the final activation of that name, None if they do not end in it."""
-        for i in range(len(self.units) - 1, -1, -1):
-            position, key, layer = self.units[i]
-            bare = layer.without_activation(activation)
-            if bare is not None:
-                return [*self.units[:i], Unit(position, key, bare), *self.units[i + 1 :]]
-            if layer.specs or getattr(layer, "activation", None) is not None or layer.draws:
-                return None
-        return None
+        """Return the units without the activation of that name at the end of the last, None if it has none."""
+        position, key, layer = self.units[-1]
+        bare = layer.without_activation(activation)
+        return None if bare is None else [*self.units[:-1], Unit(position, key, bare)]
 
     def masks(self, stream: Stream, step: int, rows: int) -> dict[str, np.ndarray]:
         """Return the host masks of a training step for a batch of that many rows."""

@@ -154,7 +154,8 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
         weight: shape (...), or a number.
 
     With log(a) = z - max - log(sum(exp(z - max))) nothing overflows;  dz = a * sum(t) - t, which is a - t
-    where t sums to one.
+    where t sums to one. A score of -inf gives a = 0, and costs nothing where t is 0 (0 log 0 = 0); with a score of
+    +inf the softmax is NaN.
     """
     xp = ctx.xp
     sparse = target.ndim < z.ndim
@@ -163,7 +164,7 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     e = xp.exp(shifted)
     total = xp.sum(e, axis=-1, keepdims=True)
     a = e / total
-    values = -xp.sum(t * (shifted - xp.log(total)), axis=-1)
+    values = -xp.sum(t * xp.where(t == 0, t, shifted - xp.log(total)), axis=-1)
     dz = a - t if sparse else a * xp.sum(t, axis=-1, keepdims=True) - t
     return values, dz * columns(xp, weight), a
 
@@ -174,12 +175,15 @@ def sigmoid_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     Args:
         z: scores, shape (..., units). target: t in [0, 1], the same shape. weight: shape (...), or a number.
 
-    In the stable form max(z, 0) - z t + log(1 + exp(-|z|));  dz = (a - t) / units, times `weight`.
+    In the stable form |z| s + log(1 + exp(-|z|)), s being 1 - t for z >= 0, else t, with inf s = 0 where s = 0;
+    dz = (a - t) / units, times `weight`.
     """
     xp = ctx.xp
-    e = xp.exp(-xp.abs(z))
-    a = xp.where(z >= 0, xp.ones_like(e), e) / (1.0 + e)
-    values = xp.mean(xp.maximum(z, xp.zeros_like(z)) - z * target + xp.log1p(e), axis=-1)
+    size, positive = xp.abs(z), z >= 0
+    e = xp.exp(-size)
+    a = xp.where(positive, xp.ones_like(e), e) / (1.0 + e)
+    share = xp.where(positive, 1.0 - target, target)
+    values = xp.mean(share * xp.where(share == 0, share, size) + xp.log1p(e), axis=-1)
     return values, (a - target) * (columns(xp, weight) / z.shape[-1]), a
 
 

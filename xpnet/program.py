@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import kernels, losses, metrics, optimizers
@@ -23,18 +24,28 @@ class Compiled(NamedTuple):
     metrics: list[metrics.Metric]
     steps_per_execution: int
     graph: bool
+    weighted_metrics: Sequence[metrics.Metric] = ()
 
     @property
     def names(self) -> list[str]:
-        """The names in the logs."""
-        return ["loss", *(m.name for m in self.metrics)]
+        """The names in the logs; as in Keras a weighted metric gives way to one of its name that is not."""
+        plain = [m.name for m in self.metrics]
+        weighted = [f"weighted_{m.name}" if m.name in plain else m.name for m in self.weighted_metrics]
+        return ["loss", *plain, *weighted]
+
+    @property
+    def directions(self) -> dict[str, str | None]:
+        """`"min"`, `"max"` or None by name: which values are good ones."""
+        both = (*self.metrics, *self.weighted_metrics)
+        return dict(zip(self.names, ("min", *(m.direction for m in both))))
 
 
 class Program(NamedTuple):
     """A compiled model made ready for its backend: what `loop` runs.
 
     Attributes:
-        metrics: those that the shapes chose. names: in the logs. target_shape, target_dtype: of a row of y.
+        metrics: those that the shapes chose, weighted or `Unweighted`. names: in the logs.
+        target_shape, target_dtype: of a row of y.
         step: `step(state, batch, finish=None) -> state`. run: `run(state, batches, commit)`, compiled or recorded.
         evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
         recorder: what records its steps, or None. maker: what makes masks and batches on the device, or None.
@@ -42,7 +53,7 @@ class Program(NamedTuple):
 
     optimizer: optimizers.Optimizer
     loss: losses.Loss
-    metrics: list[metrics.Metric]
+    metrics: list[Any]
     names: list[str]
     target_shape: tuple[int, ...]
     target_dtype: str | None
@@ -58,7 +69,9 @@ class Program(NamedTuple):
         return self.maker is None
 
 
-def check_compile(optimizer: Any, loss: Any, chosen: Any, steps_per_execution: Any, graph: Any = True) -> Compiled:
+def check_compile(
+    optimizer: Any, loss: Any, plain: Any, steps_per_execution: Any, graph: Any = True, weighted: Any = None
+) -> Compiled:
     """Return the objects for the arguments of `Sequential.compile`.
 
     Raises:
@@ -67,13 +80,13 @@ def check_compile(optimizer: Any, loss: Any, chosen: Any, steps_per_execution: A
     """
     if loss is None:
         raise InvalidValueError("compile needs a loss, such as 'mse'; got None")
-    given = [] if chosen is None else chosen if isinstance(chosen, (list, tuple)) else [chosen]
     compiled = Compiled(
         optimizers.get(optimizer),
         losses.get(loss),
-        [metrics.get(m) for m in given],
+        _metrics(plain),
         number("steps_per_execution", steps_per_execution, 1, integer=True),
         bool(graph),
+        _metrics(weighted),
     )
     if compiled.loss.reduction == "none":
         raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
@@ -82,13 +95,21 @@ def check_compile(optimizer: Any, loss: Any, chosen: Any, steps_per_execution: A
     return compiled
 
 
+def _metrics(given: Any) -> list[metrics.Metric]:
+    several = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
+    return [metrics.get(m) for m in several]
+
+
 def check_head(network: Network, loss: losses.Loss) -> None:
     """Raise if the loss takes scores while the model ends in the activation that the loss would apply."""
-    if getattr(loss, "from_logits", False) and loss.fuses and network.score_units(loss.fuses) is not None:
-        raise InvalidValueError(
-            f"the model ends in {loss.fuses!r}, so its outputs are probabilities: use from_logits=False (the "
-            f"scores are used all the same), or no activation; got {type(loss).__name__}(from_logits=True)"
-        )
+    if not getattr(loss, "from_logits", False):
+        return
+    for activation in {getattr(cls, "fuses", None) for cls in type(loss).__mro__}:  # a subclass may have lost it
+        if activation is not None and network.score_units(activation) is not None:
+            raise InvalidValueError(
+                f"the model ends in {activation!r}, so its outputs are probabilities: use from_logits=False (the "
+                f"scores are used all the same), or no activation; got {type(loss).__name__}(from_logits=True)"
+            )
 
 
 def make_program(compiled: Compiled, network: Network, backend: Backend, stream: Stream) -> Program:
@@ -97,10 +118,13 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
     check_head(network, loss)
     outputs = (1, *network.output_shape)
     targets = loss.target_shape(outputs)
-    chosen = [m.for_shapes(targets, outputs) for m in compiled.metrics]
+    plain, weighted = (
+        [m.for_shapes(targets, outputs) for m in group] for group in (compiled.metrics, compiled.weighted_metrics)
+    )
+    chosen: list[Any] = [*map(metrics.Unweighted, plain), *weighted]
     step = make_step(backend, network, loss, optimizer, chosen)
     recorder = kernels.recorder_for(backend) if compiled.graph else None
-    parts = (*network.parts(), loss, optimizer, *chosen)
+    parts = (*network.parts(), loss, optimizer, *plain, *weighted)
     if recorder and not (recorder.foreign or all(map(_ours, parts))):
         recorder = None
     maker = kernels.maker_for(backend) if recorder else None

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from .errors import InvalidTypeError, InvalidValueError, unknown_name
 
-__all__ = ["Configurable", "Registry", "snake_case"]
+__all__ = ["Configurable", "Registry", "overrides", "snake_case"]
 
 T = TypeVar("T", bound="Configurable")
 
@@ -21,6 +21,19 @@ def snake_case(name: str) -> str:
     """
     words = re.sub(r"(?<=[a-z0-9])([A-Z])(?=[a-z])", r"_\1", name)
     return words.lower()
+
+
+def overrides(part: Any, name: str, other: str) -> bool:
+    """Return whether a class (or object) has `name` from a class below the one that it has `other` from.
+
+    >>> class A: one = two = 1
+    >>> class B(A): one = 2
+    >>> overrides(B, "one", "two"), overrides(B, "two", "one"), overrides(A, "one", "two")
+    (True, False, False)
+    """
+    places = part.__mro__ if isinstance(part, type) else (part, *type(part).__mro__)
+    first, second = (next(i for i, p in enumerate(places) if key in vars(p)) for key in (name, other))
+    return first < second
 
 
 class Configurable:

@@ -164,12 +164,14 @@ def _compile_config(model: Sequential) -> dict[str, Any] | None:
     compiled = model.compiled
     if compiled is None:
         return None
-    parts = (compiled.optimizer, compiled.loss, *compiled.metrics)
+    parts = (compiled.optimizer, compiled.loss, *compiled.metrics, *compiled.weighted_metrics)
     configs = [{"class_name": type(p).__name__, "config": p.get_config()} for p in parts]
+    plain = 2 + len(compiled.metrics)
     return {
         "optimizer": configs[0],
         "loss": configs[1],
-        "metrics": configs[2:],
+        "metrics": configs[2:plain],
+        "weighted_metrics": configs[plain:],
         "steps_per_execution": compiled.steps_per_execution,
     }
 
@@ -201,6 +203,7 @@ def _make_model(
             losses.registry.get(config["loss"], custom),
             [metrics.registry.get(m, custom) for m in config["metrics"]],
             config["steps_per_execution"],
+            weighted_metrics=[metrics.registry.get(m, custom) for m in config.get("weighted_metrics", [])],
         )
     model.prepare(tuple(description["model"]["input_shape"]))
     return model, len(model.optimizer.slots) if model.optimizer is not None else 0

@@ -185,4 +185,5 @@ def read_sums(backend: Backend, sums: Array, names: Sequence[str]) -> dict[str, 
     """Return the means by name: one transfer from the device."""
     host = np.asarray(backend.host(sums), np.float64)
     host = host.sum(axis=0) if host.ndim == 3 else host
-    return {name: float(total / weight) if weight else float("nan") for name, (total, weight) in zip(names, host)}
+    nothing = 0.0 if host[0, 1] else float("nan")  # of rows whose weights are all 0, as in Keras; of no rows
+    return {name: float(total / weight) if weight else nothing for name, (total, weight) in zip(names, host)}

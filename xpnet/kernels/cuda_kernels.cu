@@ -223,7 +223,7 @@ extern "C" __global__ void softmax_ce(const A* __restrict__ z, const int* __rest
             const A shifted = z[start + c] - top, t = soft ? soft[start + c] : A(c == label);
             total += exp(shifted);
             mass += t;
-            score += t * shifted;
+            if (t != 0) score += t * shifted;
         }
         total = warp_sum(total);
         mass = warp_sum(mass);

@@ -25,6 +25,8 @@ class Activation(Layer):
     [[0.0, 2.0]]
     """
 
+    ends_in_activation = True
+
     def __init__(self, activation: Any, name: str | None = None, dtype: str | None = None) -> None:
         super().__init__(name=name, dtype=dtype)
         self.activation = activations.get(activation)

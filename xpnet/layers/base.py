@@ -13,7 +13,7 @@ from ..context import Context, enter, numeric
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError
 from ..params import DrawSpec, Layout, ParamSpec
 from ..random import Stream, fresh_seed, keep_mask
-from ..registry import Configurable, Registry
+from ..registry import Configurable, Registry, overrides
 
 __all__ = ["Backward", "Layer", "registry"]
 
@@ -45,6 +45,7 @@ class Layer(Configurable):
     """
 
     trainable = True
+    ends_in_activation = False  # whether the last thing that `forward` does is to apply `self.activation`
 
     def __init__(self, *, name: str | None = None, dtype: str | None = None) -> None:
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
@@ -183,9 +184,15 @@ class Layer(Configurable):
     # What models call ---------------------------------------------------------------------------------
 
     def without_activation(self, activation: str) -> Layer | None:
-        """Return this layer without its final activation of that name, None if it has no such one."""
-        own = getattr(self, "activation", None)
-        if own is None or own.name != activation:
+        """Return this layer without its final activation of that name, None if it has no such one.
+
+        A subclass with a `forward` of its own has none, unless it says `ends_in_activation` itself.
+        """
+        if not self.ends_in_activation or overrides(self, "forward", "ends_in_activation"):
+            return None
+        own = vars(self).get("activation")
+        exact = activations.registry.classes.get(activation, type(own))  # no subclass that bears the name, too
+        if type(own) is not exact or own is None or own.name != activation:
             return None
         bare: Any = copy.copy(self)
         bare.activation = activations.get("linear")
