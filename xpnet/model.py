@@ -157,18 +157,18 @@ class Sequential:
 
     def restore(
         self,
-        values: Mapping[str, Any],
-        slots: Sequence[Any],
+        weights: np.ndarray,
+        stats: np.ndarray,
+        slots: Sequence[np.ndarray],
         *,
         step: int,
         epoch: int,
         age: float,
         scale: Sequence[float] = (),
     ) -> None:
-        """Take in all that a file holds: parameters and statistics by path, slots and counters."""
+        """Take in all that a file holds: flat arrays of parameters, statistics and slots, and counters."""
         self.step, self.epoch = step, epoch
-        flats = [layout.from_host(values) for layout in (self.network.layout, self.network.stats_layout)]
-        self._place(flats[0], flats[1], slots, age, scale)
+        self._place(weights, stats, slots, age, scale)
 
     def _place(
         self, weights: Any, stats: Any, slots: Sequence[Any], age: float, scale: Sequence[float] = ()
