@@ -353,7 +353,7 @@ def test_any_altered_byte_of_the_header(tmp_path):
         (lambda h: h["shared/kernel"].update(data_offsets=[0, 100, 200]), "header"),
         (lambda h: h["shared/kernel"].update(data_offsets=[0.5, 100.5]), "header"),
         (lambda h: {**h, "more": h["shared/kernel"]}, "overlaps"),
-        (lambda h: {**h, "more": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, "not those.* got .'more'"),
+        (lambda h: {**h, "more": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, "not those.*more"),
         (lambda h: [h], "header"),
         (lambda h: {**h, "__metadata__": [1]}, "header"),
         (describe(model__layers__0__config__units=6), "takes inputs of shape .batch, 6."),
