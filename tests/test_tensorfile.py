@@ -148,7 +148,7 @@ def overlap(text, rest):
         (replaced('"dtype"', '"dtype":"F32","dtype"', 1), "twice"),
         (replaced('"dtype"', '"more":1,"dtype"', 1), "needs dtype, shape and data_offsets"),
         (replaced('"format":"xpnet"', '"format":["xpnet"]'), "dictionary of strings"),
-        (lambda text, rest: (json.dumps(json.loads(text) | {"__metadata__": [["a", "b"]]}), rest), "dictionary of"),
+        (lambda text, rest: (json.dumps(json.loads(text) | {"__metadata__": [["a", "b"]]}), rest), "dictionary"),
         (replaced('"format"', '"\\ud800":"","format"'), "surrogates"),
     ],
 )  # fmt: skip
@@ -168,7 +168,9 @@ def test_the_longest_header_is_that_of_safetensors(tmp_path):
     with open(path, "wb") as file:
         file.write((100_000_001).to_bytes(8, "little") + b"{}")
         file.truncate(100_000_009)
-    with pytest.raises(FileFormatError, match=r"long is truncated or not a safetensors file; got 100000009 bytes$"):
+    with pytest.raises(
+        FileFormatError, match=r"long is truncated or not a safetensors file; got 100000009 bytes$"
+    ):
         xn.load_model(path)
 
 

@@ -49,7 +49,7 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
             InvalidTypeError: a config holds what JSON can't say.
     """
     tensors = _tensors(model)
-    description = _as_json(_describe(model))
+    description = _as_json(model)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -113,14 +113,14 @@ def _compile_config(model: Sequential) -> dict[str, Any] | None:
     }
 
 
-def _as_json(description: dict[str, Any]) -> str:
-    """Return the description as a text that `load_model` can read.
+def _as_json(model: Sequential) -> str:
+    """Return the model's description as a text that `load_model` can read.
 
     Raises:
         InvalidTypeError, InvalidValueError: it can't be one; nothing is written then.
     """
     try:
-        text = json.dumps(plain(description), sort_keys=True, default=_refuse)
+        text = json.dumps(plain(_describe(model)), sort_keys=True, default=_refuse)
         read_json(text)
     except XpnetError:
         raise
