@@ -8,7 +8,7 @@ import pytest
 import xpnet as xn
 from xpnet import activations, initializers, layers, losses
 from xpnet.backend import get_backend
-from xpnet.errors import UnknownNameError
+from xpnet.errors import InvalidTypeError, UnknownNameError
 from xpnet.layers import Dense, Input, Layer
 from xpnet.optimizers import SGD
 from xpnet.registry import Configurable, custom_object_scope
@@ -193,6 +193,13 @@ def test_a_scope_is_of_its_thread_and_ends():
     assert layers.registry.get(config, OWN).activation.beta == 4.0
     with pytest.raises(UnknownNameError):
         layers.get(config)
+
+
+def test_they_must_be_a_dictionary(tmp_path):
+    model = xn.Sequential([Input((3,)), Dense(2)], seed=1)
+    model.save(tmp_path / "own")
+    with pytest.raises(InvalidTypeError, match=r"own: custom objects must be a dictionary .*; got \["):
+        xn.load_model(tmp_path / "own", custom_objects=[Swish])
 
 
 def test_a_class_of_another_kind_is_not_taken():

@@ -31,6 +31,9 @@ _registries: list[Registry[Any]] = []  # of all kinds
 def custom_object_scope(classes: Mapping[str, type] | None) -> Iterator[None]:
     """Make classes of one's own known by name, in this thread, to whatever is made from a config meanwhile.
 
+    Raises:
+        InvalidTypeError: `classes` is no dictionary.
+
     >>> class Mine(Configurable):
     ...     pass
     >>> class Holder(Configurable):
@@ -40,6 +43,8 @@ def custom_object_scope(classes: Mapping[str, type] | None) -> Iterator[None]:
     ...     type(Holder.from_config(Holder(Mine()).get_config()).part).__name__
     'Mine'
     """
+    if not isinstance(classes, (Mapping, type(None))):
+        raise InvalidTypeError(f"custom objects must be a dictionary of classes by name; got {classes!r}")
     before = _custom.classes
     _custom.classes = {**before, **(classes or {})}
     try:
