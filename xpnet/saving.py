@@ -140,7 +140,7 @@ def _checksum(tensors: Mapping[str, np.ndarray], description: str) -> str:
     """SHA-256 over the description and, by name, each tensor's shape and bytes."""
     digest = hashlib.sha256(description.encode())
     for key in sorted(tensors):
-        digest.update(f"{key}{tensors[key].shape}".encode())
+        digest.update(f"{key}{tensors[key].shape}".encode(errors="surrogatepass"))  # `write` refuses halves
         digest.update(raw(tensors[key]))
     return digest.hexdigest()
 
