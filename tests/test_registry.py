@@ -1,7 +1,9 @@
 """Names <-> classes, objects <-> plain dictionaries."""
 
+import fractions
 import json
 
+import numpy as np
 import pytest
 
 from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
@@ -91,7 +93,42 @@ def test_config_is_plain_and_nested():
     config = Thing(2, BigThing(), (3, 4)).get_config()
     assert config == {"size": 2, "inner": {"class_name": "BigThing", "config": {"size": 100}}, "shape": [3, 4]}
     assert json.loads(json.dumps(config)) == config
-    assert Thing.from_config(config).get_config() == config
+    again = Thing.from_config(config)
+    assert (type(again.inner), again.get_config()) == (BigThing, config)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float32(1.5), 1.5),
+        (np.float64(0.1), 0.1),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.asarray(2.5), 2.5),
+        (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+        (fractions.Fraction(1, 4), 0.25),
+        ((np.int32(1), [np.float16(2)]), [1, [2.0]]),
+        ({np.int64(1): {"a": (np.float32(3),)}}, {1: {"a": [3.0]}}),
+        ([BigThing(np.int64(5))], [{"class_name": "BigThing", "config": {"size": 5}}]),
+    ],
+)
+def test_numbers_of_numpy_become_plain(value, expected):
+    config = Thing(1, value).get_config()
+    assert config["inner"] == expected
+    assert repr(config["inner"]) == repr(expected)  # the types too
+    assert json.loads(json.dumps(config))
+
+
+def test_parts_are_made_at_any_depth():
+    class Mine(Thing):
+        pass
+
+    config = Thing(1, [{"a": Mine(2, (Mine(3), BigThing()))}]).get_config()
+    made = THINGS.get({"class_name": "Thing", "config": config}, {"Mine": Mine})
+    inner = made.inner[0]["a"]
+    assert (type(inner), inner.size, type(inner.inner[0]), type(inner.inner[1])) == (Mine, 2, Mine, BigThing)
+    with pytest.raises(UnknownNameError, match=r"custom_objects.* got 'Mine'$"):
+        THINGS.get({"class_name": "Thing", "config": config})
 
 
 def test_repr_leaves_out_none():

@@ -239,6 +239,8 @@ def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> d
     state = model.state._replace(
         lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
     )
+    model.run, model.unfinished = None, None  # an epoch that was cut off can't go on behind this step
+    model.end_epoch(0)
     program.run(state, batches, model.commit)
     if not bool(backend.host(model.state.ok)):
         model.rewind()

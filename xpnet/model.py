@@ -186,8 +186,9 @@ class Sequential:
 
     def restore(
         self,
-        values: Mapping[str, Any],
-        slots: Sequence[Any],
+        weights: np.ndarray,
+        stats: np.ndarray,
+        slots: Sequence[np.ndarray],
         *,
         step: int,
         epoch: int,
@@ -195,9 +196,8 @@ class Sequential:
         scale: Sequence[float] = (),
         unfinished: Unfinished | None = None,
     ) -> None:
-        """Take in all that a file holds: parameters and statistics by path, slots, counters, and an unfinished run."""
-        flats = [layout.from_host(values) for layout in (self.network.layout, self.network.stats_layout)]
-        self._place(HostState(flats[0], flats[1], tuple(slots), step, age, tuple(scale)))
+        """Take in all that a file holds: flat arrays of parameters, statistics and slots, counters, a run of `fit`."""
+        self._place(HostState(weights, stats, tuple(slots), step, age, tuple(scale)))
         self._progress, self.unfinished = Progress(epoch), unfinished
 
     def _place(self, host: HostState) -> None:
@@ -243,9 +243,9 @@ class Sequential:
         """Note that an epoch has begun, over so many rows, with the step of that number."""
         self._progress = Progress(self.epoch, first_step, rows, batch_size)
 
-    def end_epoch(self) -> None:
-        """Count an epoch."""
-        self._progress = Progress(self.epoch + 1)
+    def end_epoch(self, count: int = 1) -> None:
+        """End an epoch, and count it (or not)."""
+        self._progress = Progress(self.epoch + count)
 
     @property
     def commit(self) -> Commit:

@@ -195,11 +195,14 @@ def name_layers(layers: Sequence[Layer]) -> None:
     for layer in layers:
         if layer.name is not None and taken.setdefault(layer.name, layer) is not layer:
             raise InvalidValueError(f"the layers of a model must have different names; got {layer.name!r} twice")
+    counts: dict[str, int] = {}  # by base, so that nobody counts from the start again
     for layer in layers:
         if layer.name is None:
-            base, count = snake_case(type(layer).__name__), 0
+            base = snake_case(type(layer).__name__)
+            count = counts.get(base, 0)
             while (name := f"{base}_{count}" if count else base) in taken:
                 count += 1
+            counts[base] = count
             layer.name = name
             taken[name] = layer
 

@@ -62,9 +62,8 @@ class Optimizer(Configurable):
         given = {key: value for key, value in clips.items() if value is not None}
         if len(given) > 1:
             raise InvalidValueError(f"give at most one of clipnorm, clipvalue and global_clipnorm; got {given}")
-        for key, value in given.items():
-            number(key, value, 0, open_low=True)
-        self.clipnorm, self.clipvalue, self.global_clipnorm = clipnorm, clipvalue, global_clipnorm
+        clips.update((key, number(key, value, 0, open_low=True)) for key, value in given.items())
+        self.clipnorm, self.clipvalue, self.global_clipnorm = clips.values()
         self.name, self.dtype = name, floating(dtype)
 
     @property

@@ -86,7 +86,7 @@ class Layout:
 
     def host_parts(self, backend: Backend, flat: Array) -> dict[str, np.ndarray]:
         """Return host copies by key."""
-        host = np.array(backend.host(flat))
+        host = backend.host(flat)
         return {key: host[where].reshape(self.shapes[key]).copy() for key, where in self.slices.items()}
 
     def from_host(self, parts: Mapping[str, Any]) -> np.ndarray:

@@ -3,14 +3,54 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from .errors import InvalidTypeError, InvalidValueError, unknown_name
+from .errors import InvalidTypeError, InvalidValueError, UnknownNameError, unknown_name
 
-__all__ = ["Configurable", "Registry", "overrides", "snake_case"]
+__all__ = ["Configurable", "Registry", "custom_object_scope", "overrides", "plain", "snake_case"]
 
 T = TypeVar("T", bound="Configurable")
+
+
+class _Custom(threading.local):
+    """The classes that `custom_object_scope` has made known in this thread, by name."""
+
+    classes: Mapping[str, type] = {}
+
+
+_custom = _Custom()
+_registries: list[Registry[Any]] = []  # of all kinds
+
+
+@contextmanager
+def custom_object_scope(classes: Mapping[str, type] | None) -> Iterator[None]:
+    """Make classes of one's own known by name, in this thread, to whatever is made from a config meanwhile.
+
+    Raises:
+        InvalidTypeError: `classes` is no dictionary.
+
+    >>> class Mine(Configurable):
+    ...     pass
+    >>> class Holder(Configurable):
+    ...     def __init__(self, part=None):
+    ...         self.part = part
+    >>> with custom_object_scope({"Mine": Mine}):
+    ...     type(Holder.from_config(Holder(Mine()).get_config()).part).__name__
+    'Mine'
+    """
+    if not isinstance(classes, (Mapping, type(None))):
+        raise InvalidTypeError(f"custom objects must be a dictionary of classes by name; got {classes!r}")
+    before = _custom.classes
+    _custom.classes = {**before, **(classes or {})}
+    try:
+        yield
+    finally:
+        _custom.classes = before
 
 
 def snake_case(name: str) -> str:
@@ -41,23 +81,87 @@ class Configurable:
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values (numbers, strings, lists, dictionaries)."""
-        names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
-        return {name: _plain(getattr(self, name)) for name in names if hasattr(self, name)}
+        return {name: plain(getattr(self, name)) for name in _arguments(type(self)) if hasattr(self, name)}
 
     @classmethod
     def from_config(cls: type[T], config: dict[str, Any]) -> T:
-        """Return a new object of this class from what `get_config` gave."""
-        return cls(**config)
+        """Return a new object of this class from what `get_config` gave, its parts made first.
+
+        Raises:
+            UnknownNameError: a part's class is not known (see `custom_object_scope`).
+        """
+        return cls(**{name: _made(value) for name, value in config.items()})
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items() if v is not None)
         return f"{type(self).__name__}({shown})"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value of a config as numbers, strings, lists and dictionaries; what can't be so stays as it is.
+
+    >>> import fractions
+    >>> plain({"shape": (2, 3), "rate": fractions.Fraction(1, 4)})
+    {'shape': [2, 3], 'rate': 0.25}
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
     if isinstance(value, Configurable):
-        return {"class_name": type(value).__name__, "config": value.get_config()}
-    return list(value) if isinstance(value, tuple) else value
+        return {"class_name": type(value).__name__, "config": plain(value.get_config())}
+    if isinstance(value, dict):
+        return {plain(key): plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):  # numbers and arrays of NumPy, PyTorch, JAX
+        return value.tolist()
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"class_name", "config"} and isinstance(value["config"], dict)
+
+
+def _made(value: Any) -> Any:
+    """Undo `plain`: make the parts that a value of a config describes.
+
+    Where kinds share a class name (the layer `Tanh`, the activation `Tanh`), the arguments in the config decide,
+    and a class of one's own comes first; where that is not enough, the constructor gets the dictionary.
+    """
+    if isinstance(value, list):
+        return [_made(v) for v in value]
+    if _is_config(value):
+        found = _classes(value["class_name"])
+        if not found:
+            raise UnknownNameError(
+                "unknown class of a part: a class of one's own must be in `custom_objects`; got "
+                f"{value['class_name']!r}"
+            )
+        if len(found) > 1:
+            found = [cls for cls in found if set(_arguments(cls)) == set(value["config"])]
+        if len(found) == 1 or (found and found[0] is _lookup(_custom.classes, value["class_name"])):
+            return found[0].from_config(value["config"])
+    if isinstance(value, dict):
+        return {key: _made(v) for key, v in value.items()}
+    return value
+
+
+def _arguments(cls: type) -> list[str]:
+    """Return the names of the constructor's arguments."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def _classes(name: Any) -> list[Any]:
+    """Return the classes of that name: one's own, and those of every kind that has one."""
+    found = [_lookup(classes, name) for classes in (_custom.classes, *(r.classes for r in _registries))]
+    return list(dict.fromkeys(cls for cls in found if cls is not None))
+
+
+def _lookup(classes: Mapping[str, Any], name: Any) -> Any:
+    """Return the class of that name, also where it is in lower case; None without such."""
+    return classes.get(name, classes.get(name.lower())) if isinstance(name, str) else None
 
 
 class Registry(Generic[T]):
@@ -71,6 +175,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, base: type[T]) -> None:
         self.kind, self.base = kind, base
         self.classes: dict[str, type[T]] = {}
+        _registries.append(self)
 
     def add(self, *classes: type[T], **aliases: type[T]) -> None:
         """Register classes under their own names, and under aliases."""
@@ -78,19 +183,25 @@ class Registry(Generic[T]):
             self.classes[cls.__name__] = self.classes[snake_case(cls.__name__)] = cls
         self.classes.update(aliases)
 
-    def find(self, name: object, custom_objects: dict[str, type] | None = None) -> type[T]:
-        """Return the class of that name.
+    def find(self, name: object, custom_objects: Mapping[str, type] | None = None) -> type[T]:
+        """Return the class of that name: of `custom_objects` and `custom_object_scope`, then of xpnet's own.
 
         Raises:
             UnknownNameError: nobody has registered it; the message names the nearest ones.
         """
-        known = {**self.classes, **(custom_objects or {})}
-        if not isinstance(name, str) or (name not in known and name.lower() not in known):
+        custom = {**_custom.classes, **(custom_objects or {})}
+        ours = {n: cls for n, cls in custom.items() if isinstance(cls, type) and issubclass(cls, self.base)}
+        known = {**self.classes, **ours}
+        found = _lookup(known, name)
+        if found is None:
             raise unknown_name(self.kind, name, {n for n in known if n == n.lower()} or known)
-        return known[name] if name in known else known[name.lower()]
+        return found
 
-    def get(self, identifier: Any, custom_objects: dict[str, type] | None = None) -> T:
+    def get(self, identifier: Any, custom_objects: Mapping[str, type] | None = None) -> T:
         """Return an object: itself, or made from a name, a class or a `{"class_name", "config"}` pair.
+
+        Args:
+            custom_objects: classes of one's own by name, for the object and for all its parts.
 
         Raises:
             UnknownNameError: no such name. InvalidTypeError: nothing of this kind.
@@ -101,11 +212,12 @@ class Registry(Generic[T]):
             return self.find(identifier, custom_objects)()
         if isinstance(identifier, type) and issubclass(identifier, self.base):
             return identifier()
-        if isinstance(identifier, dict) and set(identifier) == {"class_name", "config"}:
+        if _is_config(identifier):
             cls = self.find(identifier["class_name"], custom_objects)
             config = identifier["config"]
             try:
-                return cls.from_config(config)
+                with custom_object_scope(custom_objects):
+                    return cls.from_config(config)
             except TypeError as error:
                 raise InvalidValueError(
                     f"{self.kind} {cls.__name__} can't be made ({error}); got {config}"

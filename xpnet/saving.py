@@ -1,148 +1,94 @@
 """One safetensors file for a model: weights, architecture, optimizer state, counters and seed. Never pickle.
 
-The tensors are the parameters by path ("dense_1/kernel") and the optimizer's flat slots ("optimizer/0", ...);
-the header's metadata hold the rest as JSON. Readers: any safetensors library, for the tensors.
+A file that is saved while `fit` is at work, or after it was cut off, also holds where it was and what its callbacks
+knew: the `fit` that follows `load_model` goes on there.
+
+The tensors are the parameters by path ("dense_1/kernel") and the optimizer's flat slots ("optimizer.0", ...: no
+layer can have such a path, which has a "/"); the header's metadata hold the rest as JSON. Readers: any safetensors
+library, for the tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import operator
 import os
-import secrets
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from . import losses, metrics, optimizers
 from .backend import np
-from .errors import FileFormatError, XpnetError, number
+from .errors import FileFormatError, InvalidTypeError, InvalidValueError, XpnetError, number
 from .layers import registry
-from .model import Sequential
-from .network import Network
+from .model import HostState, Sequential
+from .registry import custom_object_scope, plain
+from .run import Unfinished
+from .tensorfile import TYPES, TensorFile, raw, read_json, reading, type_of, write
 
 __all__ = ["load_model", "save_model"]
 
-FORMAT, VERSION = "xpnet", 1
-MAX_HEADER = 100 * 2**20  # safetensors' own bound
-WIDTHS = {  # by precision: safetensors' name of the weights' dtype, bytes
-    "float32": ("F32", 4),
-    "float64": ("F64", 8),
-    "mixed_float16": ("F32", 4),
-    "mixed_bfloat16": ("F32", 4),
+FORMAT, VERSION = "xpnet", "2"
+SLOTS = {"1": "optimizer/{}", "2": "optimizer.{}"}  # what the optimizer's slots are called, by version
+DTYPES = {  # of the tensors, by precision
+    "float32": "float32",
+    "float64": "float64",
+    "mixed_float16": "float32",
+    "mixed_bfloat16": "float32",
 }
+MOST = 2**63 - 1  # of what is counted
+ARRAY = "__array__"  # the key under which a callback's state names a tensor
 
 
-class Entry(NamedTuple):
-    """What a header states about a tensor: type, shape, and where its bytes lie behind the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    first: int
-    last: int
-
-    @classmethod
-    def read(cls, entry: dict[str, Any]) -> Entry:
-        """Return the entry of the header, of the right types."""
-        first, last = map(operator.index, entry["data_offsets"])
-        if not 0 <= first <= last:
-            raise ValueError(f"offsets {first} and {last}")
-        return cls(str(entry["dtype"]), tuple(map(operator.index, entry["shape"])), first, last)
+# Saving -----------------------------------------------------------------------------------------------------
 
 
 def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     """Write a built model to a file; a former file of that name is replaced only when all is written.
 
     Args:
-        model: the model. path: where to; `.safetensors` by custom.
+        model: the model. path: where to; `.safetensors` by custom. "~" is not expanded.
 
     Raises:
-        NotBuiltError: the model has no weights yet. OSError: the file can't be written.
+        NotBuiltError: the model has no weights yet. OSError: the file can't be written. InvalidValueError,
+            InvalidTypeError: a config holds what JSON can't say.
     """
-    from safetensors.numpy import save
+    host = model.snapshot()
+    tensors = _tensors(model, host)
+    description = _as_json(lambda: _describe(model, host, tensors))
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "description": description,
+        "sha256": _checksum(tensors, description),
+    }
+    write(path, metadata, tensors)
 
-    state, backend, network = model.state, model.backend, model.network
-    tensors = network.host_values(backend, state.weights, state.stats)
-    for i, slot in enumerate(state.slots):
-        tensors[f"optimizer/{i}"] = np.array(backend.host(slot))
-    description = {
+
+def _tensors(model: Sequential, host: HostState) -> dict[str, np.ndarray]:
+    """Return the state's arrays by name, as views."""
+    tensors = {}
+    for layout, flat in zip(_layouts(model), (host.weights, host.stats)):
+        tensors.update(layout.views(np, flat))
+    tensors.update((SLOTS[VERSION].format(i), slot) for i, slot in enumerate(host.slots))
+    return tensors
+
+
+def _describe(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return all that is no tensor; what callbacks know of arrays is added to the tensors."""
+    return {
         "model": _architecture(model),
         "compile": _compile_config(model),
         "counters": {
-            "step": model.step,
-            "epoch": model.epoch,
-            "age": float(backend.host(state.age)),
-            "scale": [float(backend.host(a)) for a in state.scale],
+            "step": host.step,
+            "epoch": host.progress.epoch,
+            "age": host.age,
+            "scale": host.scale,
         },
+        "unfinished": _unfinished(model, host, tensors),
         "seed": model.seed,
-        "dtype": backend.policy,
+        "dtype": model.backend.policy,
     }
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "description": json.dumps(description, sort_keys=True),
-    }
-    metadata["sha256"] = _checksum(tensors, metadata["description"])
-    _write(Path(path), save(tensors, metadata=metadata))
-
-
-def load_model(
-    path: str | os.PathLike[str],
-    *,
-    backend: Any = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    custom_objects: Mapping[str, type] | None = None,
-) -> Sequential:
-    """Return the model of a file, ready to predict and to go on training.
-
-    Args:
-        path: a file that `save` wrote. backend, device: where to compute, as for `Sequential`.
-        dtype: the precision, or None for the file's.
-        custom_objects: classes of one's own by name.
-
-    Raises:
-        FileFormatError: the file is truncated, altered, of another format, or of a newer version.
-        UnknownNameError: it needs a class that is not in `custom_objects`.
-    """
-    path = Path(path)
-    metadata, entries, start = _read_header(path)
-    if metadata.get("format") != FORMAT:
-        raise FileFormatError(f"{path.name} is not a model file of xpnet; got format {metadata.get('format')!r}")
-    version = metadata.get("version")
-    if version not in [str(v) for v in range(1, VERSION + 1)]:
-        raise FileFormatError(
-            f"{path.name} was written by a newer xpnet: this one reads versions 1 to {VERSION}; got {version!r}"
-        )
-    try:
-        description = json.loads(metadata["description"])
-        model, slots = _make_model(description, backend, device, dtype, dict(custom_objects or {}))
-        kind, width = WIDTHS[description["dtype"]]
-        counters = description["counters"]
-        step, epoch = (number(name, counters[name], 0, integer=True) for name in ("step", "epoch"))
-        age = float(number("age", counters["age"], 0))
-        scale = [float(number("scale", a, least)) for a, least in zip(counters.get("scale", ()), (1, 0))]
-    except XpnetError as error:
-        error.args = (f"{path.name}: {error}",)
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FileFormatError(f"the description in {path.name} can't be read; got {error!r}") from error
-    tensors = _read_tensors(path, entries, start, _wanted(model.network, slots, entries), kind, width)
-    if _checksum(tensors, metadata["description"]) != metadata.get("sha256"):
-        raise FileFormatError(
-            f"{path.name} was altered: its checksum does not fit; got {metadata.get('sha256')!r}"
-        )
-    model.restore(
-        {key: value for key, value in tensors.items() if not key.startswith("optimizer/")},
-        [tensors[f"optimizer/{i}"] for i in range(slots) if "optimizer/0" in tensors],
-        step=step,
-        epoch=epoch,
-        scale=scale,
-        age=age,
-    )
-    return model
 
 
 def _architecture(model: Sequential) -> dict[str, Any]:
@@ -164,117 +110,251 @@ def _compile_config(model: Sequential) -> dict[str, Any] | None:
     compiled = model.compiled
     if compiled is None:
         return None
-    parts = (compiled.optimizer, compiled.loss, *compiled.metrics, *compiled.weighted_metrics)
-    configs = [{"class_name": type(p).__name__, "config": p.get_config()} for p in parts]
-    plain = 2 + len(compiled.metrics)
     return {
-        "optimizer": configs[0],
-        "loss": configs[1],
-        "metrics": configs[2:plain],
-        "weighted_metrics": configs[plain:],
+        "optimizer": plain(compiled.optimizer),
+        "loss": plain(compiled.loss),
+        "metrics": plain(compiled.metrics),
+        "weighted_metrics": plain(compiled.weighted_metrics),
         "steps_per_execution": compiled.steps_per_execution,
+        "graph": compiled.graph,
     }
 
 
-def _make_model(
-    description: dict[str, Any], backend: Any, device: str | None, dtype: str | None, custom: dict[str, type]
-) -> tuple[Sequential, int]:
-    """Return the built model, without its weights, and the number of the optimizer's slots."""
-    layers: list[Any] = []
-    for entry in description["model"]["layers"]:
-        if isinstance(entry, int):
-            layers.append(layers[entry])
-        else:
-            layer = registry.get({k: entry[k] for k in ("class_name", "config")}, custom)
-            layer.trainable = bool(entry.get("trainable", True))
-            layers.append(layer)
-    model = Sequential(
-        layers,
-        seed=description["seed"],
-        dtype=dtype or description["dtype"],
-        backend=backend,
-        device=device,
-        name=description["model"]["name"],
+def _unfinished(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any] | None:
+    """Describe the run of `fit` that is at work, or was cut off."""
+    run, progress = model.run, host.progress
+    if run is None:
+        return None
+    begun = progress.first_step is not None
+    states = [_without_arrays(c.get_state(), tensors, f"callback.{i}") for i, c in enumerate(run.callbacks)]
+    return {
+        "steps": host.step - progress.first_step if begun else 0,
+        "rows": progress.rows,
+        "batch_size": progress.batch_size,
+        "sums": host.sums.tolist() if begun else None,
+        "callbacks": [[type(c).__name__, state] for c, state in zip(run.callbacks, states)],
+        "told": run.told,
+    }
+
+
+def _without_arrays(value: Any, tensors: dict[str, np.ndarray], name: str) -> Any:
+    """Return a value in which each array is replaced by the name of a tensor, to which it is added."""
+    if isinstance(value, np.ndarray):
+        tensors[name] = value
+        return {ARRAY: name}
+    if isinstance(value, dict):
+        return {key: _without_arrays(v, tensors, f"{name}.{key}") for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_arrays(v, tensors, f"{name}.{i}") for i, v in enumerate(value)]
+    return value
+
+
+def _as_json(describe: Callable[[], dict[str, Any]]) -> str:
+    """Return a model's description as a text that `load_model` can read.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: it can't be one; nothing is written then.
+    """
+    try:
+        text = json.dumps(plain(describe()), sort_keys=True, default=_refuse)
+        read_json(text)
+    except XpnetError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidValueError(f"a config can't be written to a file; got {error!r:.300}") from error
+    return text
+
+
+def _refuse(value: Any) -> Any:
+    raise InvalidTypeError(
+        "a config that is saved must be made of numbers, strings, lists, dictionaries and parts of a model; got "
+        f"{value!r:.300}"
     )
-    config = description["compile"]
-    if config is not None:
-        model.compile(
-            optimizers.registry.get(config["optimizer"], custom),
-            losses.registry.get(config["loss"], custom),
-            [metrics.registry.get(m, custom) for m in config["metrics"]],
-            config["steps_per_execution"],
-            weighted_metrics=[metrics.registry.get(m, custom) for m in config.get("weighted_metrics", [])],
-        )
-    model.prepare(tuple(description["model"]["input_shape"]))
-    return model, len(model.optimizer.slots) if model.optimizer is not None else 0
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Entry], int]:
-    """Return the metadata, the tensors' entries, compared with the file's size, and where the data begin."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
-            raise FileFormatError(f"{path.name} is truncated or not a safetensors file; got {size} bytes")
-        try:
-            header = json.loads(file.read(length))
-            metadata = dict(header.pop("__metadata__", {}))
-            entries = {key: Entry.read(entry) for key, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise FileFormatError(f"the header of {path.name} can't be read; got {error!r}") from error
-    if 8 + length + max((entry.last for entry in entries.values()), default=0) != size:
-        raise FileFormatError(
-            f"{path.name} is truncated or altered: its header states another size; got {size} bytes"
-        )
-    return metadata, entries, 8 + length
-
-
-def _wanted(network: Network, slots: int, entries: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the tensors that a model's file must have."""
-    shapes = {**network.layout.shapes, **network.stats_layout.shapes}
-    wanted = {path: shapes[path] for path in network.paths()}
-    # slots appear once the optimizer has made them, at the first step
-    wanted.update({f"optimizer/{i}": (network.layout.size,) for i in range(slots) if "optimizer/0" in entries})
-    return wanted
-
-
-def _read_tensors(
-    path: Path, entries: dict[str, Entry], start: int, wanted: dict[str, tuple[int, ...]], kind: str, width: int
-) -> dict[str, np.ndarray]:
-    """Return the tensors, their names, types and shapes compared with the model's before any is read."""
-    found = {(key, kind_, shape) for key, (kind_, shape, _, _) in entries.items()}
-    odd = sorted(found ^ {(key, kind, shape) for key, shape in wanted.items()})
-    if odd:
-        raise FileFormatError(f"the tensors in {path.name} are not those of its model; got {odd[0]}")
-    tensors = {}
-    with open(path, "rb") as file:
-        for key, shape in wanted.items():
-            _, _, first, last = entries[key]
-            if last - first != math.prod(shape) * width:
-                raise FileFormatError(f"{key} in {path.name} has a wrong size; got {last - first} bytes")
-            file.seek(start + first)
-            data = file.read(last - first)
-            tensors[key] = np.frombuffer(data, dtype=f"<f{width}").reshape(shape)
-    return tensors
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], description: str) -> str:
     """SHA-256 over the description and, by name, each tensor's shape and bytes."""
     digest = hashlib.sha256(description.encode())
     for key in sorted(tensors):
-        digest.update(f"{key}{tensors[key].shape}".encode())
-        digest.update(tensors[key].tobytes())
+        digest.update(f"{key}{tensors[key].shape}".encode(errors="surrogatepass"))  # `write` refuses halves
+        digest.update(raw(tensors[key]))
     return digest.hexdigest()
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside the file and rename it: a crash leaves the former file whole."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+# Loading ----------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    backend: Any = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    custom_objects: Mapping[str, type] | None = None,
+) -> Sequential:
+    """Return the model of a file, ready to predict and to go on training.
+
+    Args:
+        path: a file that `save` wrote. backend, device: where to compute, as for `Sequential`.
+        dtype: the precision, or None for the file's.
+        custom_objects: classes of one's own by name: of layers, losses and so on, and of what these are made of.
+
+    Raises:
+        FileFormatError: the file is truncated, altered, of another format, or of a newer version.
+        UnknownNameError: it needs a class that is not in `custom_objects`. OSError: it can't be opened.
+    """
+    with reading(path) as file:
+        text, slot = _description(file)
+        with _understood(file), custom_object_scope(custom_objects):
+            description = read_json(text)
+            counters = _counters(description["counters"])
+            stored = np.dtype(DTYPES[description["dtype"]]).newbyteorder("<")
+            model = _make_model(description, backend, device, dtype)
+            arrays: dict[str, np.ndarray] = {}
+            unfinished = _run(description.get("unfinished"), file, arrays)
+        slots = _slots(model, file, slot)
+        _compare(file, model, slots, stored, set(arrays))
+        weights, stats = (np.empty(layout.size, stored) for layout in _layouts(model))
+        tensors = {name: np.empty_like(weights) for name in slots}
+        for layout, flat in zip(_layouts(model), (weights, stats)):
+            tensors.update(layout.views(np, flat))
+        tensors.update(arrays)
+        for key, room in tensors.items():
+            file.read_into(key, room)
+    if _checksum(tensors, text) != file.metadata.get("sha256"):
+        raise FileFormatError(
+            f"{file.name} was altered: its checksum does not fit; got {file.metadata.get('sha256')!r}"
+        )
+    model.restore(weights, stats, [tensors[name] for name in slots], **counters, unfinished=unfinished)
+    return model
+
+
+def _description(file: TensorFile) -> tuple[str, str]:
+    """Return the description in a file, and what its slots are called."""
+    metadata = file.metadata
+    if metadata.get("format") != FORMAT:
+        raise FileFormatError(f"{file.name} is not a model file of xpnet; got format {metadata.get('format')!r}")
+    version = metadata.get("version", "")
+    if version not in SLOTS:
+        raise FileFormatError(
+            f"{file.name} was written by a newer xpnet: this one reads versions 1 to {VERSION}; got {version!r}"
+        )
+    if "description" not in metadata:
+        raise FileFormatError(f"{file.name} must have a description of its model; got {sorted(metadata)}")
+    return metadata["description"], SLOTS[version]
+
+
+@contextmanager
+def _understood(file: TensorFile) -> Iterator[None]:
+    """Name the file in what goes wrong with its description."""
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except XpnetError as error:
+        error.args = (f"{file.name}: {error}",)
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise FileFormatError(f"the description in {file.name} can't be read; got {error!r}") from error
+
+
+def _make_model(description: dict[str, Any], backend: Any, device: str | None, dtype: str | None) -> Sequential:
+    """Return the model laid out, without its weights: nothing of their size is made here."""
+    layers: list[Any] = []
+    for entry in _of(list, description["model"]["layers"]):
+        if isinstance(entry, dict):
+            layer = registry.get({k: entry[k] for k in ("class_name", "config")})
+            layer.trainable = _of(bool, entry.get("trainable", True))
+            layers.append(layer)
+        elif 0 <= _of(int, entry) < len(layers):
+            layers.append(layers[entry])
+        else:
+            raise IndexError(f"a layer used again must be one of the {len(layers)} before it, not {entry}")
+    model = Sequential(
+        seed=description["seed"],
+        dtype=dtype or description["dtype"],
+        backend=backend,
+        device=device,
+        name=_of(str, description["model"]["name"]),
+    )
+    model.layers += layers  # given to the constructor, an `Input` in front would have it draw weights
+    config = description["compile"]
+    if config is not None:
+        model.compile(
+            optimizers.registry.get(config["optimizer"]),
+            losses.registry.get(config["loss"]),
+            [metrics.registry.get(m) for m in _of(list, config["metrics"])],
+            config["steps_per_execution"],
+            _of(bool, config.get("graph", True)),  # older files do not say
+            [metrics.registry.get(m) for m in _of(list, config.get("weighted_metrics", []))],
+        )
+    shape = tuple(_of(int, n) for n in _of(list, description["model"]["input_shape"]))
+    if not all(0 < n <= MOST for n in shape):
+        raise ValueError(f"input_shape must be positive integers, not {list(shape)}")
+    model.prepare(shape)
+    return model
+
+
+def _of(kind: type, value: Any) -> Any:
+    """Return a value of a description, of the very type that it was saved as."""
+    if type(value) is not kind:
+        raise TypeError(f"{kind.__name__} is expected, not {value!r:.100}")
+    return value
+
+
+def _counters(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the counters of a description, within what the state can hold."""
+    counters = {name: number(name, found[name], 0, integer=True) for name in ("step", "epoch")}
+    counters["age"] = float(number("age", found["age"], 0))
+    for name, value in counters.items():
+        if value > MOST:
+            raise FileFormatError(f"{name} must be at most {MOST}; got {value}")
+    scale = _of(list, found.get("scale", []))
+    if len(scale) not in (0, 2):
+        raise FileFormatError(f"scale must have 0 or 2 numbers; got {scale}")
+    counters["scale"] = [float(number("scale", a, least, 2.0**127)) for a, least in zip(scale, (1, 0))]
+    return counters
+
+
+def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinished | None:
+    """Return the run of `fit` that a description tells of; make room for the arrays that callbacks know."""
+    if found is None:
+        return None
+    counts = [number(name, found[name], 0, MOST, integer=True) for name in ("steps", "rows", "batch_size")]
+    sums = None if found["sums"] is None else np.array(_of(list, found["sums"]), np.float64)
+    callbacks = [
+        (_of(str, name), _of(dict, _with_arrays(state, file, arrays))) for name, state in _of(list, found["callbacks"])
+    ]
+    told = found["told"]
+    if told is not None:
+        epoch, logs, count = told
+        told = _of(int, epoch), {_of(str, k): float(v) for k, v in logs.items()}, _of(int, count)
+    return Unfinished(*counts, sums, callbacks, told)
+
+
+def _with_arrays(value: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Any:
+    """Return a value with arrays in the place of tensors' names; they are filled later."""
+    if isinstance(value, dict) and set(value) == {ARRAY}:
+        entry = file.entries[value[ARRAY]]
+        return arrays.setdefault(value[ARRAY], np.empty(entry.shape, TYPES[entry.dtype]))
+    if isinstance(value, dict):
+        return {key: _with_arrays(v, file, arrays) for key, v in value.items()}
+    return [_with_arrays(v, file, arrays) for v in value] if isinstance(value, list) else value
+
+
+def _layouts(model: Sequential) -> tuple[Any, Any]:
+    return model.network.layout, model.network.stats_layout
+
+
+def _slots(model: Sequential, file: TensorFile, name: str) -> list[str]:
+    """Return what the optimizer's slots are called: none before the optimizer has made them, at the first step."""
+    count = len(model.optimizer.slots) if model.optimizer is not None else 0
+    return [name.format(i) for i in range(count) if name.format(0) in file.entries]
+
+
+def _compare(file: TensorFile, model: Sequential, slots: list[str], dtype: Any, others: set[str]) -> None:
+    """Raise if the tensors in a file, without the others, are not those of its model, by names, types and shapes."""
+    wanted = {key: shape for layout in _layouts(model) for key, shape in layout.shapes.items()}
+    wanted.update((name, (model.network.layout.size,)) for name in slots)
+    found = {(key, entry.dtype, entry.shape) for key, entry in file.entries.items() if key not in others}
+    odd = sorted(found ^ {(key, type_of(dtype), shape) for key, shape in wanted.items()})
+    if odd:
+        raise FileFormatError(f"the tensors in {file.name} are not those of its model; got {odd[0]}")
