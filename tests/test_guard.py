@@ -272,3 +272,59 @@ def test_predictions_that_are_no_probabilities_are_the_cause(loss):
             NonFiniteError, match="'last' is not finite; a smaller learning rate or scaled inputs may"
         ):
             model.fit(broken_row(3e38), y, verbose=0)
+
+
+class Changes(xn.callbacks.Callback):
+    """Changes the data behind the first epoch."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.change()
+
+
+LABELS = np.arange(300) % 3
+
+
+@pytest.mark.parametrize("label", [100_000, 1000, 3, -1, -100, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("rows", [8, 300])
+@pytest.mark.parametrize("last", ["softmax", None])
+def test_labels_that_change_during_fit_touch_no_memory_that_is_not_ours(last, rows, label):
+    model = xn.Sequential([Dense(4, activation="relu"), Dense(3, activation=last)], seed=0)
+    loss = xn.losses.SparseCategoricalCrossentropy(from_logits=last is None)
+    model.compile("sgd", loss, ["accuracy"])
+    x, y, before = np.ones((300, 2), np.float32), LABELS.copy(), []
+
+    def change():
+        y[:] = label
+        before.extend(model.get_weights())
+
+    with pytest.raises(NonFiniteError, match=rf"epoch 2, step 1 .*from 0 to 2; got {label}; the data were changed"):
+        model.fit(x, y, batch_size=rows, epochs=3, verbose=0, callbacks=[Changes(change)])
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_large_data_that_change_during_fit_are_used():
+    """The same numbers as of a new `fit` with them; NaN are caught."""
+    x, y = np.ones((5000, 60), np.float32), np.ones((5000, 1), np.float32)
+
+    def make():
+        model = xn.Sequential([Dense(1)], seed=0)
+        model.compile("sgd", "mse")
+        return model
+
+    def change():
+        x[:], y[:] = 0.5, 2.0
+
+    changed, anew = make(), make()
+    changed.fit(x, y, batch_size=500, epochs=2, verbose=0, callbacks=[Changes(change)])
+    x[:], y[:] = 1.0, 1.0
+    anew.fit(x, y, batch_size=500, verbose=0)
+    change()
+    anew.fit(x, y, batch_size=500, verbose=0)
+    for a, b in zip(changed.get_weights(), anew.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    with pytest.raises(NonFiniteError, match="epoch 2, step 1 .*the batch's input is not finite; the data were"):
+        changed.fit(x, y, batch_size=500, epochs=2, verbose=0, callbacks=[Changes(lambda: x.fill(np.nan))])

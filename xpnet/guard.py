@@ -7,6 +7,7 @@ from typing import Any
 
 from .backend import Array, Backend, np
 from .context import Context
+from .errors import XpnetError
 from .losses import Loss
 from .network import Network
 from .ops import LARGEST_RATE, LIMITS
@@ -17,6 +18,7 @@ __all__ = ["first_concerned"]
 
 
 REMEDY = "a smaller learning rate or scaled inputs may help"
+CHANGED = "the data were changed during fit: what is changed must stay valid"
 
 
 class _Found(Exception):
@@ -54,6 +56,12 @@ def _replay(
     backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch, watch: Any
 ) -> None:
     ctx = Context(backend, True, b.draws)
+    # both were checked before the first step, but may have been written to since
+    _look("the batch's input", backend.host(b.x), remedy=CHANGED)
+    try:
+        loss.check(backend.host(b.y), (b.x.shape[0], *network.output_shape))
+    except XpnetError as error:
+        raise _Found(str(error), CHANGED) from error
     if float(backend.host(s.lr)) > LARGEST_RATE:
         raise _Found(f"the learning rate is beyond {LARGEST_RATE:g}")
     units = network.score_units(loss.fuses) if loss.fuses else None

@@ -140,18 +140,20 @@ def batch_norm(
 
 
 def one_hot(ctx: Any, labels: Array, classes: int, dtype: Any) -> Array:
-    """1 where the class is the label, else 0: shape labels.shape + (classes,)."""
+    """1 where the class is the label, else 0: shape labels.shape + (classes,); NaN where there is no such class."""
     xp = ctx.xp
     every = xp.arange(classes, dtype=labels.dtype, device=ctx.backend.device)
-    return xp.astype(xp.expand_dims(labels, axis=-1) == every, dtype)
+    labels = xp.expand_dims(labels, axis=-1)
+    hot = xp.astype(labels == every, dtype)
+    return xp.where((labels >= 0) & (labels < classes), hot, xp.full_like(hot, math.nan))
 
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
     """Return -sum(t * log(a)) over the last axis, its derivative by z times `weight`, and a = softmax(z).
 
     Args:
-        z: scores, shape (..., classes). target: t, probabilities of the same shape or integer labels (...).
-        weight: shape (...), or a number.
+        z: scores, shape (..., classes). target: t, probabilities of the same shape or integer labels (...); one
+            that is no class gives NaN. weight: shape (...), or a number.
 
     With log(a) = z - max - log(sum(exp(z - max))) nothing overflows;  dz = a * sum(t) - t, which is a - t
     where t sums to one. A score of -inf gives a = 0, and costs nothing where t is 0 (0 log 0 = 0); with a score of

@@ -234,7 +234,8 @@ extern "C" __global__ void softmax_ce(const A* __restrict__ z, const int* __rest
             a[start + c] = p;
             dz[start + c] = (soft ? p * mass - t : p - t) * factor;
         }
-        if (threadIdx.x == 0) values[row] = log(total) * mass - score;
+        const bool known = soft || (label >= 0 && label < classes);
+        if (threadIdx.x == 0) values[row] = known ? log(total) * mass - score : (total - total) / (total - total);
     }
 }
 

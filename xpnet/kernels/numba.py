@@ -88,8 +88,11 @@ def _softmax_cross_entropy(z: Array, target: Array, weight: Any, a: Array, dz: A
             a[i, j] /= total
             dz[i, j] = a[i, j] * weight
         k = target[i]
-        dz[i, k] -= weight
-        values[i] = math.log(total) - (z[i, k] - top)
+        if 0 <= k < z.shape[1]:
+            dz[i, k] -= weight
+            values[i] = math.log(total) - (z[i, k] - top)
+        else:
+            values[i] = math.nan
 
 
 def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:

@@ -166,9 +166,11 @@ def _softmax_cross_entropy(
     np.multiply(a, weight[:, None] if weight.ndim else weight, dz)
     flat.take(place, None, picked, "clip")
     np.subtract(picked, weight, picked)
-    flat.put(place, picked)
+    flat.put(place, picked, "clip")
     np.log(total, total)
     np.subtract(total, values, values)
+    if b"\0" in np.less(target.view(np.uint32), z.shape[1]).tobytes():  # a label that is no class, or is negative
+        values.fill(np.nan)
 
 
 @lru_cache(maxsize=16)

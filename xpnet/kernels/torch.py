@@ -88,10 +88,14 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     if not ctx.inplace or z.ndim != 2 or target.ndim != 1:
         return ops.softmax_cross_entropy(ctx, z, target, weight)
     target, logs = target.long(), torch.log_softmax(_plain(z), 1, out=ctx.empty(z.shape))
-    values = torch.nn.functional.nll_loss(logs, target, reduction="none")
+    column = target.unsqueeze(1)
+    try:
+        values = torch.gather(logs, 1, column).squeeze(1).neg_()
+    except RuntimeError:  # a label is no class
+        values, column = torch.full_like(logs[:, 0], math.nan), torch.zeros_like(column)
     a = torch.exp(logs, out=logs)
     dz = ctx.empty(z.shape).copy_(a)
-    dz.scatter_add_(1, target.unsqueeze(1), _filled((len(dz), 1), -1.0, dz.dtype))
+    dz.scatter_add_(1, column, _filled((len(dz), 1), -1.0, dz.dtype))
     return values, dz.mul_(_number(weight, dz.dtype) if isinstance(weight, float) else weight.unsqueeze(-1)), a
 
 
