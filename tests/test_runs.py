@@ -1,0 +1,416 @@
+"""What a run of `fit` leaves behind when it fails, is cut off, watched from other threads, or very long."""
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.backend import get_backend
+from xpnet.callbacks import Callback, EarlyStopping, History
+from xpnet.errors import BusyError
+from xpnet.layers import BatchNormalization, Dense, Dropout, Layer
+from xpnet.metrics import Metric
+from xpnet.optimizers import SGD, Adam
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((40, 3)), RNG.standard_normal((40, 1))
+EXACT = {"rtol": 0 if get_backend().name != "jax" else 1e-5}  # jax fuses a scan of steps in its own way
+
+
+def make(optimizer="adam", layers=(), metrics=("mae",), **kwargs):
+    model = xn.Sequential([Dense(8, activation="relu"), *layers, BatchNormalization(), Dropout(0.2), Dense(1)], seed=3)
+    model.compile(optimizer, "mse", list(metrics), **kwargs)
+    return model
+
+
+def same(model, other, **tolerance):
+    a, b = model.snapshot(), other.snapshot()
+    assert a.step == b.step
+    assert a.age == b.age
+    for x, y in zip((a.weights, a.stats, *a.slots), (b.weights, b.stats, *b.slots), strict=True):
+        np.testing.assert_allclose(x, y, **{**EXACT, **tolerance})
+
+
+# Exceptions of users' parts -----------------------------------------------------------------------------------
+
+
+class Counts:
+    """Raises at the n-th training call."""
+
+    calls = 0
+
+    def count(self):
+        self.calls += 1
+        if self.calls == self.at:
+            raise RuntimeError("mine")
+
+
+class Fails(Layer, Counts):
+    def __init__(self, at, name=None):
+        super().__init__(name=name)
+        self.at = at
+
+    def forward(self, ctx, params, x):
+        if ctx.training:
+            self.count()
+        return x, lambda dy, into, want_dx=True: (dy, {})
+
+
+class FailingMetric(Metric, Counts):
+    def __init__(self, at):
+        super().__init__("mine")
+        self.at = at
+
+    def rows(self, ctx, y, p):
+        self.count()
+        return y[..., 0]
+
+
+class FailingAdam(Adam, Counts):
+    def __init__(self, at):
+        super().__init__(0.01)
+        self.at = at
+
+    def apply(self, *args, **kwargs):
+        result = super().apply(*args, **kwargs)
+        self.count()
+        return result
+
+
+@pytest.mark.skipif(get_backend().name == "jax", reason="JAX runs the Python of parts once, before the first step")
+@pytest.mark.parametrize("per_execution", [1, 3, 7])
+@pytest.mark.parametrize("at", [1, 2, 5, 10])
+@pytest.mark.parametrize("part", ["layer", "metric", "optimizer"])
+def test_an_exception_of_a_part_leaves_the_last_whole_step(part, at, per_execution):
+    """The weights, slots, statistics and counters of the steps before it, and no more."""
+
+    def build(at):
+        return {
+            "layer": lambda: make(layers=[Fails(at)]),
+            "metric": lambda: make(metrics=[FailingMetric(at)]),
+            "optimizer": lambda: make(FailingAdam(at)),
+        }[part]()
+
+    model, whole = build(at), build(0)
+    with pytest.raises(RuntimeError, match="mine"):
+        model.fit(X, Y, batch_size=4, epochs=2, verbose=0, steps_per_execution=per_execution)
+    assert model.step == at - 1
+
+    class Stop(Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if self.model.step == at - 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        whole.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[Stop()])
+    whole.program()  # which makes the slots
+    model.program()
+    same(model, whole)
+
+
+# Rates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_execution", [1, 2])
+def test_a_rate_that_is_set_before_a_batch_counts_for_it(per_execution):
+    class Sets(Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.model.optimizer.learning_rate = 0.1 / (batch + 1)
+
+    model, by_hand = (xn.Sequential([Dense(1)], seed=0) for _ in range(2))
+    for m in (model, by_hand):
+        m.compile(SGD(0.0), "mse")
+    model.fit(X, Y, batch_size=4, shuffle=False, verbose=0, callbacks=[Sets()], steps_per_execution=per_execution)
+    for i in range(10):
+        by_hand.optimizer.learning_rate = 0.1 / (i // per_execution + 1)
+        by_hand.train_on_batch(X[4 * i : 4 * i + 4], Y[4 * i : 4 * i + 4])
+    same(model, by_hand, rtol=1e-6)
+
+
+# Many steps ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [2**31 - 3, 2**32 - 3, 2**40])
+def test_steps_go_on_beyond_32_bits(first, tmp_path):
+    model, plain = make(graph=True), make(graph=False)
+    for m in (model, plain):
+        m.build((3,))
+        m.state = m.state._replace(step=m.backend.count(first))
+        m.fit(X, Y, batch_size=4, epochs=1, verbose=0)
+        assert m.step == first + 10
+    same(model, plain, rtol=1e-5)
+    model.save(tmp_path / "model")
+    assert xn.load_model(tmp_path / "model").step == first + 10
+    masks = [model.network.masks(model.stream, step, 4) for step in (first, first + 2**32)]
+    assert any((a != b).any() for a, b in zip(*(m.values() for m in masks)))
+
+
+def test_means_over_many_batches_are_exact():
+    """Of float32 losses of about 0.1, a million at a time: in float32 the sum would be 1 % off."""
+    backend, network = get_backend(), make()
+    network.build((3,))
+    from xpnet.ops import add_up
+    from xpnet.training import read_sums, zero_sums
+
+    def many(sums):
+        for _ in range(2000):
+            sums = add_up(backend.xp, sums, [(value, 1.0, 1.0)])
+        return sums
+
+    value = backend.scalar(0.1)
+    start = zero_sums(backend, ())
+    big = add_up(backend.xp, start, [(backend.scalar(1e6), 1.0, 1e7)])
+    found = backend.host(many(big)).astype(np.float64)
+    total, weight = found.reshape(-1, 1, 2).sum(0)[0]
+    assert total == pytest.approx(1e6 + 2000 * float(np.float32(0.1)), rel=1e-9)
+    assert weight == 1e7 + 2000
+    assert read_sums(backend, big, ["loss"])["loss"] == pytest.approx(0.1)
+
+
+# Runs that were cut off -----------------------------------------------------------------------------------------
+
+
+class Save(Callback):
+    """Saves at a batch of an epoch, or at its end, and ends the run there as a kill would."""
+
+    def __init__(self, path, epoch, batch=None):
+        self.path, self.epoch, self.batch, self.now = path, epoch, batch, -1
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.now, batch) == (self.epoch, self.batch):
+            self.model.save(self.path)
+            raise InterruptedError
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.batch is None and epoch == self.epoch:
+            self.model.save(self.path)
+            raise InterruptedError
+
+
+class Seen(Callback):
+    """A callback of one's own, with a state."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(epoch)
+
+    def get_state(self):
+        return {"epochs": self.epochs, "last": np.asarray(self.epochs[-1:])}
+
+    def set_state(self, state):
+        assert state["last"].tolist() == state["epochs"][-1:]
+        self.epochs = state["epochs"]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["saver first", "saver last"])
+@pytest.mark.parametrize("batch", [None, 0, 3, 9])
+@pytest.mark.parametrize("cut", [0, 5, 8])
+@pytest.mark.parametrize("per_execution", [1, 3])
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, cut, batch, before, per_execution):
+    if batch is not None and batch % per_execution:
+        pytest.skip("no execution begins at that batch")
+    path, epochs = tmp_path / "model", 30
+    batch = None if batch is None else batch // per_execution
+
+    def run(model, extra=(), **kwargs):
+        stop, seen = EarlyStopping("val_loss", patience=9, mode="max", restore_best_weights=True), Seen()
+        callbacks = [*extra, stop, seen] if before else [stop, seen, *extra]
+        history = model.fit(
+            X, Y, batch_size=4, epochs=epochs, verbose=0, callbacks=callbacks, validation_data=(X[:9], Y[:9] * 0.1),
+            steps_per_execution=per_execution, **kwargs,
+        )  # fmt: skip
+        return history, stop, seen
+
+    whole = make()
+    history, stop, seen = run(whole)
+    assert stop.stopped_epoch > cut  # it does stop
+    with pytest.raises(InterruptedError):
+        run(make(), [Save(path, cut, batch)])
+    model = xn.load_model(path)
+    assert model.epoch == cut + (batch is None)
+    resumed_history, resumed_stop, resumed_seen = run(model, initial_epoch=model.epoch)
+    same(model, whole)
+    assert model.epoch == whole.epoch
+    assert resumed_history.epoch == history.epoch
+    for name, values in history.history.items():
+        np.testing.assert_allclose(resumed_history.history[name], values, **EXACT)
+    assert (resumed_stop.stopped_epoch, resumed_stop.best_epoch) == (stop.stopped_epoch, stop.best_epoch)
+    assert resumed_seen.epochs == seen.epochs
+
+
+def test_a_run_that_ended_leaves_nothing_to_go_on_with(tmp_path):
+    model = make()
+    model.fit(X, Y, batch_size=4, epochs=2, verbose=0)
+    model.save(tmp_path / "model")
+    again = xn.load_model(tmp_path / "model")
+    assert again.unfinished is None
+    assert again.fit(X, Y, batch_size=4, epochs=1, verbose=0).epoch == [0]
+
+
+def test_other_data_begin_the_epoch_anew(tmp_path):
+    with pytest.raises(InterruptedError):
+        make().fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(tmp_path / "model", 0, 5)])
+    model = xn.load_model(tmp_path / "model")
+    assert model.unfinished.steps == model.step == 5
+    model.fit(X[:20], Y[:20], batch_size=4, verbose=0)
+    assert model.step == 10
+    model = xn.load_model(tmp_path / "model")
+    model.fit(X, Y, batch_size=4, verbose=0)
+    assert model.step == 10
+    model.fit(X, Y, batch_size=4, verbose=0)  # and the next one is whole
+    assert model.step == 20
+
+
+def test_a_step_by_hand_ends_what_was_unfinished(tmp_path):
+    model = make()
+    with pytest.raises(InterruptedError):
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(tmp_path / "model", 0, 5)])
+    model.train_on_batch(X[:4], Y[:4])
+    model.save(tmp_path / "model")
+    assert xn.load_model(tmp_path / "model").unfinished is None
+
+
+# Other threads ---------------------------------------------------------------------------------------------------
+
+
+def in_thread(function, *args):
+    errors = []
+
+    def work():
+        try:
+            function(*args)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, errors
+
+
+def test_others_see_the_last_whole_step(tmp_path):
+    """What is saved meanwhile is a state of an undisturbed run."""
+    known, model = {}, make()
+
+    class Note(Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            known[self.model.step] = self.model.get_weights()
+
+    reference = make()
+    reference.fit(X, Y, batch_size=4, epochs=60, verbose=0, callbacks=[Note()])
+    known[reference.step] = reference.get_weights()
+    model.fit(X, Y, batch_size=4, epochs=1, verbose=0)
+    model.predict(X), model.evaluate(X, Y), model.save(tmp_path / "model"), xn.load_model(tmp_path / "model")
+    thread, errors = in_thread(lambda: model.fit(X, Y, batch_size=4, epochs=59, verbose=0))
+    seen = set()
+    while thread.is_alive():
+        model.save(tmp_path / "model")
+        found = xn.load_model(tmp_path / "model")
+        seen.add(found.step)
+        for a, b in zip(found.get_weights(), known[found.step], strict=True):
+            np.testing.assert_array_equal(a, b)
+        model.get_weights()
+        assert np.isfinite(model.predict(X)).all()
+        assert np.isfinite(model.evaluate(X, Y)[0])
+    thread.join()
+    assert errors == []
+    assert len(seen) > 1
+    same(model, reference)
+
+
+def test_predictions_of_other_threads_are_of_one_step():
+    """Equal batches give equal outputs."""
+    model, x = make(SGD(0.05)), np.ones((3000, 3), np.float32)
+    model.fit(X, Y, batch_size=4, epochs=1, verbose=0)
+    thread, errors = in_thread(lambda: [model.fit(X, Y, batch_size=4, epochs=5, verbose=0) for _ in range(20)])
+    while thread.is_alive():
+        y = model.predict(x, batch_size=100).reshape(30, 100)
+        assert (y == y[0]).all()
+    thread.join()
+    assert errors == []
+
+
+def test_a_model_is_trained_by_one_call_at_a_time():
+    model, started, go_on = make(), threading.Event(), threading.Event()
+
+    class Waits(Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            started.set()
+            go_on.wait(20)
+
+    thread, errors = in_thread(lambda: model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Waits()]))
+    assert started.wait(20)
+    for call in (
+        lambda: model.fit(X, Y, verbose=0),
+        lambda: model.train_on_batch(X, Y),
+        lambda: model.compile("sgd", "mse"),
+        lambda: model.to(dtype="float64"),
+    ):
+        with pytest.raises(BusyError, match=r"got a call in thread 'MainThread'$"):
+            call()
+    copied = copy.deepcopy(model)
+    go_on.set()
+    thread.join()
+    assert errors == []
+    same(copied, make_built())
+    model.fit(X, Y, batch_size=4, verbose=0)
+    model.compile("sgd", "mse")
+
+
+def make_built():
+    model = make()
+    model.build((3,))
+    model.program()
+    return model
+
+
+@pytest.mark.parametrize("name", ["fit", "train_on_batch", "compile", "to"])
+def test_a_callback_can_not_train_or_change_its_model(name):
+    model = make()
+    call = {
+        "fit": lambda: model.fit(X, Y, verbose=0),
+        "train_on_batch": lambda: model.train_on_batch(X, Y),
+        "compile": lambda: model.compile("sgd", "mse"),
+        "to": lambda: model.to(dtype="float64"),
+    }[name]
+
+    class Calls(Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            call()
+
+    with pytest.raises(BusyError):
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Calls()])
+    assert model.step == 10
+    call()  # now
+
+
+def test_three_threads_train_models_of_their_own():
+    models = [make() for _ in range(3)]
+    threads = [in_thread(lambda m=m: m.fit(X, Y, batch_size=4, epochs=5, verbose=0)) for m in models]
+    for thread, errors in threads:
+        thread.join()
+        assert errors == []
+    for model in models[1:]:
+        same(model, models[0])
+
+
+def test_history_is_there_after_an_interrupt():
+    model, history = make(), History()
+    with pytest.raises(InterruptedError):
+        model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[history, Save("none", 1, 2)][:1] + [Raises(2)])
+    assert history.epoch == [0, 1]
+
+
+class Raises(Callback):
+    def __init__(self, epoch):
+        self.at = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.at:
+            raise InterruptedError
