@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from . import kernels
@@ -46,6 +46,7 @@ class Context:
         training: whether this is a training step.
         draws: this step's random masks. carry: new running statistics on their way out.
         place: (position in the model, path) of the layer that is being computed.
+        frozen: the paths of the layers that were not trainable when the model was laid out; None: a layer alone.
         inplace: whether there is memory for twins to write to.
         gate: 0-d boolean: whether the update that is being computed will be taken over. Where nobody may wait for
             it, twins that write over weights look at it on the device.
@@ -58,6 +59,7 @@ class Context:
         "carry",
         "draws",
         "dtype",
+        "frozen",
         "gate",
         "inplace",
         "ops",
@@ -83,6 +85,7 @@ class Context:
         self.gate: Array | None = None
         self.tape: Any = None
         self.place: tuple[int, str] = (0, "")
+        self.frozen: Collection[str] | None = None
         self._arena = arena
 
     def restart(self, draws: Mapping[str, Array], tape: Any = None) -> Context:
@@ -99,6 +102,10 @@ class Context:
     def record(self, name: str, value: Array) -> None:
         """Pass on a new value of a running statistic of the current layer."""
         self.carry[f"{self.place[1]}/{name}"] = value
+
+    def recorded(self, name: str, otherwise: Array) -> Array:
+        """Return what an earlier use of the current layer has recorded in this step, or that."""
+        return self.carry.get(f"{self.place[1]}/{name}", otherwise)
 
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """Return memory for a twin to write to, which lives until the end of the step."""

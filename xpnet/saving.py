@@ -65,7 +65,7 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
 
     state, backend, network = model.state, model.backend, model.network
     tensors = network.host_values(backend, state.weights, state.stats)
-    for i, slot in enumerate(state.slots):
+    for i, slot in enumerate(state.slots[: len(model.optimizer.slots) if model.optimizer else 0]):
         tensors[f"optimizer/{i}"] = np.array(backend.host(slot))
     description = {
         "model": _architecture(model),
@@ -149,13 +149,13 @@ def _architecture(model: Sequential) -> dict[str, Any]:
     """Describe the layers; one that is used again is the number of its first place."""
     places: dict[int, int] = {}
     layers: list[Any] = []
-    for i, layer in enumerate(model.layers):
+    for i, (layer, learns) in enumerate(zip(model.layers, model.network.learns)):
         if id(layer) in places:
             layers.append(places[id(layer)])
         else:
             places[id(layer)] = i
             layers.append({"class_name": type(layer).__name__, "config": layer.get_config()})
-            if not layer.trainable:
+            if not learns:  # as laid out; the config has what it is now
                 layers[-1]["trainable"] = False
     return {"name": model.name, "input_shape": list(model.input_shape), "layers": layers}
 
@@ -179,13 +179,16 @@ def _make_model(
 ) -> tuple[Sequential, int]:
     """Return the built model, without its weights, and the number of the optimizer's slots."""
     layers: list[Any] = []
+    learns: list[bool] = []
     for entry in description["model"]["layers"]:
         if isinstance(entry, int):
             layers.append(layers[entry])
+            learns.append(learns[entry])
         else:
-            layer = registry.get({k: entry[k] for k in ("class_name", "config")}, custom)
-            layer.trainable = bool(entry.get("trainable", True))
-            layers.append(layer)
+            layers.append(registry.get({k: entry[k] for k in ("class_name", "config")}, custom))
+            learns.append(bool(entry.get("trainable", True)))
+            if "trainable" not in entry["config"] and not learns[-1]:  # an older file
+                layers[-1].trainable = False
     model = Sequential(
         layers,
         seed=description["seed"],
@@ -202,7 +205,7 @@ def _make_model(
             [metrics.registry.get(m, custom) for m in config["metrics"]],
             config["steps_per_execution"],
         )
-    model.prepare(tuple(description["model"]["input_shape"]))
+    model.prepare(tuple(description["model"]["input_shape"]), learns)
     return model, len(model.optimizer.slots) if model.optimizer is not None else 0
 
 
