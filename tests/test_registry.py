@@ -94,5 +94,6 @@ def test_config_is_plain_and_nested():
     assert Thing.from_config(config).get_config() == config
 
 
-def test_repr_leaves_out_none():
-    assert repr(Thing(2)) == "Thing(size=2, shape=[])"
+def test_repr_is_the_call_without_defaults():
+    assert repr(Thing(2)) == "Thing(size=2)"
+    assert repr(Thing(2, BigThing(), (3, 4))) == "Thing(size=2, inner=BigThing(), shape=(3, 4))"
