@@ -121,6 +121,20 @@ def test_a_dropout_layer_used_twice_has_two_masks():
 
 
 @pytest.mark.parametrize(
+    ("rate", "new", "values"), [(0.5, 0.2, {0.0, 2.0}), (0.0, 0.5, {1.0}), (0.5, 0.0, {0.0, 2.0})]
+)
+def test_masks_and_their_scale_have_one_rate(rate, new, values, backend64):
+    """A rate set later counts for neither, until the layers are laid out again."""
+    layer = Dropout(rate)
+    network = Network([layer], (4,))
+    layer.rate = new
+    masks = {key: backend64.array(mask) for key, mask in network.masks(Stream(1), 0, 64).items()}
+    y, _ = run(network, backend64, np.ones((64, 4)), draws=masks)
+    assert set(backend64.host(y).reshape(-1).tolist()) == values
+    assert Network([layer], (4,)).masks(Stream(1), 0, 64).keys() == ({"0/keep"} if new else set())
+
+
+@pytest.mark.parametrize(
     ("layers", "activation", "positions"),
     [
         ([Dense(3, activation="softmax")], "softmax", [0]),
