@@ -122,9 +122,9 @@ class Flats(NamedTuple):
         """Return host copies of the parameters and statistics of one layer by name."""
         found = {}
         for layout, flat in self.parts:
-            here = [name for name in names if f"{key}/{name}" in layout.slices]
-            host = self.backend.host(flat) if here else None
-            for name in here:
-                path = f"{key}/{name}"
-                found[name] = np.array(host[layout.slices[path]]).reshape(layout.shapes[path])
+            here = {name: f"{key}/{name}" for name in names if f"{key}/{name}" in layout.slices}
+            if here:
+                host = self.backend.host(flat)
+                for name, path in here.items():
+                    found[name] = np.array(host[layout.slices[path]]).reshape(layout.shapes[path])
         return {name: found[name] for name in names}

@@ -180,7 +180,9 @@ class Layer(Configurable):
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values."""
         config = {**super().get_config(), "name": self.name, "dtype": self.dtype}
-        return config if self.trainable else {**config, "trainable": False}
+        if "trainable" in config or not self.trainable:  # a constructor of one's own need not have it
+            config["trainable"] = bool(self.trainable)
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Layer:
