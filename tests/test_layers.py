@@ -387,6 +387,8 @@ def test_the_next_model_takes_the_layers_over():
     again = xn.Sequential([Input((3,)), first, norm, Dense(2)])
     for found, expected in zip(again.get_weights()[:6], weights[:6], strict=True):
         np.testing.assert_array_equal(found, expected)
+    held = [value for layer in again.layers for value in (layer._alone, layer._left)]
+    assert held == [None] * 8  # there is no second copy of the weights
     again.compile("sgd", "mse")
     again.fit(RNG.standard_normal((4, 3)), np.ones((4, 2)), verbose=0)
     assert (first.get_weights()[0] != weights[0]).any()

@@ -769,11 +769,14 @@ def test_pop_of_layers_used_twice_and_of_all():
 
 def test_a_layer_that_does_not_fit_is_not_added():
     model = xn.Sequential([Input((3,)), Dense(4)], seed=4)
-    weights, wrong = model.get_weights(), Input((7,))
+    weights, wrong = model.get_weights(), Dense(2)
+    wrong(np.ones((1, 9)))
+    own = wrong.get_weights()
     with pytest.raises(xn.errors.ShapeError):
         model.add(wrong)
+    assert wrong.name is None
+    same(wrong.get_weights(), own)
     assert len(model.layers) == 2
-    assert not wrong.built
     same(model.get_weights(), weights)
     same(model.layers[1].get_weights(), weights)
     model.add(Dense(2))
