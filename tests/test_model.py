@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import signal
 import weakref
 
 import numpy as np
@@ -767,15 +768,18 @@ def test_pop_of_layers_used_twice_and_of_all():
     assert unbuilt(X).shape == (22, 1)
 
 
-def test_a_layer_that_does_not_fit_is_not_added():
+@pytest.mark.parametrize(("rows", "error"), [(9, xn.errors.ShapeError), (4, KeyboardInterrupt)])
+def test_a_layer_that_is_not_added_after_all(rows, error, monkeypatch):
     model = xn.Sequential([Input((3,)), Dense(4)], seed=4)
-    weights, wrong = model.get_weights(), Dense(2)
-    wrong(np.ones((1, 9)))
-    own = wrong.get_weights()
-    with pytest.raises(xn.errors.ShapeError):
-        model.add(wrong)
-    assert wrong.name is None
-    same(wrong.get_weights(), own)
+    weights, other = model.get_weights(), Dense(2)
+    other(np.ones((1, rows)))
+    own = other.get_weights()
+    with monkeypatch.context() as patch:
+        patch.setattr(xn.Sequential, "assign", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(error):
+            model.add(other)
+    assert other.name is None
+    same(other.get_weights(), own)
     assert len(model.layers) == 2
     same(model.get_weights(), weights)
     same(model.layers[1].get_weights(), weights)
