@@ -483,6 +483,20 @@ def test_a_rate_of_dropout_set_before_compile_counts(rate, new):
     same(*(model.get_weights() for model in models))
 
 
+def test_a_compile_that_fails_changes_no_rate_and_freezes_nothing():
+    layers, labels = [Dropout(0.5, name="half"), Dense(3, "softmax", name="last")], LABELS
+    models = [xn.Sequential([Input((3,)), *copy.deepcopy(layers)], seed=2) for _ in range(2)]
+    for model in models:
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.fit(X, labels, batch_size=11, verbose=0)
+    models[1].get_layer("half").rate, models[1].get_layer("last").trainable = 0.2, False
+    with pytest.raises(xn.errors.InvalidValueError, match="ends in 'softmax'"):
+        models[1].compile("adam", SparseCategoricalCrossentropy(from_logits=True))
+    for model in models:
+        model.fit(X, labels, batch_size=11, verbose=0)
+    same(*(model.get_weights() for model in models))
+
+
 # Settings that change while the model trains ------------------------------------------------------------------
 
 LATER = "settings that change at any time: issue 'One formula, every machine'"

@@ -110,15 +110,17 @@ class Sequential:
         if not self._layers:
             raise InvalidValueError("pop takes the last layer of a model away; got a model of 0 layers")
         *rest, last = self._layers
-        if self._network is not None:
-            key, flats = self._network.units[-1].key, self._flats()
-            if rest:
-                self._lay_out(Network(rest, self.input_shape), keep=False)
-            else:
-                self._network = self._state = self._program = self._inference = None
-            if not any(layer is last for layer in rest):
-                last.leave(self, flats, key)
+        if self._network is None:
+            self._layers = rest
+            return last
+        key, flats = self._network.units[-1].key, self._flats()
+        if rest:
+            self._lay_out(Network(rest, self.input_shape), keep=False)
+        else:
+            self._network = self._state = self._program = self._inference = None
         self._layers = rest
+        if not any(layer is last for layer in rest):
+            last.leave(self, flats, key)
         return last
 
     def _append(self, layer: Layer) -> None:
@@ -157,8 +159,7 @@ class Sequential:
             check_input(self._network, shape, "inputs")
             return
         self.prepare(shape)
-        network = self.network
-        self._take_weights(network)
+        self._take_weights(self.network)
 
     def _take_weights(
         self, network: Network, slots: Sequence[Any] = (), age: float = 0.0, scale: Any = ()
@@ -441,11 +442,11 @@ class Sequential:
             UnknownNameError: a name is not known. InvalidValueError: softmax or sigmoid and then `from_logits`.
         """
         compiled = check_compile(optimizer, loss, metrics, steps_per_execution, graph)
-        network = self._network and Network(self._layers, self._network.input_shape)
-        if network is not None:
-            check_head(network, compiled.loss)
-            if self._state is not None:
-                self._lay_out(network, keep=compiled.optimizer is self.optimizer)
+        if self._network is not None:
+            check_head(self._network, compiled.loss)
+        if self._network is not None and self._state is not None:
+            network = Network(self._layers, self._network.input_shape)
+            self._lay_out(network, keep=compiled.optimizer is self.optimizer)
         self.compiled, self._program = compiled, None
 
     def program(self) -> Program:
