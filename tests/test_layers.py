@@ -3,14 +3,17 @@
 import copy
 import json
 import pickle
+import weakref
 
 import numpy as np
 import pytest
 
+import xpnet as xn
 from xpnet import layers
 from xpnet.backend import library_of
 from xpnet.context import Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, UnknownNameError
+from xpnet.initializers import Constant
 from xpnet.layers import (
     Activation,
     BatchNormalization,
@@ -333,7 +336,122 @@ def test_copies_and_pickles(clone):
     assert_close(clone(layer)(x), y)
 
 
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda a: pickle.loads(pickle.dumps(a)), "copy": copy.copy}
+
+
+def trained():
+    """A model after a few steps, and its weights."""
+    layers = [Dense(2, "tanh"), BatchNormalization(), Dense(1, trainable=False)]
+    model = xn.Sequential([Input((3,)), *layers], seed=1)
+    model.compile("adam", "mse")
+    x = np.random.default_rng(0).standard_normal((12, 3))
+    model.fit(x, x[:, :1], batch_size=3, verbose=0)
+    return model, model.get_weights()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("clone", COPIES)
+def test_copies_of_a_layer_have_the_weights_that_a_model_has_trained(clone, gone):
+    model, (kernel, bias, *_) = trained()
+    layer, x = model.layers[1], np.ones((2, 3), dtype=np.float32)
+    if gone:
+        del model
+    again = COPIES[clone](layer)
+    for found, expected in zip(again.get_weights(), (kernel, bias), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert_close(again(x), np.tanh(x @ kernel + bias), rtol=1e-5)
+    again.set_weights([np.zeros((3, 2)), np.zeros(2)])
+    np.testing.assert_array_equal(layer.get_weights()[0], kernel)  # the copy is one of its own
+
+
+def test_layers_keep_what_they_have_learned_when_the_model_is_gone():
+    model, weights = trained()
+    kept, watch = model.layers, weakref.ref(model)
+    del model
+    assert watch() is None  # they keep their weights, not the model
+    found = [w for layer in kept for w in layer.get_weights()]
+    for one, other in zip(found, weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    kept[1].set_weights([np.ones((3, 2)), np.zeros(2)])
+    np.testing.assert_array_equal(kept[1].get_weights()[0], np.ones((3, 2)))
+
+
+def test_the_next_model_takes_the_layers_over():
+    model, weights = trained()
+    _, first, norm, _ = model.layers
+    with pytest.raises(InvalidValueError, match="belongs to another model"):
+        xn.Sequential([Input((3,)), first, Dense(2)])
+    for found, expected in zip(first.get_weights(), weights[:2], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    del model
+    again = xn.Sequential([Input((3,)), first, norm, Dense(2)])
+    for found, expected in zip(again.get_weights()[:6], weights[:6], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    held = [value for layer in again.layers for value in (layer._alone, layer._left)]
+    assert held == [None] * 8  # there is no second copy of the weights
+    again.compile("sgd", "mse")
+    again.fit(RNG.standard_normal((4, 3)), np.ones((4, 2)), verbose=0)
+    assert (first.get_weights()[0] != weights[0]).any()
+    for found, expected in zip(again.get_weights(), first.get_weights()):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_model_that_cannot_be_built_takes_no_weights_away():
+    layer = Dense(2)
+    layer(np.ones((1, 3)))
+    weights = layer.get_weights()
+    other, _ = trained()
+    model = xn.Sequential([layer, Dense(2), other.layers[-1]])
+    with pytest.raises(InvalidValueError, match="belongs to another model"):
+        model.build((3,))
+    for found, expected in zip(layer.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 # Configs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_layer_can_be_made_frozen(name):
+    layer = MAKERS[name]()
+    assert layer.trainable is layer.get_config()["trainable"] is True
+    config = {**layer.get_config(), "trainable": False}
+    frozen = type(layer)(**config)
+    assert frozen.trainable is False
+    assert frozen.get_config() == json.loads(json.dumps(config))
+    frozen.trainable = True
+    assert frozen.get_config() == layer.get_config()
+
+
+def test_a_layer_of_ones_own_need_not_know_of_trainable():
+    class Own(Layer):
+        def __init__(self, size, name=None, dtype=None):
+            super().__init__(name=name, dtype=dtype)
+            self.size = size
+
+    own = Own(3)
+    assert own.get_config() == {"size": 3, "name": None, "dtype": None}
+    own.trainable = False
+    assert Own.from_config(own.get_config()).get_config() == own.get_config()
+    assert not Own.from_config(own.get_config()).trainable
+
+
+@pytest.mark.parametrize(
+    ("layer", "shown"),
+    [
+        (Dense(3, "relu"), "Dense(units=3, activation=ReLU())"),
+        (Dense(3, "tanh", kernel_regularizer=L1L2(0.1), name="a", trainable=False),
+         "Dense(units=3, activation=Tanh(), kernel_regularizer=L1L2(l1=0.1), name='a', trainable=False)"),
+        (Dense(3, "relu", kernel_initializer="he_normal", bias_initializer=Constant(2)),
+         "Dense(units=3, activation=ReLU(), kernel_initializer=HeNormal(), bias_initializer=Constant(value=2.0))"),
+        (Activation("leaky_relu"), "Activation(activation=LeakyReLU())"),
+        (BatchNormalization(0.5, center=False), "BatchNormalization(momentum=0.5, center=False)"),
+        (Input((3,)), "Input(shape=(3,))"),
+        (Flatten(), "Flatten()"),
+    ],
+)  # fmt: skip
+def test_repr(layer, shown):
+    assert repr(layer) == shown
 
 
 @pytest.mark.parametrize("name", MAKERS)

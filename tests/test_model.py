@@ -1,9 +1,16 @@
 """Sequential as people use it: compile, fit, evaluate, predict, weights, to, summary."""
 
+import copy
+import gc
+import pickle
+import signal
+import weakref
+
 import numpy as np
 import pytest
 
 import xpnet as xn
+from xpnet import kernels
 from xpnet.backend import available_backends, get_backend, library_of
 from xpnet.layers import BatchNormalization, Dense, Dropout, Input
 from xpnet.losses import MeanSquaredError, SparseCategoricalCrossentropy
@@ -195,6 +202,165 @@ def test_frozen_layers_stay_and_the_others_learn():
     assert [bool((a == b).all()) for a, b in zip(before, after)] == [False, False, True, True, False, False]
 
 
+# Freezing after build: counts from the next `compile` on ------------------------------------------------------
+
+
+def deep():
+    """A built model with a layer of each kind that has weights."""
+    layers = [
+        Dense(4, activation="tanh", name="a"),
+        BatchNormalization(momentum=0.5, name="n"),
+        Dense(1, name="z"),
+    ]
+    model = xn.Sequential([Input((3,)), *layers], seed=5, dtype="float64")
+    model.compile(SGD(0.05, momentum=0.9), "mse")
+    return model
+
+
+def changes(model, **kwargs):
+    """Train for an epoch; return the names of the parameters and statistics that have changed."""
+    before = model.get_weights()
+    model.fit(X, Y, batch_size=6, verbose=0, **kwargs)
+    pairs = zip(model.network.paths(), before, model.get_weights(), strict=True)
+    return {path for path, old, new in pairs if (old != new).any()}
+
+
+A, Z = ({f"{key}/kernel", f"{key}/bias"} for key in "az")
+N = {f"n/{name}" for name in ("gamma", "beta", "moving_mean", "moving_variance")}
+
+
+def through_a_file(model, folder):
+    path = folder / "model.safetensors"
+    model.save(path)
+    return xn.load_model(path)
+
+
+COPIES = {
+    "itself": lambda model, folder: model,
+    "copy": lambda model, folder: copy.copy(model),
+    "deepcopy": lambda model, folder: copy.deepcopy(model),
+    "pickle": lambda model, folder: pickle.loads(pickle.dumps(model)),
+    "file": through_a_file,
+}
+
+
+FROZEN = {"a": N | Z, "n": A | Z, "az": N, "nz": A, "an": Z, "anz": set()}
+
+
+@pytest.mark.parametrize(
+    ("frozen", "way", "trained"),
+    [*((frozen, "itself", True) for frozen in FROZEN), *(("an", way, way == "file") for way in COPIES)],
+)
+def test_what_is_frozen_stays_and_what_is_thawed_moves(frozen, way, trained, tmp_path):
+    model, moves = deep(), FROZEN[frozen]
+    if trained:
+        assert changes(model) == A | N | Z
+    weights, paths = model.get_weights(), model.network.paths()
+    for name in frozen:
+        model.get_layer(name).trainable = False
+    model.compile(SGD(0.05, momentum=0.9), "mse")
+    same(model.get_weights(), weights)  # bringing them elsewhere changes none
+    assert model.network.paths() == paths
+    model = COPIES[way](model, tmp_path)
+    assert {layer.name for layer in model.layers if not layer.trainable} == set(frozen)
+    same(model.get_weights(), weights)
+    assert changes(model) == moves
+    model = COPIES[way](model, tmp_path)
+    assert changes(model) == moves
+    for layer in model.layers:
+        layer.trainable = True
+    model.compile(SGD(0.05, momentum=0.9), "mse")
+    model = COPIES[way](model, tmp_path)
+    assert changes(model) == A | N | Z
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_what_was_frozen_since_compile_is_not_frozen_yet(way, tmp_path):
+    """As in Keras. Copies and files are like the model itself: they train on as it does."""
+    model, twin = deep(), deep()
+    for each in (model, twin):
+        changes(each)
+    model.get_layer("a").trainable = model.get_layer("n").trainable = False
+    again = COPIES[way](model, tmp_path)
+    assert [layer.trainable for layer in again.layers] == [True, False, False, True]
+    assert changes(again) == A | N | Z
+    changes(twin)
+    same(again.get_weights(), twin.get_weights())
+    again.compile(SGD(0.05), "mse")
+    assert changes(again) == Z
+
+
+def test_swapping_what_is_trainable_and_copying_mixes_no_weights():
+    layers = [Dense(3, name="a", trainable=False), Dense(3, name="b")]
+    model = xn.Sequential([Input((3,)), *layers], seed=1)
+    model.compile("sgd", "mse")
+    layers[0].trainable, layers[1].trainable = True, False
+    same(copy.deepcopy(model).get_weights(), model.get_weights())
+    model.compile("sgd", "mse")
+    same(copy.deepcopy(model).get_weights(), model.get_weights())
+
+
+def test_a_frozen_batch_normalization_uses_what_it_keeps():
+    model = deep()
+    changes(model)
+    model.get_layer("n").trainable = False
+    model.compile("sgd", "mse")
+    loss = model.evaluate(X, Y)
+    assert model.fit(X, Y, batch_size=len(X), verbose=0).history["loss"][0] == pytest.approx(loss, rel=1e-9)
+
+
+def test_the_summary_counts_what_is_trainable():
+    model, lines = deep(), []
+    model.summary(print_fn=lines.append)
+    model.get_layer("a").trainable = False
+    model.summary(print_fn=lines.append)
+    model.compile("sgd", "mse")
+    model.summary(print_fn=lines.append)
+    found = [text.rpartition("\n")[2].partition(", seed")[0] for text in lines]
+    assert found == ["Parameters: 37 (29 trainable, 8 not)", *["Parameters: 37 (13 trainable, 24 not)"] * 2]
+    assert model.count_params() == 37
+    assert model.weights.shape == (13,)
+
+
+def test_freezing_begins_the_optimizer_anew():
+    model = deep()
+    changes(model)
+    model.get_layer("a").trainable = False
+    model.compile(model.optimizer, "mse")
+    assert float(model.state.age) == 0.0
+    twin = deep()
+    twin.set_weights(model.get_weights())
+    twin.get_layer("a").trainable = False
+    twin.compile(SGD(0.05, momentum=0.9), "mse")
+    twin.step, twin.epoch = model.step, model.epoch
+    assert changes(model) == changes(twin) == N | Z
+    same(model.get_weights(), twin.get_weights())
+
+
+def test_a_whole_model_is_frozen_and_thawed():
+    model = deep()
+    model.trainable = False
+    assert not model.trainable
+    model.compile("adam", "mse")
+    assert changes(model) == set()
+    model.get_layer("z").trainable = True
+    assert model.trainable
+    model.compile("adam", "mse")
+    assert changes(model) == Z
+
+
+def test_a_former_prediction_does_not_outlive_a_change():
+    """What was compiled for predictions knows where weights lay."""
+    model = deep()
+    expected = model.predict(X)
+    model.get_layer("a").trainable = False
+    model.compile("sgd", "mse")
+    np.testing.assert_allclose(model.predict(X), expected, rtol=1e-12)
+    model.get_layer("a").activation = xn.activations.get("linear")
+    model.compile("sgd", "mse")
+    assert not np.allclose(model.predict(X), expected)
+
+
 def drop():
     return [Dense(6, activation="relu"), Dropout(0.4), BatchNormalization(), Dense(1)]
 
@@ -288,6 +454,104 @@ def test_compile_begins_the_optimizer_anew():
     model.compile(SGD(0.0, momentum=0.9), "mse")  # the former velocity would move the weights on
     model.fit(X, Y, verbose=0)
     same(model.get_weights(), before)
+
+
+def test_the_same_optimizer_goes_on_when_it_is_compiled_again():
+    one, other = (regressor(*drop()) for _ in range(2))
+    for model in (one, other):
+        model.compile(Adam(0.05), "mse")
+        model.fit(X, Y, epochs=2, verbose=0)
+    other.compile(other.optimizer, "mse", ["mae"])
+    assert float(other.state.age) == other.step
+    for model in (one, other):
+        model.fit(X, Y, epochs=2, verbose=0)
+    same(one.get_weights(), other.get_weights())
+    other.compile(Adam(0.05), "mse")
+    assert float(other.state.age) == 0.0
+
+
+@pytest.mark.parametrize(("rate", "new"), [(0.5, 0.2), (0.0, 0.5), (0.5, 0.0)])
+def test_a_rate_of_dropout_set_before_compile_counts(rate, new):
+    layer = Dropout(rate)
+    models = [
+        xn.Sequential([Input((3,)), first, Dense(1)], seed=2) for first in (layer, Dropout(new))
+    ]  # fmt: skip
+    layer.rate = new
+    for model in models:
+        model.compile("sgd", "mse")
+        model.fit(X, Y, batch_size=5, verbose=0)
+    same(*(model.get_weights() for model in models))
+
+
+def test_a_compile_that_fails_changes_no_rate_and_freezes_nothing():
+    layers, labels = [Dropout(0.5, name="half"), Dense(3, "softmax", name="last")], LABELS
+    models = [xn.Sequential([Input((3,)), *copy.deepcopy(layers)], seed=2) for _ in range(2)]
+    for model in models:
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.fit(X, labels, batch_size=11, verbose=0)
+    models[1].get_layer("half").rate, models[1].get_layer("last").trainable = 0.2, False
+    with pytest.raises(xn.errors.InvalidValueError, match="ends in 'softmax'"):
+        models[1].compile("adam", SparseCategoricalCrossentropy(from_logits=True))
+    for model in models:
+        model.fit(X, labels, batch_size=22, verbose=0)
+    same(*(model.get_weights() for model in models))
+
+
+# Settings that change while the model trains ------------------------------------------------------------------
+
+LATER = "settings that change at any time: issue 'One formula, every machine'"
+REPLAYS = kernels.recorder_for(get_backend()) is not None  # steps are recorded, and know the settings of that time
+KEEPS = REPLAYS or get_backend().name == "jax"  # or they are compiled
+
+
+def later(keeps, *values):
+    return pytest.param(*values, marks=pytest.mark.xfail(keeps, strict=True, reason=LATER))
+
+
+@pytest.mark.parametrize("way", ["fit", "train_on_batch"])
+@pytest.mark.parametrize(
+    ("optimizer", "part", "name", "value"),
+    [
+        (SGD(0.1), "optimizer", "learning_rate", 0.02),
+        later(KEEPS, SGD(0.1, momentum=0.9), "optimizer", "momentum", 0.1),
+        later(REPLAYS, SGD(0.1), "optimizer", "momentum", 0.9),
+        later(KEEPS, SGD(0.1, momentum=0.9), "optimizer", "nesterov", True),
+        later(KEEPS, SGD(0.1, clipnorm=1.0), "optimizer", "clipnorm", 0.01),
+        later(KEEPS, SGD(0.1), "optimizer", "clipvalue", 0.01),
+        later(KEEPS, SGD(0.1), "optimizer", "weight_decay", 0.5),
+        later(KEEPS, Adam(0.1), "optimizer", "beta_1", 0.1),
+        later(KEEPS, Adam(0.1), "optimizer", "beta_2", 0.5),
+        later(KEEPS, Adam(0.1), "optimizer", "epsilon", 1.0),
+        later(KEEPS, SGD(0.1), "loss", "label_smoothing", 0.5),
+        later(True, SGD(0.1), "half", "rate", 0.2),
+        later(True, SGD(0.1), "none", "rate", 0.5),
+        later(KEEPS, SGD(0.1), "norm", "momentum", 0.1),
+        later(KEEPS, SGD(0.1), "norm", "epsilon", 1.0),
+        later(KEEPS, SGD(0.1), "hidden", "activation", xn.activations.get("relu")),
+    ],
+)
+def test_a_setting_counts_from_the_next_step_on(optimizer, part, name, value, way):
+    layers = [
+        Dense(6, "tanh", name="hidden"), BatchNormalization(momentum=0.5, name="norm"), Dropout(0.5, name="half"),
+        Dropout(0.0, name="none"), Dense(3, "softmax"),
+    ]  # fmt: skip
+    model = xn.Sequential([Input((3,)), *layers], seed=5)
+    model.compile(copy.deepcopy(optimizer), xn.losses.CategoricalCrossentropy())
+    y = np.eye(3)[LABELS]
+
+    def train(model):
+        if way == "fit":
+            model.fit(X, y, batch_size=6, epochs=2, verbose=0)
+        else:
+            for _ in range(3):
+                model.train_on_batch(X, y)
+
+    train(model)
+    setattr(getattr(model, part, None) or model.get_layer(part), name, value)
+    fresh = copy.deepcopy(model)  # as the model is, but nothing of it was recorded or compiled before
+    for each in (model, fresh):
+        train(each)
+    same(model.get_weights(), fresh.get_weights())
 
 
 # Evaluation and prediction ----------------------------------------------------------------------------------
@@ -476,6 +740,96 @@ def test_frozen_batch_normalization_keeps_to_its_running_statistics():
     assert history["loss"][0] == pytest.approx(loss, rel=1e-5)  # not those of the batch
     for one, other in zip(layer.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_layers_are_taken_away_by_pop_only():
+    model = regressor(Input((3,)), Dense(4), BatchNormalization(), Dense(2, name="last"))
+    model.fit(X, np.ones((22, 2)), verbose=0)
+    weights, last = model.get_weights(), model.layers[-1]
+    with pytest.raises(AttributeError):
+        model.layers.pop()  # a tuple: it can't disagree with what the model computes
+    assert model.pop() is last
+    assert [layer.name for layer in model.layers] == ["input", "dense", "batch_normalization"]
+    assert (model.output_shape, model.count_params(), model.optimizer.slots) == ((4,), 32, ("velocity",))
+    same(model.get_weights(), weights[:-2])
+    same(last.get_weights(), weights[-2:])
+    assert model.predict(X).shape == (22, 4)
+    model.fit(X, np.ones((22, 4)), verbose=0)
+    same(last.get_weights(), weights[-2:])
+    other = xn.Sequential([Input((4,)), last])  # it is free
+    same(other.get_weights(), weights[-2:])
+    assert np.abs(model.get_weights()[0] - weights[0]).max() > 0
+
+
+def test_pop_of_layers_used_twice_and_of_all():
+    twice = Dense(3, name="twice")
+    model = xn.Sequential([Input((3,)), twice, Dense(3), twice], seed=1)
+    weights = model.get_weights()
+    assert model.pop() is twice
+    same(model.get_weights(), weights)
+    same(twice.get_weights(), weights[:2])
+    for _ in range(3):
+        model.pop()
+    assert (model.layers, model.built) == ((), False)
+    same(twice.get_weights(), weights[:2])
+    with pytest.raises(xn.errors.InvalidValueError, match="got a model of 0 layers"):
+        model.pop()
+    model.add(Input((3,)))
+    model.add(twice)
+    same(model.get_weights(), weights[:2])
+    unbuilt = xn.Sequential([Dense(1), Dense(2)])
+    unbuilt.pop()
+    assert unbuilt(X).shape == (22, 1)
+
+
+@pytest.mark.parametrize(("rows", "error"), [(9, xn.errors.ShapeError), (4, KeyboardInterrupt)])
+def test_a_layer_that_is_not_added_after_all(rows, error, monkeypatch):
+    model = xn.Sequential([Input((3,)), Dense(4)], seed=4)
+    weights, other = model.get_weights(), Dense(2)
+    other(np.ones((1, rows)))
+    own = other.get_weights()
+    with monkeypatch.context() as patch:
+        patch.setattr(xn.Sequential, "assign", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(error):
+            model.add(other)
+    assert other.name is None
+    same(other.get_weights(), own)
+    assert len(model.layers) == 2
+    same(model.get_weights(), weights)
+    same(model.layers[1].get_weights(), weights)
+    model.add(Dense(2))
+    same(model.get_weights()[:2], weights)
+
+
+def test_copies_share_nothing():
+    """`copy.copy` too: a model's state is written over by its steps."""
+    model = regressor(*drop())
+    model.fit(X, Y, verbose=0)
+    weights, others = model.get_weights(), [copy.copy(model), copy.deepcopy(model)]
+    for each in others:
+        same(each.get_weights(), weights)
+        assert each.layers[0] is not model.layers[0]
+        each.fit(X, Y, verbose=0)
+    same(model.get_weights(), weights)
+    model.fit(X, Y, verbose=0)
+    for each in others:
+        same(each.get_weights(), model.get_weights())
+
+
+def test_a_model_that_is_dropped_goes_at_once():
+    """Without the collector of cycles: a callback, a deepcopy and a prediction hold nothing back."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = regressor(*drop())
+        model.fit(X, Y, verbose=0, validation_split=0.2, callbacks=[xn.callbacks.EarlyStopping("loss")])
+        model.predict(X)
+        copy.deepcopy(model)
+        watches = [weakref.ref(part) for part in (model, model.network, model.layers[0])]
+        del model
+        assert [watch() for watch in watches] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 def test_called_models_build_themselves():

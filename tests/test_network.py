@@ -114,6 +114,24 @@ def test_layout_and_paths():
         check_input(network, [4])
 
 
+def test_freezing_changes_where_weights_lie_and_not_their_order():
+    layers = [Dense(2, name="a"), BatchNormalization(name="b"), Dense(1, name="c")]
+    free = Network(layers, (3,))
+    layers[0].trainable = layers[1].trainable = False
+    frozen = Network(layers, (3,))
+    assert frozen.paths() == free.paths()
+    assert (list(frozen.layout.slices), free.frozen, frozen.frozen) == (["c/kernel", "c/bias"], set(), {"a", "b"})
+    assert frozen.first_trainable == 2
+    assert not frozen.is_laid_out_as(free)
+    assert Network(layers, (3,), free.learns).is_laid_out_as(free)  # as it was, whatever the layers say now
+    values = [
+        {path: flat[where].tolist() for layout in network.layouts for flat in [layout.initial(Stream(1))]
+         for path, where in layout.slices.items()}
+        for network in (free, frozen)
+    ]  # fmt: skip
+    assert values[0] == values[1]
+
+
 def test_initial_weights_depend_on_seed_and_place_only():
     def values(layers, seed=1):
         network = Network(layers, (3,))
@@ -149,6 +167,20 @@ def test_a_dropout_layer_used_twice_has_two_masks():
     masks = Network([layer, Dense(4), layer], (4,)).masks(Stream(1), 0, 64)
     assert sorted(masks) == ["0/keep", "2/keep"]
     assert not np.array_equal(masks["0/keep"], masks["2/keep"])
+
+
+@pytest.mark.parametrize(
+    ("rate", "new", "values"), [(0.5, 0.2, {0.0, 2.0}), (0.0, 0.5, {1.0}), (0.5, 0.0, {0.0, 2.0})]
+)
+def test_masks_and_their_scale_have_one_rate(rate, new, values, backend64):
+    """A rate set later counts for neither, until the layers are laid out again."""
+    layer = Dropout(rate)
+    network = Network([layer], (4,))
+    layer.rate = new
+    masks = {key: backend64.array(mask) for key, mask in network.masks(Stream(1), 0, 64).items()}
+    y, _ = run(network, backend64, np.ones((64, 4)), draws=masks)
+    assert set(backend64.host(y).reshape(-1).tolist()) == values
+    assert Network([layer], (4,)).masks(Stream(1), 0, 64).keys() == ({"0/keep"} if new else set())
 
 
 @pytest.mark.parametrize(
@@ -239,6 +271,22 @@ def test_statistics_go_out_by_way_of_the_context(backend64):
         network.forward(ctx, weights, stats, backend64.array(x))
         np.testing.assert_allclose(backend64.host(network.new_stats(ctx, stats)), expected)
     np.testing.assert_array_equal(backend64.host(stats), [0, 0, 1, 1])  # the former ones are not written to
+
+
+def test_each_use_of_a_layer_updates_its_statistics_in_turn(backend64):
+    layer = BatchNormalization(momentum=0.75, epsilon=0.0, name="n")
+    network = Network([layer, Dense(2, name="d"), layer], (2,))
+    x, kernel, bias = np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([5.0, 7.0])
+    values = {"n/gamma": np.ones(2), "n/beta": np.zeros(2), "d/kernel": kernel, "d/bias": bias}
+    weights = backend64.array(network.layout.from_host(values))
+    stats = backend64.array(network.stats_layout.initial(Stream(1)))
+    ctx = Context(backend64, True)
+    network.forward(ctx, weights, stats, backend64.array(x))
+    mean, variance = np.zeros(2), np.ones(2)
+    second = (x - x.mean(axis=0)) / x.std(axis=0) @ kernel + bias
+    for part in (x, second):
+        mean, variance = 0.75 * mean + 0.25 * part.mean(axis=0), 0.75 * variance + 0.25 * part.var(axis=0)
+    assert_close(network.new_stats(ctx, stats), backend64.array([*mean, *variance]))
 
 
 def test_a_lead_axis_of_models(backend64):

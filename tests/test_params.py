@@ -5,7 +5,7 @@ import pytest
 
 from xpnet import initializers
 from xpnet.errors import InvalidTypeError, ShapeError
-from xpnet.params import Layout, ParamSpec
+from xpnet.params import Flats, Layout, ParamSpec
 from xpnet.random import Stream
 from xpnet.testing import assert_close
 
@@ -60,6 +60,24 @@ def test_initial_values_are_keyed_by_the_slot():
     np.testing.assert_array_equal(values[:6].reshape(2, 3), NORMAL.values(stream, 0, (2, 3)))
     np.testing.assert_array_equal(values[6:9], 0)
     np.testing.assert_array_equal(values[9], NORMAL.values(stream, 65536, ()))
+
+
+def test_known_values_are_not_drawn():
+    known = {"a/kernel": np.full((2, 3), 7.0), "b/gain": np.array(5.0)}
+    values, drawn = layout().initial(Stream(9), known), layout().initial(Stream(9))
+    np.testing.assert_array_equal(values, [*[7.0] * 6, *drawn[6:9], 5.0, *drawn[10:]])
+
+
+def test_what_a_model_leaves_to_a_layer(backend):
+    flat = backend.array(np.arange(12.0, dtype=np.float32))
+    other = Layout([("a/count", 0, ParamSpec("count", (), ZEROS, trainable=False))])
+    left = Flats(backend, ((layout(), flat), (other, backend.array(np.array([3.0], dtype=np.float32)))))
+    found = left.values("a", ["count", "bias"])
+    assert [(name, value.shape, value.tolist()) for name, value in found.items()] == [
+        ("count", (), 3.0), ("bias", (3,), [6.0, 7.0, 8.0]),
+    ]  # fmt: skip
+    found["bias"][:] = -1.0
+    np.testing.assert_array_equal(backend.host(flat), np.arange(12.0))
 
 
 def test_host_parts_are_copies(backend):

@@ -131,5 +131,6 @@ def test_parts_are_made_at_any_depth():
         THINGS.get({"class_name": "Thing", "config": config})
 
 
-def test_repr_leaves_out_none():
-    assert repr(Thing(2)) == "Thing(size=2, shape=[])"
+def test_repr_is_the_call_without_defaults():
+    assert repr(Thing(2)) == "Thing(size=2)"
+    assert repr(Thing(2, BigThing(), (3, 4))) == "Thing(size=2, inner=BigThing(), shape=(3, 4))"

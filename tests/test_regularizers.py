@@ -44,9 +44,7 @@ def test_gradient_against_central_differences(backend64):
     assert_close(backend64.host(grad), numeric, rtol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("identifier", "kind"), [("l1", L1), ("L2", L2), ("l1_l2", L1L2), ("l1l2", L1L2), (L1, L1), (L2(0.1), L2)]
-)
+@pytest.mark.parametrize(("identifier", "kind"), [("l1", L1), ("L2", L2), ("l1l2", L1L2), (L1, L1), (L2(0.1), L2)])
 def test_get(identifier, kind):
     assert type(regularizers.get(identifier)) is kind
 
@@ -62,6 +60,7 @@ def test_none_stays_none():
         (lambda: L1L2(0, float("nan")), InvalidValueError, "l2 must be a finite number >= 0; got nan"),
         (lambda: L2("much"), InvalidTypeError, "got 'much'"),
         (lambda: regularizers.get("l3"), UnknownNameError, "got 'l3'"),
+        (lambda: regularizers.get("l1_l2"), UnknownNameError, "give L1L2(l1=0.01, l2=0.01); got 'l1_l2'"),
         (lambda: regularizers.get(abs), InvalidTypeError, "got <built-in function abs>"),
     ],
 )

@@ -119,7 +119,7 @@ LAYERS = {
     "batch norm": lambda: [Dense(8), BatchNormalization(), Dense(4, activation="tanh"),
                            BatchNormalization(scale=False)],
     "penalties": lambda: [Dense(8, kernel_regularizer="l2", bias_regularizer="l1"),
-                          Dense(4, kernel_regularizer="l1_l2")],
+                          Dense(4, kernel_regularizer=xn.regularizers.L1L2(0.01, 0.01))],
     "no bias": lambda: [Dense(8, use_bias=False, activation="relu"), Dense(4)],
     "shapes": lambda: [layers.Flatten(), Dense(5), layers.LeakyReLU(), layers.ReLU(), Dense(4)],
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,7 @@ class Context:
         training: whether this is a training step.
         draws: this step's random masks. carry: new running statistics on their way out.
         place: (position in the model, path) of the layer that is being computed.
+        frozen: the paths of the layers that were not trainable when the model was laid out; None: a layer alone.
         inplace: whether there is memory for twins to write to.
         gate: 0-d boolean: whether the update that is being computed will be taken over. Where nobody may wait for
             it, twins that write over weights look at it on the device.
@@ -64,6 +65,7 @@ class Context:
         "draws",
         "dtype",
         "finish",
+        "frozen",
         "gate",
         "inplace",
         "ops",
@@ -92,6 +94,7 @@ class Context:
         self.finish: list[Any] = []
         self.tape: Any = None
         self.place: tuple[int, str] = (0, "")
+        self.frozen: Collection[str] | None = None
         self._arena = arena
 
     def restart(self, draws: Mapping[str, Array], tape: Any = None) -> Context:
@@ -109,6 +112,10 @@ class Context:
     def record(self, name: str, value: Array) -> None:
         """Pass on a new value of a running statistic of the current layer."""
         self.carry[f"{self.place[1]}/{name}"] = value
+
+    def recorded(self, name: str, otherwise: Array) -> Array:
+        """Return what an earlier use of the current layer has recorded in this step, or that."""
+        return self.carry.get(f"{self.place[1]}/{name}", otherwise)
 
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """Return memory for a twin to write to, which lives until the end of the step."""

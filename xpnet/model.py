@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +21,7 @@ from .layers.base import rows_of
 from .losses import Loss
 from .network import Network, check_input, name_layers
 from .optimizers import Optimizer
+from .params import Flats
 from .program import Compiled, Program, check_compile, check_head, make_program
 from .random import Stream, fresh_seed
 from .run import Run, Unfinished
@@ -41,8 +44,8 @@ class Progress(NamedTuple):
 class HostState(NamedTuple):
     """What a `TrainState` holds, on the host, and the progress it belongs to."""
 
-    weights: np.ndarray
-    stats: np.ndarray
+    weights: np.ndarray | None = None
+    stats: np.ndarray | None = None
     slots: tuple[np.ndarray, ...] = ()
     step: int = 0
     age: float = 0.0
@@ -86,7 +89,7 @@ class Sequential:
     ) -> None:
         self.seed = fresh_seed() if seed is None else number("seed", seed, 0, integer=True)
         self.name = name or "sequential"
-        self.layers: list[Layer] = []
+        self._layers: list[Layer] = []
         self.stop_training = False
         self.stream = Stream(self.seed)
         self.access = Access()
@@ -103,8 +106,8 @@ class Sequential:
         self._inference: Any = None
         for layer in layers or ():
             self._append(layer)
-        if self.layers and isinstance(self.layers[0], Input):
-            self.build(self.layers[0].shape)
+        if self._layers and isinstance(self._layers[0], Input):
+            self.build(self._layers[0].shape)
 
     # Building -----------------------------------------------------------------------------------------
 
@@ -114,26 +117,45 @@ class Sequential:
         Raises:
             InvalidValueError: the model was built by data, or trained. ShapeError: the layer does not fit.
         """
-        known = isinstance(self.layers[0], Input) if self.layers else isinstance(layer, Input)
+        known = isinstance(self._layers[0], Input) if self._layers else isinstance(layer, Input)
         if self._network is not None and not (known and self.step == 0):
             raise InvalidValueError(f"layers can't be added to a model that is built; got {layer!r}")
         values = {} if self._network is None else dict(zip(self.network.paths(), self.get_weights()))
-        before = list(self.layers)
-        try:
-            with self._as_before_on_error():
-                self._append(layer)
-                self._network = self._state = self._program = self._inference = None
-                if known:
-                    self.build(getattr(self.layers[0], "shape", ()))
-                    self.assign(values)
-        except BaseException:  # whatever it is, Ctrl-C too: undo, and let it go on
-            self.layers = before
-            raise
+        with self._as_before_on_error(layer):
+            self._append(layer)
+            self._network = self._state = self._program = self._inference = None
+            if known:
+                self.build(getattr(self._layers[0], "shape", ()))
+                self.assign(values)
+
+    def pop(self) -> Layer:
+        """Take the last layer away and return it, with its weights; the others keep theirs.
+
+        The optimizer begins anew.
+
+        Raises:
+            InvalidValueError: there is no layer.
+        """
+        if not self._layers:
+            raise InvalidValueError("pop takes the last layer of a model away; got a model of 0 layers")
+        *rest, last = self._layers
+        if self._network is None:
+            self._layers = rest
+            return last
+        key, flats = self._network.units[-1].key, self._flats()
+        if rest:
+            self._lay_out(Network(rest, self.input_shape), keep=False)
+        else:
+            self._network = self._state = self._program = self._inference = None
+        self._layers = rest
+        if not any(layer is last for layer in rest):
+            last.leave(self, flats, key)
+        return last
 
     def _append(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):
             raise InvalidTypeError(f"Sequential takes objects of xpnet.layers.Layer; got {layer!r}")
-        self.layers.append(layer)
+        self._layers.append(layer)
 
     def build(self, input_shape: Any) -> None:
         """Make the weights for inputs of this shape, without the batch axis (a leading None is accepted).
@@ -145,16 +167,20 @@ class Sequential:
             self._build(rows_of(input_shape))
 
     @contextmanager
-    def _as_before_on_error(self) -> Iterator[None]:
-        """Undo what the first data have settled (shapes, weights, backend) when they turn out not to fit."""
+    def _as_before_on_error(self, *new: Layer) -> Iterator[None]:
+        """Undo what the first data, or `new` layers, have settled (shapes, weights, backend) if they don't fit."""
         before = self._backend, self._settled, self._network, self._state, self._program, self._inference
-        fresh = [layer for layer in self.layers if not layer.built]
+        loose = self._layers if self._network is None else ()  # a model that is built holds its layers
+        layers = [(layer, dict(vars(layer))) for layer in (*loose, *new) if isinstance(layer, Layer)]
+        count = len(self._layers)
         try:
             yield
         except BaseException:  # whatever it is, Ctrl-C too: undo, and let it go on
             self._backend, self._settled, self._network, self._state, self._program, self._inference = before
-            for layer in fresh:
-                layer.unbuild()
+            del self._layers[count:]
+            for layer, attributes in layers:
+                vars(layer).clear()
+                vars(layer).update(attributes)
             raise
 
     def _build(self, shape: tuple[int, ...]) -> None:
@@ -162,27 +188,63 @@ class Sequential:
             check_input(self._network, shape, "inputs")
             return
         self.prepare(shape)
-        network = self.network
-        own = {f"{layer.name}/{k}": v for layer in self.layers for k, v in layer.own_values().items()}
-        flats = []
-        for layout in (network.layout, network.stats_layout):
-            flat = layout.initial(self.stream)
-            for path, where in layout.slices.items():
-                if path in own:
-                    flat[where] = own[path].reshape(-1)
-            flats.append(flat)
-        self._place(HostState(flats[0], flats[1]))
+        self._take_weights(self.network, HostState())
 
-    def prepare(self, shape: tuple[int, ...]) -> None:
-        """Lay out the weights without making them (for `load_model`, which has them already)."""
-        if not self.layers:
+    def _take_weights(self, network: Network, host: HostState) -> None:
+        """Take over the values that the layers have, and draw those that they don't, unless the state has all."""
+        own = {unit.key: unit.layer.values() or {} for unit in network.units}
+        known = {f"{key}/{name}": value for key, values in own.items() for name, value in values.items()}
+        if host.weights is None:
+            weights, stats = (layout.initial(self.stream, known) for layout in network.layouts)
+            host = host._replace(weights=weights, stats=stats)
+        self._place(host)
+        for unit in network.units:
+            unit.layer.taken()
+
+    def prepare(self, shape: tuple[int, ...], learns: Sequence[bool] | None = None) -> None:
+        """Lay out the weights without making them (for `load_model`, which has them already).
+
+        Args:
+            shape: of an input. learns: whether each layer is trainable; None asks the layers.
+        """
+        if not self._layers:
             raise NotBuiltError("a model needs at least one layer before it is built; got 0 layers")
-        network, backend = Network(self.layers, shape), self.backend
+        network, backend = Network(self._layers, shape, learns), self.backend
         if self.compiled is not None:
             check_head(network, self.compiled.loss)
-        for layer in self.layers:
+        for layer in self._layers:
             layer.join(self)
         self._network, self._backend = network, backend
+
+    def _lay_out(self, network: Network, keep: bool) -> None:
+        """Bring the weights to where they lie in a network of the same layers, or of the first of them.
+
+        Args:
+            network: what to go over to.
+            keep: whether the optimizer keeps what it knows, if no weight changes its place.
+        """
+        state, backend = self.state, self.backend
+        stay = network.is_laid_out_as(self.network)
+        if not stay:
+            values = dict(zip(network.paths(), self.get_weights()))
+            flats = [layout.from_host(values) for layout in network.layouts]
+            weights, stats = (backend.array(flat, backend.dtype_name) for flat in flats)
+            state = state._replace(weights=weights, stats=stats)
+        if not (stay and keep):
+            state = state._replace(slots=(), age=backend.scalar(0.0))
+        self._network, self._state, self._program, self._inference = network, state, None, None
+
+    def __del__(self) -> None:
+        """Leave the weights to the layers: one that is still used keeps them."""
+        network = self.__dict__.get("_network")
+        if network is not None and self._state is not None:
+            flats = self._flats()
+            for unit in network.units:
+                unit.layer.leave(self, flats, unit.key)
+
+    def _flats(self) -> Flats:
+        network, state = self.network, self.state
+        return Flats(self.backend, ((network.layout, state.weights), (network.stats_layout, state.stats)))
 
     def restore(
         self,
@@ -263,6 +325,21 @@ class Sequential:
             yield found
 
     # What it is made of -------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in order; `add` and `pop` change them."""
+        return tuple(self._layers)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any layer is trainable; setting it sets all of them, for the next `compile`."""
+        return any(layer.trainable for layer in self._layers)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        for layer in self._layers:
+            layer.trainable = bool(value)
 
     @property
     def built(self) -> bool:
@@ -348,8 +425,10 @@ class Sequential:
         lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths)))
                  for r in rows]  # fmt: skip
         rule = "-" * len(lines[0])
-        trainable, fixed = self.network.layout.size, self.network.stats_layout.size
-        tail = f"Parameters: {trainable + fixed:,} ({trainable:,} trainable, {fixed:,} not), seed {self.seed}"
+        layers = {id(layer): layer for layer in self._layers if layer.trainable}.values()
+        trainable = sum(math.prod(spec.shape) for layer in layers for spec in layer.specs if spec.trainable)
+        total = self.count_params()
+        tail = f"Parameters: {total:,} ({trainable:,} trainable, {total - trainable:,} not), seed {self.seed}"
         text = "\n".join([f"Model {self.name!r}", rule, lines[0], rule, *lines[1:], rule, tail])
         (print_fn or print)(text)
 
@@ -384,22 +463,26 @@ class Sequential:
             weights, stats = (backend.array(flat, backend.dtype_name) for flat in flats)
             self.state = self.state._replace(weights=weights, stats=stats)
 
-    def layer_weights(self, layer: Layer) -> list[np.ndarray]:
-        """Return the host copies of one layer's parameters and statistics."""
-        values = self._host_values()
-        return [values[f"{layer.name}/{spec.name}"] for spec in layer.specs]
+    def holds(self, layer: Layer) -> bool:
+        """Return whether the layer's weights are part of the model's."""
+        return self._state is not None and self.network.key(layer) is not None
+
+    def layer_values(self, layer: Layer) -> dict[str, np.ndarray]:
+        """Return the host copies of one layer's parameters and statistics by name."""
+        return self._flats().values(str(self.network.key(layer)), [spec.name for spec in layer.specs])
 
     def set_layer_weights(self, layer: Layer, values: Sequence[Any]) -> None:
         """Set one layer's parameters and statistics."""
-        self.assign({f"{layer.name}/{spec.name}": value for spec, value in zip(layer.specs, values)})
+        key = self.network.key(layer)
+        self.assign({f"{key}/{spec.name}": value for spec, value in zip(layer.specs, values)})
 
     def get_layer(self, name: str) -> Layer:
         """Return the layer of that name."""
-        name_layers(self.layers)
-        for layer in self.layers:
+        name_layers(self._layers)
+        for layer in self._layers:
             if layer.name == name:
                 return layer
-        raise unknown_name("layer of this model", name, [str(layer.name) for layer in self.layers])
+        raise unknown_name("layer of this model", name, [str(layer.name) for layer in self._layers])
 
     def to(
         self, backend: str | Backend | None = None, device: str | None = None, dtype: str | None = None
@@ -434,6 +517,9 @@ class Sequential:
     ) -> None:
         """Choose how to train. A call that fails leaves the former choice as it was.
 
+        What was frozen or thawed since (`layer.trainable`) counts from here on. The optimizer begins anew, unless
+        it is the same object as before and has the same weights to train.
+
         Args:
             optimizer, loss: names or objects. metrics, weighted_metrics: lists of names or objects; the weights
                 of rows and classes count in the latter only.
@@ -447,9 +533,10 @@ class Sequential:
         compiled = check_compile(optimizer, loss, metrics, steps_per_execution, graph, weighted_metrics)
         if self._network is not None:
             check_head(self._network, compiled.loss)
+        if self._network is not None and self._state is not None:
+            network = Network(self._layers, self._network.input_shape)
+            self._lay_out(network, keep=compiled.optimizer is self.optimizer)
         self.compiled, self._program = compiled, None
-        if self._state is not None:
-            self._state = self.state._replace(slots=(), age=self.backend.scalar(0.0))
 
     def program(self) -> Program:
         """Return what `compile` was given, made ready for the backend (once)."""
@@ -674,8 +761,10 @@ class Sequential:
         kept["_where"] = (None, self._where[1], self._where[2])
         kept["_backend"] = (backend.name, backend.device_name, backend.policy) if self._backend else None
         kept["_explicit"] = is_explicit(self._where[0])
-        kept["_shape"] = self._network.input_shape if self._network else None
-        kept["_host"] = None if self._state is None else self.snapshot()
+        kept["_shape"] = self._network and (self._network.input_shape, self._network.learns)
+        host = None if self._state is None else self.snapshot()
+        # the layers bring the weights, unless these may have changed by then
+        kept["_host"] = host if host is None or self.access.training else host._replace(weights=None, stats=None)
         return kept
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
@@ -688,11 +777,15 @@ class Sequential:
         if explicit and self._backend is not None:
             self._where = (self._backend, None, None)
         if shape is not None:
-            self._network = Network(self.layers, shape)
-            for layer in self.layers:
+            self._network = Network(self._layers, *shape)
+            for layer in self._layers:
                 layer.join(self)
-            self._place(host)
+            self._take_weights(self._network, host)
             self._progress = Progress(self.epoch)
+
+    def __copy__(self) -> Sequential:
+        """Return a model of its own, as `copy.deepcopy` does: weights and layers are not shared between models."""
+        return copy.deepcopy(self)
 
 
 def _there(part: T | None) -> T:

@@ -31,8 +31,10 @@ class Network:
 
     Args:
         layers: in order. input_shape: without the batch axis.
+        learns: whether each of the layers is trainable; None asks the layers.
 
     Attributes:
+        learns: as above. frozen: the keys of those that are not trainable.
         units: the layers at their places. layout, stats_layout: of the trainable parameters, and of the
             running statistics and frozen ones. draws: (key, slot, spec) of the masks.
         input_shape, output_shape: without the batch axis.
@@ -41,7 +43,9 @@ class Network:
         ShapeError: a layer does not fit its predecessor. InvalidValueError: two layers have one name.
     """
 
-    def __init__(self, layers: Sequence[Layer], input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], input_shape: tuple[int, ...], learns: Sequence[bool] | None = None
+    ) -> None:
         self.input_shape = shape = input_shape
         self.units: list[Unit] = []
         trainable: list[tuple[str, int, ParamSpec]] = []
@@ -49,6 +53,8 @@ class Network:
         self.draws: list[tuple[str, int, DrawSpec]] = []
         seen: set[int] = set()
         name_layers(layers)
+        self.learns = [bool(layer.trainable) for layer in layers] if learns is None else list(learns)
+        self.frozen = frozenset(str(layer.name) for layer, own in zip(layers, self.learns) if not own)
         for position, layer in enumerate(layers):
             shape = layer.ensure_built(shape)
             self.units.append(Unit(position, str(layer.name), layer))
@@ -58,8 +64,9 @@ class Network:
             seen.add(id(layer))
             for i, spec in enumerate(layer.specs):
                 entry = (f"{layer.name}/{spec.name}", (position << 16) + i, spec)
-                (trainable if spec.trainable and layer.trainable else fixed).append(entry)
+                (trainable if spec.trainable and self.learns[position] else fixed).append(entry)
         self.output_shape = shape
+        self._keys = {id(unit.layer): unit.key for unit in self.units}
         self.layout, self.stats_layout = Layout(trainable), Layout(fixed)
         keys = {key.rpartition("/")[0] for key in self.layout.slices}
         self.first_trainable = min((u.position for u in self.units if u.key in keys), default=len(self.units))
@@ -115,6 +122,7 @@ class Network:
         """
         units = self.units if units is None else units
         params = self.params(ctx, weights, stats)
+        ctx.frozen = self.frozen
         backs = []
         for unit in units:
             ctx.place = unit[:2]
@@ -178,6 +186,20 @@ class Network:
             **self.layout.host_parts(backend, weights), **self.stats_layout.host_parts(backend, stats)
         }  # fmt: skip
         return {path: both[path] for path in self.paths()}
+
+    @property
+    def layouts(self) -> tuple[Layout, Layout]:
+        """Of the trainable parameters, and of all else."""
+        return self.layout, self.stats_layout
+
+    def is_laid_out_as(self, other: Network) -> bool:
+        """Return whether every parameter lies where it does in another network, of the same layers."""
+        pairs = zip(self.layouts, other.layouts)
+        return all([e[1] for e in a.entries] == [e[1] for e in b.entries] for a, b in pairs)
+
+    def key(self, layer: Layer) -> str | None:
+        """Return the name under which this very layer is part of the network, or None."""
+        return self._keys.get(id(layer))
 
     def paths(self) -> list[str]:
         """Return all paths, layer by layer, in the order of `get_weights`."""

@@ -44,7 +44,16 @@ class Optimizer(Configurable):
     """
 
     slots: tuple[str, ...] = ()
-    never_overflows = False  # whether what is within the guard's limits gives finite weights (see `xpnet.ops`)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let a class that overrides the update say for itself that it never overflows."""
+        super().__init_subclass__(**kwargs)
+        for base in map(vars, cls.__mro__):
+            if "never_overflows" in base:
+                return
+            if "apply" in base or "advance" in base:
+                cls.never_overflows = False  # type: ignore[assignment, method-assign]
+                return
 
     def __init__(
         self,
@@ -74,6 +83,11 @@ class Optimizer(Configurable):
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         self._learning_rate = float(number("learning_rate", value, 0))
+
+    @property
+    def never_overflows(self) -> bool:
+        """Whether all that is within the guard's limits gives finite weights now (see `xpnet.ops`)."""
+        return False
 
     @property
     def decay(self) -> float:
@@ -144,7 +158,8 @@ class Optimizer(Configurable):
         """Return the variable after one step down `grad`, and the next state; nothing passed in is changed.
 
         Args:
-            theta, grad: shape (size,). state: from `init` or the last `update`. layout: as for `init`.
+            theta, grad: shape (size,), or two numbers. state: from `init` or the last `update`. layout: as for
+                `init`.
 
         Raises:
             ShapeError: `grad` is not of the shape of `theta`.
@@ -155,10 +170,13 @@ class Optimizer(Configurable):
             raise ShapeError(f"the gradient must have the shape {tuple(w.shape)}; got {tuple(g.shape)}")
         age, lr = ctx.asarray(state.age) + 1.0, ctx.asarray(state.learning_rate)
         slots = tuple(ctx.backend.copy(ctx.asarray(s)) for s in state.slots)
+        shape = w.shape
+        w, g, *slots_in = (ctx.xp.reshape(a, shape or (1,)) for a in (w, g, *slots))
         slices = (slice(0, w.shape[-1]),) if layout is None else tuple(layout.slices.values())
-        w, slots = self.advance(ctx, w, g, slots, lr, age, slices)
+        w, slots = self.advance(ctx, w, g, tuple(slots_in), lr, age, slices)
+        w, *slots_out = (leave(ctx.xp.reshape(a, shape)) for a in (w, *slots))
         host_rate = state.learning_rate if library_of(state.learning_rate) is None else leave(lr)
-        return leave(w), OptimizerState(leave(age), host_rate, tuple(leave(s) for s in slots))
+        return w, OptimizerState(leave(age), host_rate, tuple(slots_out))
 
 
 class SGD(Optimizer):
@@ -189,9 +207,22 @@ class SGD(Optimizer):
         dtype: str | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clipnorm, clipvalue, global_clipnorm, name, dtype)
-        self.momentum, self.nesterov = number("momentum", momentum, 0, 1), bool(nesterov)
-        self.slots = ("velocity",) if self.momentum else ()
-        self.never_overflows = never_overflows(self.momentum, decay=self.decay)
+        self.momentum, self.nesterov = momentum, bool(nesterov)
+
+    @property
+    def momentum(self) -> float:
+        """The momentum; without it there is no velocity to keep."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        self._momentum = float(number("momentum", value, 0, 1))
+        self.slots = ("velocity",) if self._momentum else ()
+
+    @property
+    def never_overflows(self) -> bool:
+        """See `Optimizer`."""
+        return never_overflows(self.momentum, decay=self.decay)
 
     def apply(
         self,
@@ -231,7 +262,11 @@ class Momentum(Optimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay, clipnorm, clipvalue, global_clipnorm, name, dtype)
         self.beta = number("beta", beta, 0, 1, open_high=True)
-        self.never_overflows = never_overflows(self.beta, decay=self.decay)
+
+    @property
+    def never_overflows(self) -> bool:
+        """See `Optimizer`."""
+        return never_overflows(self.beta, decay=self.decay)
 
     def apply(
         self,
@@ -276,7 +311,11 @@ class RMSprop(Optimizer):
         self.rho = number("rho", rho, 0, 1, open_high=True)
         self.epsilon = number("epsilon", epsilon, 0)
         self.epsilon_on = one_of("epsilon_on", epsilon_on, ("square", "root"))
-        self.never_overflows = never_overflows(self.rho, self.epsilon, self.decay)
+
+    @property
+    def never_overflows(self) -> bool:
+        """See `Optimizer`."""
+        return never_overflows(self.rho, self.epsilon, self.decay)
 
     def apply(
         self,
@@ -328,7 +367,11 @@ class Adam(Optimizer):
         self.beta_2 = number("beta_2", beta_2, 0, 1, open_high=True)
         self.epsilon = number("epsilon", epsilon, 0)
         self.epsilon_on = one_of("epsilon_on", epsilon_on, ("root", "corrected"))
-        self.never_overflows = never_overflows(max(self.beta_1, self.beta_2), self.epsilon, self.decay)
+
+    @property
+    def never_overflows(self) -> bool:
+        """See `Optimizer`."""
+        return never_overflows(max(self.beta_1, self.beta_2), self.epsilon, self.decay)
 
     def apply(
         self,

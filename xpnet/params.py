@@ -13,7 +13,7 @@ from .backend import Array, Backend, np
 from .errors import InvalidTypeError, ShapeError
 from .random import Stream
 
-__all__ = ["DrawSpec", "Layout", "ParamSpec"]
+__all__ = ["DrawSpec", "Flats", "Layout", "ParamSpec"]
 
 
 class ParamSpec(NamedTuple):
@@ -77,11 +77,13 @@ class Layout:
             flat.append(xp.reshape(part, (*part.shape[: part.ndim - len(shape)], -1)))
         return xp.concat(flat, axis=-1)
 
-    def initial(self, stream: Stream) -> np.ndarray:
-        """Return the initial values as a flat host array in float64."""
+    def initial(self, stream: Stream, known: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """Return the initial values as a flat host array in float64; what is `known`, by key, is not drawn."""
         flat = np.empty(self.size)
+        known = known or {}
         for key, slot, spec in self.entries:
-            flat[self.slices[key]] = spec.initializer.values(stream, slot, spec.shape).reshape(-1)
+            values = known[key] if key in known else spec.initializer.values(stream, slot, spec.shape)
+            flat[self.slices[key]] = values.reshape(-1)
         return flat
 
     def host_parts(self, backend: Backend, flat: Array) -> dict[str, np.ndarray]:
@@ -105,3 +107,24 @@ class Layout:
                 raise ShapeError(f"{key}: weights must have shape {self.shapes[key]}; got {part.shape}")
             flat[where] = part.reshape(-1)
         return flat
+
+
+class Flats(NamedTuple):
+    """Where the weights of a model lie: what it leaves to its layers, which outlive it.
+
+    It refers to no layer, so that a layer that refers to it is no part of a cycle.
+    """
+
+    backend: Backend
+    parts: tuple[tuple[Layout, Array], ...]
+
+    def values(self, key: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return host copies of the parameters and statistics of one layer by name."""
+        found = {}
+        for layout, flat in self.parts:
+            here = {name: f"{key}/{name}" for name in names if f"{key}/{name}" in layout.slices}
+            if here:
+                host = self.backend.host(flat)
+                for name, path in here.items():
+                    found[name] = np.array(host[layout.slices[path]]).reshape(layout.shapes[path])
+        return {name: found[name] for name in names}

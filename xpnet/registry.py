@@ -93,8 +93,23 @@ class Configurable:
         return cls(**{name: _made(value) for name, value in config.items()})
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items() if v is not None)
-        return f"{type(self).__name__}({shown})"
+        """Return the constructor's call, without what is left at its default."""
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        given = {p.name: getattr(self, p.name, p.default) for p in parameters if hasattr(self, p.name)}
+        shown = [f"{p.name}={given[p.name]!r}" for p in parameters
+                 if p.name in given and not _is_default(given[p.name], p.default)]  # fmt: skip
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Return whether a setting is what the constructor makes of its default."""
+    if isinstance(value, Configurable) and isinstance(default, str):
+        return snake_case(repr(value)) == f"{default}()"
+    return (
+        type(value) is type(default)
+        and isinstance(value, (int, float, str, tuple, type(None)))
+        and value == default
+    )
 
 
 def plain(value: Any) -> Any:

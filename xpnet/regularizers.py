@@ -6,7 +6,7 @@ from typing import Any
 
 from .backend import Array
 from .context import enter
-from .errors import InvalidTypeError, number
+from .errors import InvalidTypeError, UnknownNameError, number
 from .registry import Configurable, Registry
 
 __all__ = ["L1", "L1L2", "L2", "Regularizer", "get"]
@@ -67,17 +67,22 @@ class L1L2(Regularizer):
 
 
 registry: Registry[Regularizer] = Registry("regularizer", Regularizer)
-registry.add(L1, L2, L1L2, l1_l2=L1L2)
+registry.add(L1, L2, L1L2)
 
 
 def get(identifier: Any) -> Regularizer | None:
     """Return a regularizer from a name or an object; None stays None.
 
     Raises:
-        InvalidTypeError: a callable of one's own (xpnet needs l1 and l2 as numbers).
+        InvalidTypeError: a callable of one's own (xpnet needs l1 and l2 as numbers). UnknownNameError: "l1_l2".
     """
     if identifier is None:
         return None
+    if isinstance(identifier, str) and identifier == "l1_l2":
+        raise UnknownNameError(
+            "a regularizer 'l1_l2' would have no factors (as in Keras 3, L1L2() penalizes nothing): give "
+            "L1L2(l1=0.01, l2=0.01); got 'l1_l2'"
+        )
     if callable(identifier) and not isinstance(identifier, (Regularizer, type)):
         raise InvalidTypeError(f"a regularizer must be L1, L2 or L1L2; got {identifier!r}")
     return registry.get(identifier)

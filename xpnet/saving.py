@@ -70,7 +70,8 @@ def _tensors(model: Sequential, host: HostState) -> dict[str, np.ndarray]:
     tensors = {}
     for layout, flat in zip(_layouts(model), (host.weights, host.stats)):
         tensors.update(layout.views(np, flat))
-    tensors.update((SLOTS[VERSION].format(i), slot) for i, slot in enumerate(host.slots))
+    count = len(model.optimizer.slots) if model.optimizer is not None else 0
+    tensors.update((SLOTS[VERSION].format(i), slot) for i, slot in enumerate(host.slots[:count]))
     return tensors
 
 
@@ -95,13 +96,13 @@ def _architecture(model: Sequential) -> dict[str, Any]:
     """Describe the layers; one that is used again is the number of its first place."""
     places: dict[int, int] = {}
     layers: list[Any] = []
-    for i, layer in enumerate(model.layers):
+    for i, (layer, learns) in enumerate(zip(model.layers, model.network.learns)):
         if id(layer) in places:
             layers.append(places[id(layer)])
         else:
             places[id(layer)] = i
             layers.append({"class_name": type(layer).__name__, "config": layer.get_config()})
-            if not layer.trainable:
+            if not learns:  # as laid out; the config has what it is now
                 layers[-1]["trainable"] = False
     return {"name": model.name, "input_shape": list(model.input_shape), "layers": layers}
 
@@ -259,13 +260,16 @@ def _understood(file: TensorFile) -> Iterator[None]:
 def _make_model(description: dict[str, Any], backend: Any, device: str | None, dtype: str | None) -> Sequential:
     """Return the model laid out, without its weights: nothing of their size is made here."""
     layers: list[Any] = []
+    learns: list[bool] = []
     for entry in _of(list, description["model"]["layers"]):
         if isinstance(entry, dict):
-            layer = registry.get({k: entry[k] for k in ("class_name", "config")})
-            layer.trainable = _of(bool, entry.get("trainable", True))
-            layers.append(layer)
+            layers.append(registry.get({k: entry[k] for k in ("class_name", "config")}))
+            learns.append(_of(bool, entry.get("trainable", True)))
+            if "trainable" not in entry["config"] and not learns[-1]:  # an older file
+                layers[-1].trainable = False
         elif 0 <= _of(int, entry) < len(layers):
             layers.append(layers[entry])
+            learns.append(learns[entry])
         else:
             raise IndexError(f"a layer used again must be one of the {len(layers)} before it, not {entry}")
     model = Sequential(
@@ -275,7 +279,7 @@ def _make_model(description: dict[str, Any], backend: Any, device: str | None, d
         device=device,
         name=_of(str, description["model"]["name"]),
     )
-    model.layers += layers  # given to the constructor, an `Input` in front would have it draw weights
+    model._layers += layers  # given to the constructor, an `Input` in front would have it draw weights
     config = description["compile"]
     if config is not None:
         model.compile(
@@ -289,7 +293,7 @@ def _make_model(description: dict[str, Any], backend: Any, device: str | None, d
     shape = tuple(_of(int, n) for n in _of(list, description["model"]["input_shape"]))
     if not all(0 < n <= MOST for n in shape):
         raise ValueError(f"input_shape must be positive integers, not {list(shape)}")
-    model.prepare(shape)
+    model.prepare(shape, learns)
     return model
 
 

@@ -16,7 +16,7 @@ class Activation(Layer):
     """y = f(x).
 
     Args:
-        activation: a name or an `xpnet.activations.Activation`. name, dtype: see `Layer`.
+        activation: a name or an `xpnet.activations.Activation`. name, dtype, trainable: see `Layer`.
 
     Raises:
         UnknownNameError: no activation has that name.
@@ -27,8 +27,10 @@ class Activation(Layer):
 
     ends_in_activation = True
 
-    def __init__(self, activation: Any, name: str | None = None, dtype: str | None = None) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(
+        self, activation: Any, name: str | None = None, dtype: str | None = None, trainable: bool = True
+    ) -> None:
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
         self.activation = activations.get(activation)
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
@@ -45,30 +47,30 @@ class Activation(Layer):
 class _Fixed(Activation):
     function: type[activations.Activation]
 
-    def __init__(self, name: str | None = None, dtype: str | None = None) -> None:
-        super().__init__(self.function(), name=name, dtype=dtype)
+    def __init__(self, name: str | None = None, dtype: str | None = None, trainable: bool = True) -> None:
+        super().__init__(self.function(), name=name, dtype=dtype, trainable=trainable)
 
 
 class ReLU(_Fixed):
-    """y = max(x, 0). Args: name, dtype (see `Layer`)."""
+    """y = max(x, 0). Args: name, dtype, trainable (see `Layer`)."""
 
     function = activations.ReLU
 
 
 class Sigmoid(_Fixed):
-    """y = 1 / (1 + exp(-x)). Args: name, dtype (see `Layer`)."""
+    """y = 1 / (1 + exp(-x)). Args: name, dtype, trainable (see `Layer`)."""
 
     function = activations.Sigmoid
 
 
 class Tanh(_Fixed):
-    """y = tanh(x). Args: name, dtype (see `Layer`)."""
+    """y = tanh(x). Args: name, dtype, trainable (see `Layer`)."""
 
     function = activations.Tanh
 
 
 class Softmax(_Fixed):
-    """y = exp(x) / sum(exp(x)) along the last axis. Args: name, dtype (see `Layer`)."""
+    """y = exp(x) / sum(exp(x)) along the last axis. Args: name, dtype, trainable (see `Layer`)."""
 
     function = activations.Softmax
 
@@ -77,12 +79,18 @@ class LeakyReLU(Activation):
     """y = x for x > 0, else negative_slope * x.
 
     Args:
-        negative_slope: 0.01 as in PyTorch (Keras has 0.3 here). name, dtype: see `Layer`.
+        negative_slope: 0.01 as in PyTorch (Keras has 0.3 here). name, dtype, trainable: see `Layer`.
     """
 
-    def __init__(self, negative_slope: float = 0.01, name: str | None = None, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        negative_slope: float = 0.01,
+        name: str | None = None,
+        dtype: str | None = None,
+        trainable: bool = True,
+    ) -> None:
         leaky = activations.LeakyReLU(negative_slope)
-        super().__init__(leaky, name=name, dtype=dtype)
+        super().__init__(leaky, name=name, dtype=dtype, trainable=trainable)
         self.negative_slope = leaky.negative_slope
 
 
@@ -91,7 +99,7 @@ class PReLU(Layer):
 
     Args:
         alpha_initializer, alpha_regularizer: where alpha starts (Keras: zeros), and its penalty.
-        name, dtype: see `Layer`.
+        name, dtype, trainable: see `Layer`.
 
     d/dalpha = x dy where x <= 0, summed over the batch.
 
@@ -105,8 +113,9 @@ class PReLU(Layer):
         alpha_regularizer: Any = None,
         name: str | None = None,
         dtype: str | None = None,
+        trainable: bool = True,
     ) -> None:
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
         self.alpha_initializer = initializers.get(alpha_initializer)
         self.alpha_regularizer = regularizers.get(alpha_regularizer)
 

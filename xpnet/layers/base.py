@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from .. import activations, initializers, regularizers
 from ..backend import Array, floating, np
 from ..context import Context, enter, numeric
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError
-from ..params import DrawSpec, Layout, ParamSpec
+from ..params import DrawSpec, Flats, Layout, ParamSpec
 from ..random import Stream, fresh_seed, keep_mask
 from ..registry import Configurable, Registry, overrides
 
@@ -30,6 +29,8 @@ class Layer(Configurable):
     Args:
         name: unique in a model; None lets the model choose one.
         dtype: the precision when used alone (a model has one precision for all its layers).
+        trainable: whether training changes its parameters. It can be set at any time; a model goes by it from the
+            next `compile` on.
 
     >>> class Scale(Layer):
     ...     def build(self, input_shape):
@@ -44,19 +45,19 @@ class Layer(Configurable):
     [[1.0, 2.0]]
     """
 
-    trainable = True
     ends_in_activation = False  # whether the last thing that `forward` does is to apply `self.activation`
 
-    def __init__(self, *, name: str | None = None, dtype: str | None = None) -> None:
+    def __init__(self, *, name: str | None = None, dtype: str | None = None, trainable: bool = True) -> None:
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
             raise InvalidValueError(f"a layer's name must be a string without '/', not empty; got {name!r}")
-        self.name, self.dtype = name, floating(dtype)
+        self.name, self.dtype, self.trainable = name, floating(dtype), bool(trainable)
         self.input_shape: tuple[int, ...] | None = None
         self.output_shape: tuple[int, ...] | None = None
         self.specs: list[ParamSpec] = []
         self.draws: list[DrawSpec] = []
         self._alone: dict[str, np.ndarray] | None = None  # the values, while no model holds them
-        self._model: Any = None  # weak reference to the model that does
+        self._left: tuple[Flats, str] | None = None  # where they are, and under which name, if a model left them
+        self._model: Any = None  # weak reference to the model that holds them
 
     # What a subclass defines --------------------------------------------------------------------------
 
@@ -92,6 +93,10 @@ class Layer(Configurable):
     def add_draw(self, name: str, shape: Sequence[int], rate: float) -> None:
         """Declare a boolean mask, True with probability 1 - rate; `ctx.draw(name)` gives it in training."""
         self.draws.append(DrawSpec(name, tuple(shape), rate))
+
+    def learns(self, ctx: Context) -> bool:
+        """Return whether it is trainable; in a model, whether it was when the model was built or compiled."""
+        return self.trainable if ctx.frozen is None else ctx.place[1] not in ctx.frozen
 
     # What users call ----------------------------------------------------------------------------------
 
@@ -143,16 +148,13 @@ class Layer(Configurable):
 
     def get_weights(self) -> list[np.ndarray]:
         """Return host copies of the parameters and statistics, in the order they were declared."""
-        model = self._model and self._model()
-        if model is not None:
-            return model.layer_weights(self)
         if self.input_shape is None:
             raise NotBuiltError(f"layer {self.name or type(self).__name__} has no weights before it is built")
-        if self._alone is None:
-            layout, stream = self._layout(), Stream(fresh_seed())
-            flat = layout.initial(stream)
-            self._alone = {k: flat[s].reshape(layout.shapes[k]) for k, s in layout.slices.items()}
-        return [self._alone[spec.name].copy() for spec in self.specs]
+        values = self.values()
+        if values is None:
+            layout = self._layout()
+            values = self._alone = self._parts(layout, layout.initial(Stream(fresh_seed())))
+        return [values[spec.name].copy() for spec in self.specs]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set the parameters and statistics from arrays in the order of `get_weights`.
@@ -165,13 +167,13 @@ class Layer(Configurable):
         values = [numeric(w) for w in weights]
         if len(values) != len(self.specs):
             raise ShapeError(f"set_weights takes {len(self.specs)} arrays; got {len(values)}")
-        model = self._model and self._model()
+        model = self._holder()
         if model is not None:
             model.set_layer_weights(self, values)
             return
         layout = self._layout()
         flat = layout.from_host({spec.name: v for spec, v in zip(self.specs, values)})
-        self._alone = {k: flat[s].reshape(layout.shapes[k]) for k, s in layout.slices.items()}
+        self._alone, self._left = self._parts(layout, flat), None
 
     def count_params(self) -> int:
         """Return the number of parameters and statistics."""
@@ -179,7 +181,17 @@ class Layer(Configurable):
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values."""
-        return {**super().get_config(), "name": self.name, "dtype": self.dtype}
+        config = {**super().get_config(), "name": self.name, "dtype": self.dtype}
+        if "trainable" in config or not self.trainable:  # a constructor of one's own need not have it
+            config["trainable"] = bool(self.trainable)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Layer:
+        """Return a new layer; `trainable` need not be an argument of a constructor of one's own."""
+        layer = cls(**{key: value for key, value in dict(config).items() if key != "trainable"})
+        layer.trainable = bool(config.get("trainable", layer.trainable))
+        return layer
 
     # What models call ---------------------------------------------------------------------------------
 
@@ -194,8 +206,8 @@ class Layer(Configurable):
         exact = activations.registry.classes.get(activation, type(own))  # no subclass that bears the name, too
         if type(own) is not exact or own is None or own.name != activation:
             return None
-        bare: Any = copy.copy(self)
-        bare.activation = activations.get("linear")
+        bare: Any = object.__new__(type(self))  # not a copy, which would have weights of its own
+        vars(bare).update(vars(self), activation=activations.get("linear"))
         return bare
 
     def join(self, model: Any) -> None:
@@ -212,20 +224,39 @@ class Layer(Configurable):
             )
         self._model = weakref.ref(model)
 
-    def unbuild(self) -> None:
-        """Forget the shapes, as if it had never been built."""
-        self.input_shape = self.output_shape = self._alone = self._model = None
-        self.specs, self.draws = [], []
+    def values(self) -> dict[str, np.ndarray] | None:
+        """Return the parameters and statistics by name; None if there are none yet."""
+        model = self._holder()
+        if model is not None:
+            return model.layer_values(self)
+        if self._left is not None:
+            flats, key = self._left
+            self._alone, self._left = flats.values(key, [spec.name for spec in self.specs]), None
+        return self._alone
 
-    def own_values(self) -> dict[str, np.ndarray]:
-        """Return the values that it had before a model took it over, if any."""
-        return dict(self._alone or {})
+    def taken(self) -> None:
+        """Hear that the model it has joined holds its values now."""
+        self._alone = self._left = None
+
+    def leave(self, model: Any, flats: Flats, key: str) -> None:
+        """Hear that `model`, which may be about to go, holds them no longer: there they are, under that key."""
+        owner = self._model and self._model()
+        if owner is None or owner is model:
+            self._model, self._left = None, (flats, key)
+
+    def _holder(self) -> Any:
+        model = self._model and self._model()
+        return model if model is not None and model.holds(self) else None
 
     def _layout(self) -> Layout:
         return Layout([(spec.name, i, spec) for i, spec in enumerate(self.specs)])
 
+    def _parts(self, layout: Layout, flat: np.ndarray) -> dict[str, np.ndarray]:
+        return {key: flat[where].reshape(layout.shapes[key]) for key, where in layout.slices.items()}
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None}  # a copied model takes its layers in anew
+        """Return what `copy` and pickle keep: the values, but not the model that holds them."""
+        return {**self.__dict__, "_alone": self.values(), "_left": None, "_model": None}
 
 
 def rows_of(shape: Any) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ class Dense(Layer):
         use_bias: whether there is a b.
         kernel_initializer, bias_initializer: where W, shape (in, units), and b, shape (units,), start.
         kernel_regularizer, bias_regularizer: `L1`, `L2`, `L1L2` or None.
-        name, dtype: see `Layer`.
+        name, dtype, trainable: see `Layer`.
 
     Raises:
         InvalidValueError: units is not a positive integer. UnknownNameError: a name is not known.
@@ -49,8 +49,9 @@ class Dense(Layer):
         bias_regularizer: Any = None,
         name: str | None = None,
         dtype: str | None = None,
+        trainable: bool = True,
     ) -> None:
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
         self.units = number("units", units, 1, integer=True)
         self.activation = activations.get(activation)
         self.use_bias = bool(use_bias)

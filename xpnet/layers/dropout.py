@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..backend import Array
@@ -19,7 +20,7 @@ class Dropout(Layer):
     same bits on every backend. Outside training y = x.
 
     Args:
-        rate: in [0, 1). name, dtype: see `Layer`.
+        rate: in [0, 1). name, dtype, trainable: see `Layer`.
 
     Raises:
         InvalidValueError: rate is outside [0, 1).
@@ -28,21 +29,25 @@ class Dropout(Layer):
     [[1.0, 2.0]]
     """
 
-    def __init__(self, rate: float, name: str | None = None, dtype: str | None = None) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(
+        self, rate: float, name: str | None = None, dtype: str | None = None, trainable: bool = True
+    ) -> None:
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
         self.rate = number("rate", rate, 0, 1, open_high=True)
 
-    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Declare the mask."""
+    def ensure_built(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Declare the mask, with the rate as it is now, and return the shape."""
+        shape = super().ensure_built(input_shape)
+        self.draws = []
         if self.rate:
-            self.add_draw("keep", input_shape, self.rate)
-        return input_shape
+            self.add_draw("keep", shape, self.rate)
+        return shape
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return the masked and rescaled input."""
-        if not (ctx.training and self.rate):
+        if not (ctx.training and self.draws):
             return x, lambda dy, into, want_dx=True: (dy, {})
-        y, back = ctx.ops.dropout(ctx, x, ctx.draw("keep"), self.rate)
+        y, back = ctx.ops.dropout(ctx, x, ctx.draw("keep"), self.draws[0].rate)  # that of the mask
 
         def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
             return (back(dy) if want_dx else None), {}

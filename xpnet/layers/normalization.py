@@ -19,12 +19,13 @@ class BatchNormalization(Layer):
     In training, mean and (biased) variance are those of the batch, and the running ones follow:
     `moving = momentum * moving + (1 - momentum) * batch`. Outside training the running ones are used.
     S. Ioffe, C. Szegedy, ICML 2015; arguments as in Keras (PyTorch's momentum is 1 - momentum, and its running
-    variance the unbiased one). With `trainable = False` the running ones are used in training too.
+    variance the unbiased one). Frozen (`trainable=False`), it uses and keeps the running ones in training too.
+    Used at several places, it updates them at each, one after the other.
 
     Args:
         momentum: in [0, 1]. epsilon: >= 0, inside the root. center, scale: whether there are beta and gamma.
         beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: starts.
-        beta_regularizer, gamma_regularizer: penalties or None. name, dtype: see `Layer`.
+        beta_regularizer, gamma_regularizer: penalties or None. name, dtype, trainable: see `Layer`.
 
     >>> BatchNormalization(epsilon=0)([[1.0, 2.0]]).tolist()
     [[1.0, 2.0]]
@@ -44,8 +45,9 @@ class BatchNormalization(Layer):
         gamma_regularizer: Any = None,
         name: str | None = None,
         dtype: str | None = None,
+        trainable: bool = True,
     ) -> None:
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
         self.momentum, self.epsilon = number("momentum", momentum, 0, 1), number("epsilon", epsilon, 0)
         self.center, self.scale = bool(center), bool(scale)
         self.beta_initializer = initializers.get(beta_initializer)
@@ -77,11 +79,11 @@ class BatchNormalization(Layer):
             xp.reshape(params[name], shape) if name in params else None
             for name in ("gamma", "beta", "moving_mean", "moving_variance")
         )
-        if ctx.training and self.trainable:
+        if ctx.training and self.learns(ctx):
             y, batch_mean, batch_var, backward = ctx.ops.batch_norm(ctx, x, gamma, beta, axes, self.epsilon)
             keep = self.momentum
-            ctx.record("moving_mean", keep * params["moving_mean"] + (1.0 - keep) * batch_mean)
-            ctx.record("moving_variance", keep * params["moving_variance"] + (1.0 - keep) * batch_var)
+            for name, new in (("moving_mean", batch_mean), ("moving_variance", batch_var)):
+                ctx.record(name, keep * ctx.recorded(name, params[name]) + (1.0 - keep) * new)
             return y, backward
         factor = 1.0 / xp.sqrt(var + self.epsilon)
         xh = (x - mean) * factor

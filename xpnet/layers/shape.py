@@ -14,14 +14,14 @@ __all__ = ["Flatten", "Input"]
 
 
 class Flatten(Layer):
-    """Turn (batch, a, b, ...) into (batch, a * b * ...). Args: name, dtype (see `Layer`).
+    """Turn (batch, a, b, ...) into (batch, a * b * ...). Args: name, dtype, trainable (see `Layer`).
 
     >>> Flatten()([[[1.0, 2.0], [3.0, 4.0]]]).tolist()
     [[1.0, 2.0, 3.0, 4.0]]
     """
 
-    def __init__(self, name: str | None = None, dtype: str | None = None) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, name: str | None = None, dtype: str | None = None, trainable: bool = True) -> None:
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the one size."""
@@ -42,14 +42,16 @@ class Input(Layer):
     """State the shape of the inputs, so that a model is built at once.
 
     Args:
-        shape: without the batch axis; a leading None is accepted. name, dtype: see `Layer`.
+        shape: without the batch axis; a leading None is accepted. name, dtype, trainable: see `Layer`.
 
     Raises:
         ShapeError: the shape is not made of positive integers, or an input has another.
     """
 
-    def __init__(self, shape: Any, name: str | None = None, dtype: str | None = None) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(
+        self, shape: Any, name: str | None = None, dtype: str | None = None, trainable: bool = True
+    ) -> None:
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
         self.shape = rows_of(shape)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
