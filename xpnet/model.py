@@ -366,10 +366,19 @@ class Sequential:
         """The training steps taken since the model was made: what the masks are functions of."""
         return 0 if self._state is None else self.backend.counted(self.state.step)
 
+    @step.setter
+    def step(self, step: int) -> None:
+        with self.access.lock:
+            self.state = self.state._replace(step=self.backend.count(number("step", step, 0, integer=True)))
+
     @property
     def epoch(self) -> int:
         """The epochs that were trained since the model was made: what the order of the rows is a function of."""
         return self._progress.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._progress = Progress(number("epoch", epoch, 0, integer=True))
 
     @property
     def backend(self) -> Backend:

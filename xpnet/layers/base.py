@@ -189,7 +189,7 @@ class Layer(Configurable):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Layer:
         """Return a new layer; `trainable` need not be an argument of a constructor of one's own."""
-        layer = cls(**{key: value for key, value in dict(config).items() if key != "trainable"})
+        layer = super().from_config({key: value for key, value in config.items() if key != "trainable"})
         layer.trainable = bool(config.get("trainable", layer.trainable))
         return layer
 
