@@ -11,18 +11,16 @@ likes and nothing is shared out.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from .helpers import drain, helpers
+from .helpers import Job, drain, free
+from .limits import Alone, allowed, blas_threads, count
 
 __all__ = ["Alone", "count", "gather", "in_parts", "pieces", "product", "share", "sum_of_squares"]
 
@@ -31,85 +29,22 @@ Array = np.ndarray
 PIECE = 1 << 22  # multiplications and additions of a product below which two threads gain nothing
 PART = 1 << 17  # elements of a pass over the weights, likewise
 ROWS = 1 << 15  # and elements of rows that are gathered
-_busy = threading.Lock()  # held by the thread that has the helpers
-_now = threading.local()  # .threads: what BLAS may use outside of `Alone`
-
-
-@lru_cache
-def _blas() -> list[Any]:
-    """Return the handles of the loaded BLAS libraries; none without threadpoolctl."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return []
-    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
-
-
-@lru_cache
-def count() -> int:
-    """Return how many threads share the work: as many as BLAS was to use when this was first asked."""
-    return max([1, *(int(blas.get_num_threads()) for blas in _blas())])
-
-
-def _allowed() -> list[tuple[Any, int]]:
-    """Return each BLAS library with the threads that it may use now."""
-    return [(blas, int(blas.get_num_threads())) for blas in _blas()] if count() > 1 else []
-
-
-class Alone(AbstractContextManager["Alone"]):
-    """Keep BLAS to one thread, and NumPy from warning of what the guard finds.
-
-    How many BLAS uses is the process' affair: of blocks that overlap the first limits it, the last restores it.
-    """
-
-    _lock = threading.Lock()
-    _inside = 0
-    _before: ClassVar[list[tuple[Any, int]]] = []
-
-    def __enter__(self) -> Alone:
-        self.state = np.errstate(all="ignore")
-        self.state.__enter__()
-        with Alone._lock:
-            if Alone._inside == 0:
-                Alone._before = _allowed()
-                for blas, _ in Alone._before:
-                    blas.set_num_threads(1)
-            Alone._inside += 1
-        self.outside = getattr(_now, "threads", 1)
-        _now.threads = max([1, *(threads for _, threads in Alone._before)])
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        _now.threads = self.outside
-        with Alone._lock:
-            Alone._inside -= 1
-            if Alone._inside == 0:
-                for blas, threads in Alone._before:
-                    blas.set_num_threads(threads)
-        self.state.__exit__(*error)
 
 
 def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
     """Make all the calls, in any order, on at most so many threads: if not told, as BLAS might use."""
     queue = deque(calls)
-    wanted = min(count(), getattr(_now, "threads", 1) if most is None else most, len(queue)) - 1
-    if wanted < 1 or not _busy.acquire(blocking=False):
+    wanted = min(count(), allowed() if most is None else most, len(queue)) - 1
+    helping = free(count() - 1)[:wanted] if wanted > 0 else []
+    if not helping:
         drain(queue)
         return
-    try:
-        helping = helpers(os.getpid(), count() - 1)[:wanted]
-        for helper in helping:
-            helper.ask(queue)
-        try:
-            drain(queue)
-        finally:
-            queue.clear()
-            errors = [helper.wait() for helper in helping]
-        for error in errors:
-            if error is not None:
-                raise error
-    finally:
-        _busy.release()
+    job = Job(queue, helping)
+    with job, job, job:  # where an exception strikes as one of them ends the job, the next one does
+        job.begin()
+        drain(queue)
+    if job.errors:
+        raise job.errors[0]
 
 
 def split(size: int, piece: int) -> list[slice]:
@@ -143,8 +78,7 @@ def gather(values: Array, rows: Array, out: Array) -> Array:
     if out.size < 2 * ROWS or count() == 1:
         return values.take(rows, 0, out, "clip")
     parts = split(len(rows), -(-len(rows) * ROWS // out.size))
-    most = max([1, *(threads for _, threads in _allowed())])
-    share([partial(values.take, rows[p], 0, out[p], "clip") for p in parts], most)
+    share([partial(values.take, rows[p], 0, out[p], "clip") for p in parts], blas_threads())
     return out
 
 
