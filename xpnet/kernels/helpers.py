@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
+from queue import SimpleQueue
 from typing import Any
 from weakref import ref
 
@@ -45,10 +46,16 @@ class Job(AbstractContextManager["Job"]):
 
     def __exit__(self, *error: Any) -> None:
         self.queue.clear()
-        if not self.done:
-            for helper in self.helping:
-                helper.wait()
-            self.done = True
+        struck: BaseException | None = None
+        while not self.done:
+            try:
+                for helper in self.helping:
+                    helper.wait()
+                self.done = True
+            except BaseException as another:  # noqa: BLE001 - raised below
+                struck = another
+        if struck is not None:
+            raise struck
 
 
 def _no_job() -> None:
@@ -63,7 +70,7 @@ class Helper:
         self.turns = np.zeros(1, np.int64)  # how often it was asked
         self.free = np.ones(1, np.int64)  # 0 from before it takes a call until there is none left
         self.asleep = False
-        self.bell = threading.Semaphore(0)
+        self.bell: SimpleQueue[None] = SimpleQueue()  # in C: an exception can't leave it locked
         self.thread = threading.Thread(target=self._serve, args=[_spin()], name=f"xpnet-{number}", daemon=True)
         self.thread.start()
 
@@ -77,7 +84,7 @@ class Helper:
         self.job = ref(job)
         self.turns[0] += 1
         if self.asleep:
-            self.bell.release()
+            self.bell.put(None)
 
     def wait(self) -> None:
         """Wait for the calls that the helper has begun, if it has."""
@@ -96,7 +103,7 @@ class Helper:
             else:
                 self.asleep = True
                 if self.turns[0] == seen:  # if not, the bell rings once too often, which does no harm
-                    self.bell.acquire()
+                    self.bell.get()
                 self.asleep = False
 
     def _asked(self, spin: Any, seen: int) -> bool:

@@ -207,7 +207,8 @@ def _clear(entries: list[_Entry]) -> None:
 def allowed() -> int:
     """Return how many threads may share this thread's work: in a block as many as BLAS might use, else 1."""
     entries = _here.entries
-    return max([1, *_before.values(), *entries[-1].before.values()]) if entries else 1
+    own = (threads for entry in entries for threads in entry.before.values())
+    return max([1, *_before.values(), *own]) if entries else 1
 
 
 def blas_threads() -> int:

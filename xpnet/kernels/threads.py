@@ -40,7 +40,7 @@ def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
         drain(queue)
         return
     job = Job(queue, helping)
-    with job, job, job:  # where an exception strikes as one of them ends the job, the next one does
+    with job, job, job:  # so that two exceptions may strike while the job ends, and it is ended before they go on
         job.begin()
         drain(queue)
     if job.errors:
