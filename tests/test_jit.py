@@ -25,7 +25,7 @@ DAMAGES = {
     "short": lambda data: data[: len(data) // 2],
     "zeros": lambda data: bytes(len(data)),
     "garbage": lambda data: os.urandom(len(data)),
-    "one byte": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+    "one byte": lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
     "a pickle of something else": lambda data: b"\x80\x04]\x94.",
 }
 

@@ -1,7 +1,7 @@
 """Loops compiled by numba, kept on disk where that works: a damaged file is compiled anew, not trusted.
 
-Each file of the cache ends in a checksum. Without it a damaged one raises whatever `pickle` finds, or is machine code
-that is run.
+Each file of the cache ends in a checksum. Without one, a damaged file raises whatever `pickle` stumbles over, or
+its damaged machine code runs.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def _tell(error: Exception | None) -> None:
     if error is not None and not _told:
         _told = True
         warnings.warn(
-            "numba's cache of compiled loops fails, so that they are compiled anew (seconds, in each process until it "
-            f"works); got {type(error).__name__}: {error}",
+            "numba's cache of compiled loops fails, so that each process compiles them anew until it works; "
+            f"got {type(error).__name__}: {error}",
             RuntimeWarning,
             stacklevel=2,
         )

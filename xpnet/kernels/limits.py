@@ -1,7 +1,7 @@
 """How many threads BLAS may use: one while a step runs, as many as before when none does.
 
-threadpoolctl finds the libraries. The number is set in OpenBLAS and MKL themselves: threadpoolctl 3.8 lets only one
-thread of a process do so in OpenBLAS, without a word to the others.
+threadpoolctl finds the libraries. The number is set by their own functions: threadpoolctl 3.8 lets only the first
+thread of a process that asks set OpenBLAS' number, and ignores the others without a word.
 
 An exception may strike anywhere: Ctrl-C twice, a signal handler that raises, one that is sent into the thread. So
 what is to be restored is noted before it is changed, and a block counts as long as its `with` statement holds it.
@@ -32,7 +32,7 @@ VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "BLI
 
 @dataclass(eq=False)
 class Library:
-    """A BLAS library: how to get and set its number of threads, and whether that is the process' or each thread's."""
+    """A BLAS library: how to get and set its number of threads; whether all threads of the process share it."""
 
     get: Callable[[], int]
     set: Callable[[int], Any]
@@ -40,7 +40,7 @@ class Library:
 
 
 def _default() -> int:
-    """Return how many threads BLAS uses where nobody limits it: the process' cores, if the environment says no less."""
+    """Return how many threads BLAS uses by default: one for each core, or what the environment says."""
     cores = len(os.sched_getaffinity(os.getpid())) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name in VARIABLES:
         number = re.match(r"\s*0*([1-9]\d*)", os.environ.get(name, ""))
@@ -82,15 +82,17 @@ def _library(found: Any) -> Library:
         names, shared = OPENMP, False
     for get, put in names:
         if hasattr(found.dynlib, get) and hasattr(found.dynlib, put):
-            return Library(
-                _function(found.dynlib, get, ctypes.c_int), _function(found.dynlib, put, None, ctypes.c_int), shared
+            ask, tell = (
+                _function(found.dynlib, get, ctypes.c_int),
+                _function(found.dynlib, put, None, ctypes.c_int),
             )
+            return Library(ask, tell, shared)
     return Library(found.get_num_threads, found.set_num_threads, True)
 
 
 def _function(library: Any, name: str, *types: Any) -> Any:
     """Return a function of a library that keeps Python's lock: to let go of it costs more than the call."""
-    return ctypes.PYFUNCTYPE(*types)(ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+    return ctypes.PYFUNCTYPE(*types)(ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
 
 
 Before = dict[Library, int]  # the numbers to be restored
@@ -107,7 +109,7 @@ class _Entry:
 
     block: Callable[[], Any]  # what the `with` statement holds; None when it has let go
     began: float
-    errors: dict[str, Any]  # what NumPy did about errors before
+    errors: Any  # what NumPy did about errors before
 
     def __init__(self) -> None:
         self.state = np.errstate(all="ignore")
@@ -134,6 +136,7 @@ class Alone(partial[None]):
     """
 
     def __new__(cls) -> Alone:
+        """Make a block, which begins when a `with` statement enters it."""
         entry = _Entry()
         block = super().__new__(cls, _leave, entry)
         entry.block = ref(block)
@@ -162,7 +165,7 @@ def _leave(entry: _Entry, *error: Any) -> None:
     entries = _here.entries
     if entries[-1] is not entry:
         _clear(entries)
-    entry.state.__exit__()
+    entry.state.__exit__(None, None, None)
     if entry.before:
         _restore(entry.before)
     with _lock:

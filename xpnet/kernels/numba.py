@@ -20,6 +20,7 @@ Array = np.ndarray
 
 SMALL = 1 << 13  # scores up to which a loop beats NumPy's vector instructions for exp
 
+
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
     """Twin of `ops.affine`: bias and ReLU in one pass; ReLU's backward and the bias gradient in another."""
     plain = ctx.inplace and x.ndim == kernel.ndim == 2 and not ctx.backend.narrow
