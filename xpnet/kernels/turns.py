@@ -2,7 +2,7 @@
 
 NumPy lets go of Python's lock in each call on more than a few hundred numbers. Where other threads wait for the
 lock, this wakes one of them each time, which can take longer than the call: six threads that train a small network
-each took twice as long as one thread that trains six. So a thread that takes short steps goes on for `SLICE` before
+each took twice as long as one that trains six. So a thread that takes short steps goes on for `SLICE` before
 another one does. This affects only speed: nobody waits longer than that, and a turn that nobody ends is over by
 itself.
 """
