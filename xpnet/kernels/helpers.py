@@ -71,8 +71,7 @@ class Helper:
         self.free = np.ones(1, np.int64)  # 0 from before it takes a call until there is none left
         self.asleep = False
         self.bell: SimpleQueue[None] = SimpleQueue()  # in C: an exception can't leave it locked
-        self.thread = threading.Thread(target=self._serve, args=[_spin()], name=f"xpnet-{number}", daemon=True)
-        self.thread.start()
+        threading.Thread(target=self._live, args=[_spin()], name=f"xpnet-{number}", daemon=True).start()
 
     def taken(self) -> bool:
         """Return whether somebody's job is not done yet: one that has gone without an end counts as done."""
@@ -90,8 +89,14 @@ class Helper:
         """Wait for the calls that the helper has begun, if it has."""
         spin = _spin()
         if spin is None or not spin.reached(self.free, 1, LOOKS):
-            while not self.free[0] and self.thread.is_alive():
+            while not self.free[0]:
                 time.sleep(NAP)
+
+    def _live(self, spin: Any) -> None:
+        try:
+            self._serve(spin)
+        finally:  # an exception sent into this thread has ended it
+            self.free[0] = 1
 
     def _serve(self, spin: Any) -> None:
         seen = 0
