@@ -1,6 +1,5 @@
 """Work that is shared out is done once, whoever does it, and its results do not depend on who did."""
 
-import os
 import threading
 import time
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ RNG = np.random.default_rng(0)
 def pretend(monkeypatch, count):
     """Pretend that BLAS was told to use so many threads."""
     monkeypatch.setattr(threads, "count", lambda: count)
-    monkeypatch.setattr(threads._now, "threads", count, raising=False)
+    monkeypatch.setattr(threads, "allowed", lambda: count)
     return count
 
 
@@ -41,9 +40,9 @@ def waiting(request, monkeypatch):
         monkeypatch.setattr(helpers, "_spin", lambda: None)
     elif helpers._spin() is None:
         pytest.skip("needs numba, and POSIX")
-    helpers.helpers.cache_clear()
+    helpers.forget()
     yield
-    helpers.helpers.cache_clear()
+    helpers.forget()
 
 
 def test_every_call_is_made_once(count, waiting):
@@ -68,7 +67,7 @@ def test_helpers_come_whether_awake_or_asleep(two, waiting, pause):
         together = threading.Barrier(2)
         threads.share([lambda b=together: b.wait(30)] * 2)
         time.sleep(pause)
-    (helper,) = helpers.helpers(os.getpid(), 1)
+    (helper,) = helpers.free(1)
     deadline = time.monotonic() + 30
     while not helper.asleep and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -92,7 +91,7 @@ def test_what_a_helper_has_begun_is_waited_for(two, waiting):
 
 
 def test_a_helper_that_never_begins_is_not_waited_for(count, waiting, monkeypatch):
-    monkeypatch.setattr(helpers.Helper, "ask", lambda self, queue: None)
+    monkeypatch.setattr(helpers.Helper, "ask", lambda self, job: None)
     done = []
     start = time.monotonic()
     threads.share([lambda i=i: done.append(i) for i in range(8)])
@@ -109,7 +108,6 @@ def test_who_comes_second_works_alone(count, waiting):
         threads.share([lambda: done.append(i)] * 2)
 
     def work():
-        threads._now.threads = threads.count()
         threads.share([lambda i=i: call(i) for i in range(10)])
 
     callers = [threading.Thread(target=work) for _ in range(3)]
@@ -191,7 +189,7 @@ def test_a_sum_in_parts(count, monkeypatch):
 @pytest.mark.parametrize("shape", [(100,), (100, 3), (100, 2, 5)])
 def test_rows_in_parts(count, monkeypatch, shape):
     monkeypatch.setattr(threads, "ROWS", 16)
-    monkeypatch.setattr(threads, "_allowed", lambda: [(None, count)])
+    monkeypatch.setattr(threads, "blas_threads", lambda: count)
     parts, share = [], threads.share
     monkeypatch.setattr(threads, "share", lambda calls, most: (parts.extend(calls), share(parts, most)))
     values, rows = RNG.standard_normal(shape), RNG.integers(0, 100, 77).astype(np.int32)
@@ -216,63 +214,6 @@ def test_a_loop_in_parts(count, monkeypatch):
     assert (len(pieces) > 1) == (count > 1)
 
 
-def test_blas_keeps_to_one_thread_meanwhile():
-    pytest.importorskip("threadpoolctl")
-
-    def now():
-        return [blas.get_num_threads() for blas in threads._blas()]
-
-    def inside():
-        with threads.Alone():
-            assert now() == [1] * len(before)
-            assert np.geterr()["over"] == "ignore"
-            raise KeyError
-
-    before = now()
-    assert before
-    with pytest.raises(KeyError):
-        inside()
-    assert now() == before
-    assert np.geterr()["over"] != "ignore"
-
-
-class OneLibrary:
-    """A BLAS of two threads."""
-
-    threads = 2
-
-    def get_num_threads(self):
-        return self.threads
-
-    def set_num_threads(self, threads):
-        self.threads = threads
-
-
-def test_blocks_that_overlap(two, monkeypatch):
-    """In one thread and in two; the one that came first may be the first to go."""
-    blas = OneLibrary()
-    monkeypatch.setattr(threads, "_blas", lambda: [blas])
-    entered, leave = threading.Event(), threading.Event()
-
-    def other():
-        with threads.Alone():
-            entered.set()
-            assert leave.wait(30)
-
-    with threads.Alone():
-        assert (blas.threads, threads._now.threads) == (1, 2)
-        with threads.Alone():
-            assert (blas.threads, threads._now.threads) == (1, 2)
-        assert (blas.threads, threads._now.threads) == (1, 2)
-        thread = threading.Thread(target=other)
-        thread.start()
-        assert entered.wait(30)
-    assert blas.threads == 1
-    leave.set()
-    thread.join()
-    assert blas.threads == 2
-
-
 def test_helpers_do_not_warn_of_what_the_guard_finds(two, waiting):
     together = threading.Barrier(2)
     large, out = np.full(1000, 1e300), np.empty((2, 1000))
@@ -284,12 +225,6 @@ def test_helpers_do_not_warn_of_what_the_guard_finds(two, waiting):
     with np.errstate(all="ignore"):
         threads.share([lambda: call(0), lambda: call(1)])
     assert np.isinf(out).all()
-
-
-def test_nothing_is_shared_out_where_the_caller_has_limited_blas():
-    threadpoolctl = pytest.importorskip("threadpoolctl")
-    with threadpoolctl.threadpool_limits(1), threads.Alone():
-        assert threads._now.threads == 1
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop", "momentum"])

@@ -13,13 +13,16 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
+from queue import SimpleQueue
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
-__all__ = ["Helper", "drain", "helpers"]
+__all__ = ["Helper", "Job", "drain", "free"]
 
 LOOKS = 400  # of half a microsecond each, before a thread goes to sleep
 GRACE = 10  # times half a microsecond, from being asked to asking for Python's lock
@@ -28,33 +31,72 @@ NAP = 5e-5  # seconds between two looks of one who has looked `LOOKS` times
 Queue = deque[Callable[[], Any]]
 
 
+class Job(AbstractContextManager["Job"]):
+    """Calls that some helpers take part in; no helper is at work on them any more when the block ends."""
+
+    def __init__(self, queue: Queue, helping: Sequence[Helper]) -> None:
+        self.queue, self.helping = queue, helping
+        self.errors: list[BaseException] = []  # of the helpers
+        self.done = False
+
+    def begin(self) -> None:
+        """Ask the helpers to take calls, as soon as they can."""
+        for helper in self.helping:
+            helper.ask(self)
+
+    def __exit__(self, *error: Any) -> None:
+        self.queue.clear()
+        struck: BaseException | None = None
+        while not self.done:
+            try:
+                for helper in self.helping:
+                    helper.wait()
+                self.done = True
+            except BaseException as another:  # noqa: BLE001 - raised below
+                struck = another
+        if struck is not None:
+            raise struck
+
+
+def _no_job() -> None:
+    return None
+
+
 class Helper:
     """A thread that takes calls from a queue, beside the thread that has filled it."""
 
     def __init__(self, number: int) -> None:
-        self.queue: Queue = deque()
+        self.job: Callable[[], Job | None] = _no_job
         self.turns = np.zeros(1, np.int64)  # how often it was asked
         self.free = np.ones(1, np.int64)  # 0 from before it takes a call until there is none left
         self.asleep = False
-        self.bell = threading.Semaphore(0)
-        self.error: BaseException | None = None
-        threading.Thread(target=self._serve, args=[_spin()], name=f"xpnet-{number}", daemon=True).start()
+        self.bell: SimpleQueue[None] = SimpleQueue()  # in C: an exception can't leave it locked
+        threading.Thread(target=self._live, args=[_spin()], name=f"xpnet-{number}", daemon=True).start()
 
-    def ask(self, queue: Queue) -> None:
-        """Let the helper take calls from a queue, as soon as it can."""
-        self.queue, self.error = queue, None
+    def taken(self) -> bool:
+        """Return whether somebody's job is not done yet: one that has gone without an end counts as done."""
+        job = self.job()
+        return job is not None and not job.done
+
+    def ask(self, job: Job) -> None:
+        """Let the helper take calls of a job, as soon as it can."""
+        self.job = ref(job)
         self.turns[0] += 1
         if self.asleep:
-            self.bell.release()
+            self.bell.put(None)
 
-    def wait(self) -> BaseException | None:
-        """Wait for the calls that the helper has begun, if it has; return what one of them raised."""
+    def wait(self) -> None:
+        """Wait for the calls that the helper has begun, if it has."""
         spin = _spin()
         if spin is None or not spin.reached(self.free, 1, LOOKS):
             while not self.free[0]:
                 time.sleep(NAP)
-        error, self.error = self.error, None
-        return error
+
+    def _live(self, spin: Any) -> None:
+        try:
+            self._serve(spin)
+        finally:  # an exception sent into this thread has ended it
+            self.free[0] = 1
 
     def _serve(self, spin: Any) -> None:
         seen = 0
@@ -62,14 +104,11 @@ class Helper:
         while True:
             if self._asked(spin, seen):
                 seen = int(self.turns[0])
-                try:
-                    drain(self.queue)
-                except BaseException as error:  # noqa: BLE001 - `wait` hands it on
-                    self.error = error
+                _work(self.job())
             else:
                 self.asleep = True
                 if self.turns[0] == seen:  # if not, the bell rings once too often, which does no harm
-                    self.bell.acquire()
+                    self.bell.get()
                 self.asleep = False
 
     def _asked(self, spin: Any, seen: int) -> bool:
@@ -90,10 +129,32 @@ def drain(queue: Queue) -> None:
         call()
 
 
-@lru_cache
-def helpers(process: int, number: int) -> list[Helper]:
-    """Return the helpers of a process: a forked one has none of its parent's threads."""
-    return [Helper(i) for i in range(number)]
+def _work(job: Job | None) -> None:
+    """Make the calls of a job until there is none left, or one fails."""
+    if job is not None:
+        try:
+            drain(job.queue)
+        except BaseException as error:  # noqa: BLE001 - who has made the job raises it
+            job.errors.append(error)
+
+
+_helpers: list[Helper] = []
+
+
+def free(number: int) -> list[Helper]:
+    """Return those of so many helpers that nobody has taken."""
+    while len(_helpers) < number:
+        _helpers.append(Helper(len(_helpers)))
+    return [helper for helper in _helpers[:number] if not helper.taken()]
+
+
+def forget() -> None:
+    """Make new helpers when the next are needed: a forked process has none of its parent's threads."""
+    _helpers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget)
 
 
 @lru_cache

@@ -11,24 +11,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 
 from . import numpy as twins
+from .jit import loop
 
 Array = np.ndarray
 
 SMALL = 1 << 13  # scores up to which a loop beats NumPy's vector instructions for exp
-
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-
-
-def loop(function: Any) -> Any:
-    """Compile a loop at its first use; keep it on disk where there is a place to."""
-    try:
-        return numba.njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # neither beside this file nor in the user's cache can be written
-        return numba.njit(**OPTIONS)(function)
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:

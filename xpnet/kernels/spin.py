@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .numba import loop
+from .jit import loop
 
 __all__ = ["asked", "reached"]
 

@@ -12,18 +12,16 @@ likes and nothing is shared out.
 from __future__ import annotations
 
 import operator
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from .helpers import drain, helpers
+from .helpers import Job, drain, free
+from .limits import Alone, allowed, blas_threads, count
 
 __all__ = [
     "Alone", "count", "finish_shared", "gather", "parts_of", "pieces", "product", "share", "sum_of_squares"
@@ -34,85 +32,22 @@ Array = np.ndarray
 PIECE = 1 << 22  # multiplications and additions of a product below which two threads gain nothing
 PART = 1 << 17  # elements of a pass over the weights, likewise
 ROWS = 1 << 15  # and elements of rows that are gathered
-_busy = threading.Lock()  # held by the thread that has the helpers
-_now = threading.local()  # .threads: what BLAS may use outside of `Alone`
-
-
-@lru_cache
-def _blas() -> list[Any]:
-    """Return the handles of the loaded BLAS libraries; none without threadpoolctl."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return []
-    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
-
-
-@lru_cache
-def count() -> int:
-    """Return how many threads share the work: as many as BLAS was to use when this was first asked."""
-    return max([1, *(int(blas.get_num_threads()) for blas in _blas())])
-
-
-def _allowed() -> list[tuple[Any, int]]:
-    """Return each BLAS library with the threads that it may use now."""
-    return [(blas, int(blas.get_num_threads())) for blas in _blas()] if count() > 1 else []
-
-
-class Alone(AbstractContextManager["Alone"]):
-    """Keep BLAS to one thread, and NumPy from warning of what the guard finds.
-
-    How many BLAS uses is the process' affair: of blocks that overlap the first limits it, the last restores it.
-    """
-
-    _lock = threading.Lock()
-    _inside = 0
-    _before: ClassVar[list[tuple[Any, int]]] = []
-
-    def __enter__(self) -> Alone:
-        self.state = np.errstate(all="ignore")
-        self.state.__enter__()
-        with Alone._lock:
-            if Alone._inside == 0:
-                Alone._before = _allowed()
-                for blas, _ in Alone._before:
-                    blas.set_num_threads(1)
-            Alone._inside += 1
-        self.outside = getattr(_now, "threads", 1)
-        _now.threads = max([1, *(threads for _, threads in Alone._before)])
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        _now.threads = self.outside
-        with Alone._lock:
-            Alone._inside -= 1
-            if Alone._inside == 0:
-                for blas, threads in Alone._before:
-                    blas.set_num_threads(threads)
-        self.state.__exit__(*error)
 
 
 def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
     """Make all the calls, in any order, on at most so many threads: if not told, as BLAS might use."""
     queue = deque(calls)
-    wanted = min(count(), getattr(_now, "threads", 1) if most is None else most, len(queue)) - 1
-    if wanted < 1 or not _busy.acquire(blocking=False):
+    wanted = min(count(), allowed() if most is None else most, len(queue)) - 1
+    helping = free(count() - 1)[:wanted] if wanted > 0 else []
+    if not helping:
         drain(queue)
         return
-    try:
-        helping = helpers(os.getpid(), count() - 1)[:wanted]
-        for helper in helping:
-            helper.ask(queue)
-        try:
-            drain(queue)
-        finally:
-            queue.clear()
-            errors = [helper.wait() for helper in helping]
-        for error in errors:
-            if error is not None:
-                raise error
-    finally:
-        _busy.release()
+    job = Job(queue, helping)
+    with job, job, job:  # so that two exceptions may strike while the job ends, and it is ended before they go on
+        job.begin()
+        drain(queue)
+    if job.errors:
+        raise job.errors[0]
 
 
 def finish_shared(pieces: deque[Callable[[], Any]], last: deque[Callable[[], Any]]) -> None:
@@ -120,31 +55,21 @@ def finish_shared(pieces: deque[Callable[[], Any]], last: deque[Callable[[], Any
 
     What is begun is finished, whatever is thrown into this thread: a call leaves its queue when it is made.
     """
+    wanted = min(count(), allowed(), len(pieces)) - 1
+    job = Job(pieces, free(count() - 1)[:wanted] if wanted > 0 else [])
     try:
-        _share_pieces(pieces)
-        _drain_in_c(last)
+        job.begin()
+        _finish(job, last)
     except BaseException:
-        _share_pieces(pieces)
-        _drain_in_c(last)
+        _finish(job, last)
         raise
 
 
-def _share_pieces(queue: deque[Callable[[], Any]]) -> None:
-    wanted = min(count(), getattr(_now, "threads", 1), len(queue)) - 1
-    if wanted < 1 or not _busy.acquire(blocking=False):
-        _drain_in_c(queue)
-        return
-    try:
-        helping = helpers(os.getpid(), count() - 1)[:wanted]
-        for helper in helping:
-            helper.ask(queue)
-        try:
-            _drain_in_c(queue)
-        finally:
-            for helper in helping:
-                helper.wait()
-    finally:
-        _busy.release()
+def _finish(job: Job, last: deque[Callable[[], Any]]) -> None:
+    _drain_in_c(job.queue)
+    with job, job:  # see `share`
+        pass
+    _drain_in_c(last)
 
 
 def _drain_in_c(queue: deque[Callable[[], Any]]) -> None:
@@ -186,8 +111,7 @@ def gather(values: Array, rows: Array, out: Array) -> Array:
     if out.size < 2 * ROWS or count() == 1:
         return values.take(rows, 0, out, "clip")
     parts = split(len(rows), -(-len(rows) * ROWS // out.size))
-    most = max([1, *(threads for _, threads in _allowed())])
-    share([partial(values.take, rows[p], 0, out[p], "clip") for p in parts], most)
+    share([partial(values.take, rows[p], 0, out[p], "clip") for p in parts], blas_threads())
     return out
 
 

@@ -1,0 +1,232 @@
+"""How many threads BLAS may use: one while a step runs, as many as before when none does.
+
+threadpoolctl finds the libraries. The number is set by their own functions: threadpoolctl 3.8 lets only the first
+thread of a process that asks set OpenBLAS' number, and ignores the others without a word.
+
+An exception may strike anywhere: Ctrl-C twice, a signal handler that raises, one that is sent into the thread. So
+what is to be restored is noted before it is changed, and a block counts as long as its `with` statement holds it.
+What blocks have left behind that ended without leaving is restored when the next one begins or ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import product
+from typing import Any
+from weakref import ref
+
+import numpy as np
+
+from . import turns
+
+__all__ = ["Alone", "allowed", "blas_threads", "count"]
+
+VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+@dataclass(eq=False)
+class Library:
+    """A BLAS library: how to get and set its number of threads; whether all threads of the process share it."""
+
+    get: Callable[[], int]
+    set: Callable[[int], Any]
+    shared: bool
+
+
+def _default() -> int:
+    """Return how many threads BLAS uses by default: one for each core, or what the environment says."""
+    cores = len(os.sched_getaffinity(os.getpid())) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for name in VARIABLES:
+        number = re.match(r"\s*0*([1-9]\d*)", os.environ.get(name, ""))
+        if number:
+            return min(cores, int(number[1]))
+    return cores
+
+
+DEFAULT = _default()  # when xpnet is imported, for good: what limits BLAS later must not change results
+
+
+def count() -> int:
+    """Return in how many parts work is cut: as many as BLAS uses threads where nobody limits it."""
+    return DEFAULT if _blas() else 1
+
+
+@lru_cache
+def _blas() -> list[Library]:
+    """Return the loaded BLAS libraries; none without threadpoolctl."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return []
+    return [_library(found) for found in ThreadpoolController().select(user_api="blas").lib_controllers]
+
+
+OPENBLAS = [
+    (f"{before}openblas_get_num_threads{after}", f"{before}openblas_set_num_threads{after}")
+    for before, after in product(("", "scipy_"), ("", "64_", "_64"))
+]
+OPENMP = [("omp_get_max_threads", "omp_set_num_threads")]  # by which an OpenBLAS with OpenMP goes
+MKL = [("MKL_Get_Max_Threads", "MKL_Set_Num_Threads_Local")]
+
+
+def _library(found: Any) -> Library:
+    """Return a library that threadpoolctl has found."""
+    names, shared = {"openblas": OPENBLAS, "mkl": MKL}.get(found.internal_api, []), found.internal_api != "mkl"
+    if names is OPENBLAS and found.threading_layer == "openmp":
+        names, shared = OPENMP, False
+    for get, put in names:
+        if hasattr(found.dynlib, get) and hasattr(found.dynlib, put):
+            ask, tell = (
+                _function(found.dynlib, get, ctypes.c_int),
+                _function(found.dynlib, put, None, ctypes.c_int),
+            )
+            return Library(ask, tell, shared)
+    return Library(found.get_num_threads, found.set_num_threads, True)
+
+
+def _function(library: Any, name: str, *types: Any) -> Any:
+    """Return a function of a library that keeps Python's lock: to let go of it costs more than the call."""
+    return ctypes.PYFUNCTYPE(*types)(ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
+
+
+Before = dict[Library, int]  # the numbers to be restored
+
+_lock = threading.RLock()  # one that the same thread may take twice: a signal handler may train, too
+_before: Before = {}  # of libraries with one number for the process
+_inside: list[_Entry] = []  # the blocks of all threads
+
+
+class _Entry:
+    """What a block has changed."""
+
+    __slots__ = ("before", "began", "block", "errors", "state")
+
+    block: Callable[[], Any]  # what the `with` statement holds; None when it has let go
+    began: float
+    errors: Any  # what NumPy did about errors before
+
+    def __init__(self) -> None:
+        self.state = np.errstate(all="ignore")
+        self.before: Before = {}  # of libraries with a number for each thread
+
+
+class _Here(threading.local):
+    """What is a thread's own."""
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []  # its blocks, the innermost last
+
+
+_here = _Here()
+
+
+class Alone(partial[None]):
+    """Keep BLAS to one thread, and NumPy from warning of what the guard finds.
+
+    Of blocks that overlap, the last to leave restores the process' number of threads.
+
+    A `partial` of what is to be done at the end: C code calls it, so that nothing but the `with` statement holds
+    it. A frame of Python's would, in the traceback of an exception that struck in it.
+    """
+
+    def __new__(cls) -> Alone:
+        """Make a block, which begins when a `with` statement enters it."""
+        entry = _Entry()
+        block = super().__new__(cls, _leave, entry)
+        entry.block = ref(block)
+        return block
+
+    def __enter__(self) -> None:
+        entry: _Entry = self.args[0]
+        del self  # see above
+        entry.began = turns.take()
+        entries = _here.entries
+        if entries:
+            _clear(entries)
+        entry.errors = np.geterr()
+        entries.append(entry)
+        entry.state.__enter__()
+        with _lock:
+            _settle()
+            _inside.append(entry)
+            for library in _blas():
+                _limit(library, _before if library.shared else entry.before)
+
+    __exit__ = partial.__call__
+
+
+def _leave(entry: _Entry, *error: Any) -> None:
+    entries = _here.entries
+    if entries[-1] is not entry:
+        _clear(entries)
+    entry.state.__exit__(None, None, None)
+    if entry.before:
+        _restore(entry.before)
+    with _lock:
+        _inside.remove(entry)
+        _settle()
+    entries.remove(entry)
+    turns.pass_on(entry.began)
+
+
+def _limit(library: Library, before: Before) -> None:
+    threads = library.get()
+    if threads > 1:
+        before[library] = threads
+        library.set(1)
+
+
+def _restore(before: Before) -> None:
+    for library, threads in list(before.items()):
+        if library.get() == 1:  # if not, somebody else has set it since
+            library.set(threads)
+    before.clear()
+
+
+def _settle() -> None:
+    """Restore the process' numbers if no block is left."""
+    if _inside:
+        _inside[:] = [entry for entry in _inside if entry.block() is not None]
+    if _before and not _inside:
+        _restore(_before)
+
+
+def _clear(entries: list[_Entry]) -> None:
+    """Restore what this thread's innermost blocks changed, if they ended without leaving."""
+    while entries and entries[-1].block() is None:
+        entry = entries[-1]
+        if set(np.geterr().values()) == {"ignore"}:  # if not, somebody else has set it since
+            np.seterr(**entry.errors)
+        _restore(entry.before)
+        entries.remove(entry)
+
+
+def allowed() -> int:
+    """Return how many threads may share this thread's work: in a block as many as BLAS might use, else 1."""
+    entries = _here.entries
+    own = (threads for entry in entries for threads in entry.before.values())
+    return max([1, *_before.values(), *own]) if entries else 1
+
+
+def blas_threads() -> int:
+    """Return how many threads BLAS may use now."""
+    return max([1, *(library.get() for library in _blas())])
+
+
+def _after_fork() -> None:
+    """Forget the blocks of threads that a forked process has not, and their limit."""
+    global _lock
+    _lock = threading.RLock()
+    _clear(_here.entries)
+    _inside[:] = _here.entries
+    _settle()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
