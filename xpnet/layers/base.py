@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import activations, initializers, regularizers
-from ..backend import Array, floating, np
+from ..backend import Array, floating, np, traced
 from ..context import Context, enter, numeric
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError
 from ..params import DrawSpec, Layout, ParamSpec
@@ -117,6 +117,7 @@ class Layer(Configurable):
             )
         return tuple(self.output_shape or ())
 
+    @np.errstate(all="ignore")
     def __call__(self, x: Any, training: bool = False) -> Array:
         """Return the layer's output for `x`, shape (batch, ...), in the library of `x`.
 
@@ -132,7 +133,12 @@ class Layer(Configurable):
             for spec, value in zip(self.specs, self.get_weights())
         }
         ctx.training = training
-        if training:
+        if training and self.draws:
+            if traced(x):
+                raise InvalidValueError(
+                    "masks are drawn anew at each call, and what jax.jit, jax.grad and jax.vmap trace keeps those of "
+                    "the first: use training=False there; got training=True"
+                )
             stream = Stream(fresh_seed())
             ctx.draws = {
                 f"0/{d.name}": ctx.backend.array(keep_mask(stream, i, 0, (x.shape[0], *d.shape), d.rate))
