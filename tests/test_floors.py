@@ -27,8 +27,9 @@ ABSTRACT = [
     if name.split("/")[0] in {"layers"}
     or name.removesuffix(".py")
     in {
-        "activations", "callbacks", "context", "feed", "guard", "host", "initializers", "loop", "losses", "metrics",
-        "model", "network", "ops", "optimizers", "params", "random", "regularizers", "registry", "training",
+        "activations", "callbacks", "context", "feed", "guard", "host", "initializers", "loop", "losses",
+        "metrics", "model", "network", "ops", "optimizers", "params", "random", "regularizers", "registry",
+        "training",
     }
 ]  # fmt: skip
 

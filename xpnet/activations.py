@@ -143,6 +143,7 @@ class Softmax(Activation):
         xp = ctx.xp
         a = self.forward(xp, ctx.asarray(x))
         unit = xp.eye(a.shape[-1], dtype=a.dtype, device=ctx.backend.device)
+        unit = xp.reshape(unit, (*(1,) * (a.ndim - 1), *unit.shape))
         column = xp.expand_dims(a, axis=-1)
         return leave(column * (unit - xp.expand_dims(a, axis=-2)))
 

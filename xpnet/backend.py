@@ -106,7 +106,7 @@ class Backend:
 
     def array(self, x: Any, dtype: str | None = None) -> Array:
         """Return a copy of host data on this device, of the named dtype or else its own."""
-        return self.feed(in_order(np.array(x, dtype=dtype)))
+        return self.feed(fresh(x, dtype))
 
     def feed(self, x: np.ndarray) -> Array:
         """Hand over a host array that nobody else will write to; it may be used without a copy."""
@@ -375,7 +375,7 @@ class JaxBackend(Backend):
 
     def array(self, x: Any, dtype: str | None = None) -> Array:
         """Return a copy as a JAX array."""
-        return self._jax.device_put(in_order(np.array(x, dtype=dtype)), self.device)
+        return self._jax.device_put(fresh(x, dtype), self.device)
 
     def feed(self, x: np.ndarray) -> Array:
         """Pass a fresh host array on as it is: `jit` takes it in faster than `device_put` does."""
@@ -563,7 +563,10 @@ def resolve(
     for candidate, origin in ((name, "backend"), (variable, "backend in XPNET_BACKEND")):
         if candidate is not None and candidate not in BACKENDS:
             raise unknown_name(origin, candidate, BACKENDS)
-    dtype = dtype or os.environ.get("XPNET_DTYPE") or "float32"
+    wanted = os.environ.get("XPNET_DTYPE") or "float32"
+    if wanted not in POLICIES:  # even where something goes before it
+        raise unknown_name("dtype in XPNET_DTYPE", wanted, POLICIES)
+    dtype = dtype or wanted
     if device is None and variable in (None, name or variable):
         device = os.environ.get("XPNET_DEVICE") or None
     given = [a for a in arrays if library_of(a) is not None]
@@ -614,6 +617,12 @@ def traced(x: Any) -> bool:
     """Return whether `x` is an array whose numbers are not known yet, as under `jax.jit`."""
     library = library_of(x)
     return library is not None and BACKENDS[library].traced(x)
+
+
+def fresh(x: Any, dtype: str | None) -> np.ndarray:
+    """Return a copy of host data, of the named dtype or else its own; what is too small for it becomes 0."""
+    with np.errstate(all="ignore"):
+        return in_order(np.array(x, dtype=dtype))
 
 
 def in_order(x: np.ndarray) -> np.ndarray:

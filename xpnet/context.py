@@ -166,10 +166,12 @@ def _widest(arrays: Sequence[Any]) -> str | None:
 def _nearest(backend: Backend, dtype: str) -> str:
     near = backend.nearest(dtype)
     if near != dtype:
-        _say_once(f"backend {backend.name!r} does not compute in {dtype} as it is set up: it is {near} instead")
+        _say_once(
+            f"backend {backend.name!r} can't compute in {dtype} as it is set up: parts used alone take {near}"
+        )
     return near
 
 
 @lru_cache
 def _say_once(text: str) -> None:
-    warnings.warn(text, UserWarning, stacklevel=5)
+    warnings.warn(text, UserWarning, stacklevel=6)

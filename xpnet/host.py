@@ -14,7 +14,7 @@ NUMBERS = "fiub"  # NumPy's letters for floats, integers and booleans
 ENCODE = "; text must be encoded as numbers first, labels such as by np.unique(labels, return_inverse=True)[1]"
 
 
-def numeric(x: Any, what: str = "an array") -> np.ndarray:
+def numeric(x: Any, what: str = "the argument") -> np.ndarray:
     """Return an array, list, table or number as a host array of numbers; a gap of a table is NaN.
 
     Args:
@@ -51,7 +51,7 @@ def numeric(x: Any, what: str = "an array") -> np.ndarray:
     return host
 
 
-def check_real(x: Array, what: str = "an array") -> str:
+def check_real(x: Array, what: str = "the argument") -> str:
     """Return the name of the dtype of an array of a known library.
 
     Raises:
@@ -100,17 +100,20 @@ def _to_encode(x: Any) -> str:
 def _from_columns(table: Any, what: str) -> np.ndarray:
     """Return a table whose columns are of different kinds, or have gaps, or hold lists, as one array."""
     columns = _columns_of(table)
-    parts = [_numbers(column) for _, column in columns]
-    texts = [name for (name, _), part in zip(columns, parts) if part is None]
+    found = [(name, _numbers(column)) for name, column in columns]
+    texts = [name for name, part in found if part is None]
     if texts:
         host = np.asarray(table)
-        shown = f" ({', '.join(texts)})" if hasattr(table, "columns") else f" ({type(table).__name__})"
+        shown = ", ".join(texts) or type(table).__name__
         raise InvalidTypeError(
-            f"{what} must have numeric columns only{_to_encode(host)}; got dtype {host.dtype}{shown}"
+            f"{what} must have numeric columns only{_to_encode(host)}; got dtype {host.dtype} ({shown})"
         )
-    if not hasattr(table, "columns"):
-        return parts[0]
-    return np.stack([np.asarray(part, dtype=np.float64) for part in parts], axis=1)
+    parts = [part for _, part in found if part is not None]
+    return (
+        np.stack([np.asarray(p, dtype=np.float64) for p in parts], axis=1)
+        if hasattr(table, "columns")
+        else parts[0]
+    )
 
 
 def _columns_of(table: Any) -> list[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .backend import Array, floating, library_of, np
+from .backend import Array, floating, library_of, np, traced
 from .context import Context, enter
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number, one_of
 from .ops import never_overflows
@@ -152,7 +152,7 @@ class Optimizer(Configurable):
         Raises:
             ShapeError: `grad` is not of the shape of `theta`.
         """
-        ctx, leave = enter(theta, dtype=self.dtype)
+        ctx, leave = enter(theta, *filter(traced, (grad,)), dtype=self.dtype)
         w, g = ctx.backend.copy(ctx.asarray(theta)), ctx.asarray(grad)
         if w.shape != g.shape:
             raise ShapeError(f"the gradient must have the shape {tuple(w.shape)}; got {tuple(g.shape)}")

@@ -127,6 +127,10 @@ class Layer(Configurable):
         x = ctx.asarray(x)
         if x.ndim < 1:
             raise ShapeError(f"a layer takes arrays of shape (batch, ...); got shape {tuple(x.shape)}")
+        if self.input_shape == tuple(x.shape) != ():
+            raise ShapeError(
+                f"a layer takes arrays of shape (batch, ...): for one row pass x[None]; got {tuple(x.shape)}"
+            )
         self.ensure_built(x.shape[1:])
         params = {
             spec.name: ctx.backend.array(value, ctx.backend.dtype_name)
@@ -136,8 +140,8 @@ class Layer(Configurable):
         if training and self.draws:
             if traced(x):
                 raise InvalidValueError(
-                    "masks are drawn anew at each call, and what jax.jit, jax.grad and jax.vmap trace keeps those of "
-                    "the first: use training=False there; got training=True"
+                    "masks are drawn anew at each call, and a function that jax.jit traces would keep the first: "
+                    "use training=False in jax.jit, jax.grad and jax.vmap; got training=True"
                 )
             stream = Stream(fresh_seed())
             ctx.draws = {
