@@ -206,6 +206,7 @@ def test_the_byte_order_does_not_matter(kind, kernels, monkeypatch):
     for x, y, w in ((X, labels, weights), (X.astype(">f4"), labels.astype(kind), weights.astype(">f4"))):
         model = xn.Sequential([Dense(4, activation="relu"), Dense(3, activation="softmax")], seed=1)
         model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+        model.fit(x, y, batch_size=6, epochs=3, verbose=0)  # without weights, where a compiled loop takes part
         arguments = {"sample_weight": w, "class_weight": {1: 2.0}, "validation_split": 0.2, "verbose": 0}
         history = model.fit(x, y, batch_size=6, epochs=3, **arguments).history
         model.set_weights([np.asarray(a, dtype=x.dtype) for a in model.get_weights()])
