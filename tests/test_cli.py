@@ -75,7 +75,7 @@ def test_a_wrong_call_exits_with_2(capsys):
 @pytest.mark.parametrize(
     "words",
     [["parity", "--steps", "0"], ["parity", "--steps", "-3"], ["parity", "--steps", "1.5"],
-     ["parity", "--seeds", "-1"], ["parity", "--seeds", "x"], ["bench", "--seconds", "0"],
+     ["parity", "--seeds", "-1"], ["parity", "--seeds", "x"], ["bench", "--seconds", "inf"],
      ["bench", "--seconds", "-1"], ["bench", "--seconds", "nan"], ["bench", "--limit", "0"],
      ["bench", "--limit", "inf"],
      ["bench", "--limit", "soon"], ["bench", "--rounds", "0"], ["bench", "--threads", "0"]],

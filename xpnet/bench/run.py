@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--rounds", type=count, help="turns of each contestant (default: 7, GPU: 5)")
     how.add_argument("--seconds", type=_seconds,
                      help="of a turn, at least one epoch or 10 steps (default: 0.2, GPU: 0.1)")  # fmt: skip
-    how.add_argument("--limit", type=_seconds, metavar="SECONDS",
+    how.add_argument("--limit", type=_limit, metavar="SECONDS",
                      help="after which a case's process is ended (default: never, GPU: 240)")  # fmt: skip
     how.add_argument("--memory", action="store_true", help="the peak, too: a process for each row")
     out = parser.add_argument_group("where to")
@@ -87,9 +87,15 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0; got {text!r}")
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds >= 0; got {text!r}")
     return seconds
+
+
+def _limit(text: str) -> float:
+    if _seconds(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds > 0; got {text!r}")
+    return float(text)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

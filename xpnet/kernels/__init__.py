@@ -93,8 +93,8 @@ def usable(backend: Any) -> bool:
 
 def recorder_for(backend: Any) -> Any:
     """Return what records steps on a backend (see `xpnet.replay`), or None."""
-    wanted = switch("XPNET_GRAPH", True)
-    if not wanted or backend.name not in RECORDERS or not usable(backend):
+    chosen()  # raises for a wrong word, on every backend before the first step
+    if not switch("XPNET_GRAPH", True) or backend.name not in RECORDERS or not usable(backend):
         return None
     module = importlib.import_module(f"{__name__}.{RECORDERS[backend.name]}")
     return module.Recorder(backend.device) if hasattr(module, "Recorder") else module
