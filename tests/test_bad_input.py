@@ -506,8 +506,9 @@ def test_cupy_without_a_device_says_so(monkeypatch):
 )  # fmt: skip
 def test_a_word_that_a_variable_does_not_know(monkeypatch, variable, value, near):
     """It is an error, and the model is as it was."""
+    models = (regressor(), trained(regressor)) if variable != "XPNET_DTYPE" else ()
     monkeypatch.setenv(variable, value)
-    for model in (regressor(), trained(regressor)) if variable != "XPNET_DTYPE" else ():
+    for model in models:
         model._program = None
         before = snapshot(model)
         refused(lambda: model.fit(X, Y, verbose=0), errors.UnknownNameError, repr(value), variable, near)  # noqa: B023
