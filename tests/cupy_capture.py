@@ -574,6 +574,7 @@ def pretended_cupy(monkeypatch, bindings=True, checked=False):
         using_allocator=engine.using_allocator,
     )
     cupy = SimpleNamespace(
+        may_share_memory=lambda a, b: np.may_share_memory(a.memory, b.memory),
         **vars(cuda_on_host.cupy),
         cuda=cuda,
         empty=engine.room,

@@ -99,6 +99,23 @@ def test_variables(no_variables, monkeypatch, strict):
     assert get_backend().dtype_name == "float32"
 
 
+def test_the_variable_of_the_device_counts_where_the_data_decide_the_library(no_variables, monkeypatch, strict):
+    monkeypatch.setenv("XPNET_DEVICE", "device1")
+    found = resolve((strict.asarray([1.0]),))
+    assert (found.name, found.device_name) == ("array_api_strict", "device1")
+    assert resolve((strict.asarray([1.0]),), device="device2").device_name == "device2"
+    x = strict.asarray([-1.0, 1.0], dtype=strict.float32)
+    assert activations.get("relu")(x).device == strict.Device("CPU_DEVICE")  # the result goes back
+    monkeypatch.setenv("XPNET_DEVICE", "cuda:99")
+    model = xpnet.Sequential([xpnet.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    for x in (np.ones((4, 2)), strict.asarray(np.ones((4, 2)))):
+        for call in (activations.get("relu"), lambda x: model.fit(x, np.ones(4), verbose=0)):
+            with pytest.raises(BackendError, match=r"has no such device here; .*; got 'cuda:99'$"):
+                call(x)
+    assert not model.built
+
+
 def test_an_exception_ends_use_backend_too(no_variables):
     with pytest.raises(KeyError), use_backend("numpy", dtype="float64"):
         raise KeyError
@@ -177,8 +194,9 @@ def test_no_such_device(backend):
 @pytest.mark.parametrize(("variable", "value"), [("XPNET_BACKEND", "nunpy"), ("XPNET_DTYPE", "float8")])
 def test_a_wrong_variable_is_an_error_not_a_fallback(no_variables, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(UnknownNameError, match=f"got '{value}'$"):
-        activations.get("relu")([1.0])
+    for x in ([1.0], np.ones(1)):
+        with pytest.raises(UnknownNameError, match=f"got '{value}'$"):
+            activations.get("relu")(x)
 
 
 @pytest.mark.parametrize("name", ["torch", "jax", "cupy", "array_api_strict"])
@@ -334,6 +352,14 @@ def test_array_copies(backend):
         here = backend.array(x)
         x[:] = 1
         assert not backend.host(here).any()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", ">i8", "longdouble", "float16"])
+def test_bring_takes_any_dtype_of_the_host(backend, dtype):
+    x = np.array([1, 2, 3]).astype(dtype)
+    found = backend.bring(x)
+    np.testing.assert_array_equal(np.asarray(backend.host(found), "float64"), [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(backend.host(backend.array(x, "float32")), np.float32([1, 2, 3]))
 
 
 def test_array_takes_read_only_memory_and_strides(backend):

@@ -74,6 +74,18 @@ class Chatty(xn.callbacks.Callback):
         raise AssertionError("training began")
 
 
+class Batches:
+    """What hands out batches by their number, as data sets of other libraries do."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        if i >= 3:
+            raise IndexError
+        return np.ones((4, 3)), np.ones((4, 3))
+
+
 VALUE, TYPE, SHAPE = errors.InvalidValueError, errors.InvalidTypeError, errors.ShapeError
 
 # what, make, (x, y), further arguments, class, what is received, words of the message
@@ -106,6 +118,22 @@ DATA = [
     ("label -1", classifier, (X, with_value(LABELS, -1).astype(int)), {}, VALUE, -1, ["0 to 2"]),
     ("label 0.5", classifier, (X, with_value(LABELS, 0.5)), {}, VALUE, 0.5, ["0 to 2"]),
     ("one-hot labels", classifier, (X, np.eye(3)[LABELS]), {}, SHAPE, "(12, 3)", ["categorical_crossentropy"]),
+    ("masked x", regressor, (np.ma.masked_greater(X, 1), Y), {}, VALUE, f"{(X > 1).sum()} masked",
+     ["x", "filled"]),
+    ("masked y", regressor, (X, np.ma.masked_array(Y, Y > 1)), {}, VALUE, f"{(Y > 1).sum()} masked", ["y"]),
+    ("masked weights", regressor, (X, Y), {"sample_weight": np.ma.masked_equal(np.arange(12.0), 3)}, VALUE,
+     "1 masked", ["sample_weight"]),
+    ("a generator", regressor, ((row for row in X), None), {}, TYPE, "generator",
+     ["x", "all rows", "train_on_batch"]),
+    ("an iterator", regressor, (zip(X, Y), Y), {}, TYPE, "zip", ["x", "all rows"]),
+    ("targets from a generator", regressor, (X, (row for row in Y)), {}, TYPE, "generator", ["y", "all rows"]),
+    ("a dictionary", regressor, ({"x": X}, Y), {}, TYPE, "dict", ["x", "all rows"]),
+    ("batches by index", regressor, (Batches(), None), {}, TYPE, "Batches", ["x", "all rows"]),
+    ("text labels", classifier, (X, np.array(["a", "b", "c"] * 4)), {}, TYPE, "str32", ["y", "return_inverse"]),
+    ("text labels in a list", classifier, (X, ["a", "b", "c"] * 4), {}, TYPE, "<U1 (list)",
+     ["y", "return_inverse"]),
+    ("text labels of objects", classifier, (X, np.array(["a", "b", "c"] * 4, object)), {}, TYPE, "object",
+     ["y", "return_inverse"]),
     ("validation features", regressor, (X, Y), {"validation_data": (X[:, :2], Y)}, SHAPE, "('batch', 2)", []),
     ("validation lengths", regressor, (X, Y), {"validation_data": (X, Y[:3])}, SHAPE, "12 and 3", []),
     ("validation NaN", regressor, (X, Y), {"validation_data": (X, with_value(Y, NAN))}, VALUE, NAN, ["row 7"]),
@@ -201,8 +229,49 @@ def test_tables_with_text_name_the_columns():
         model = regressor()
         refused(lambda: model.fit(frame, [1.0, 2.0], verbose=0), TYPE, "(city, land)", "x", "numeric")  # noqa: B023
         model.fit(frame[["a", "b"]], [1.0, 2.0], verbose=0)
-        with pytest.raises(TYPE, match="numeric"):
+        with pytest.raises(TYPE, match=r"y must .* numeric .*return_inverse"):
             model.fit(frame[["a", "b"]], frame["city"], verbose=0)
+
+
+def sparse_of(library):
+    if library == "scipy":
+        return pytest.importorskip("scipy.sparse").csr_array, "toarray"
+    torch = pytest.importorskip("torch")
+    return lambda a: torch.tensor(a).to_sparse(), "to_dense"
+
+
+@pytest.mark.parametrize("library", ["scipy", "torch"])
+def test_what_is_sparse_names_the_way_out(library):
+    make, way = sparse_of(library)
+    for name, (x, y, weight) in {
+        "x": (make(X), Y, None), "y": (X, make(Y), None), "sample_weight": (X, Y, make(np.ones((12, 1)))),
+    }.items():  # fmt: skip
+        kind = type(next(a for a in (x, y, weight) if not isinstance(a, np.ndarray) and a is not None)).__name__
+        refused(lambda: regressor().fit(x, y, sample_weight=weight, verbose=0), TYPE, kind, name, f".{way}()")  # noqa: B023
+    refused(lambda: trained(regressor).predict(make(X)), TYPE, type(make(X)).__name__, f".{way}()")
+    refused(lambda: xn.activations.get("relu")(make(X)), TYPE, type(make(X)).__name__, f".{way}()")
+
+
+def test_a_loader_of_batches():
+    data = pytest.importorskip("torch.utils.data")
+    torch = pytest.importorskip("torch")
+    rows = data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    for given in (data.DataLoader(rows), rows):
+        for call in (regressor().fit, trained(regressor).evaluate, trained(regressor).predict):
+            refused(lambda: call(given), TYPE, type(given).__name__, "x", "all rows")  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("make", "row"), [(lambda: [Dense(1)], np.ones(3)), (lambda: [xn.layers.Flatten(), Dense(1)], np.ones((5, 4)))]
+)
+def test_one_row_without_its_axis(make, row):
+    model = xn.Sequential(make())
+    model.compile("sgd", "mse")
+    model.fit(row[None], [[1.0]], verbose=0)
+    for call in (model.predict, model, lambda x: model.fit(x, row), model.layers[0]):
+        refused(lambda: call(row), SHAPE, row.shape, "x[None]")  # noqa: B023
+    refused(lambda: model.predict(row.reshape(-1)[:2]), SHAPE, (2,), f"{('batch', *row.shape)}")
+    assert model.predict(row[None]).shape == (1, 1)
 
 
 # Names ------------------------------------------------------------------------------------------------------
@@ -266,7 +335,7 @@ def fit_with(**kwargs):
 
 NUMBERS = [  # the call, what is outside its documented interval, what is inside
     ("batch_size", fit_with(batch_size=0), [0, -1, 2.5, NAN, "8"], [1, 100, 4.0]),
-    ("epochs", fit_with(epochs=0), [0, -1, 1.5, True], [1]),
+    ("epochs", fit_with(epochs=0), [-1, 1.5, True], [0, 1]),
     ("initial_epoch", fit_with(initial_epoch=0), [-1, 0.5], [0, 1]),
     ("validation_split", fit_with(validation_split=0), [-0.1, 1.0, 1.5, NAN, "half"], [0.0, 0.5]),
     ("validation_freq", fit_with(validation_freq=0), [0, 0.5], [1]),
@@ -428,3 +497,21 @@ def test_cupy_without_a_device_says_so(monkeypatch):
     monkeypatch.delenv("XPNET_DEVICE", raising=False)
     with pytest.raises(errors.BackendError, match=r"install it with: pip install 'xpnet|no CUDA device"):
         regressor().fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "near"),
+    [("XPNET_GRAPH", "fasle", "'false'"), ("XPNET_GRAPH", "2", "off"), ("XPNET_KERNELS", "fats", "'fast'"),
+     ("XPNET_DTYPE", "float31", "'float32'")],
+)  # fmt: skip
+def test_a_word_that_a_variable_does_not_know(monkeypatch, variable, value, near):
+    """It is an error, and the model is as it was."""
+    models = (regressor(), trained(regressor)) if variable != "XPNET_DTYPE" else ()
+    monkeypatch.setenv(variable, value)
+    for model in models:
+        model._program = None
+        before = snapshot(model)
+        refused(lambda: model.fit(X, Y, verbose=0), errors.UnknownNameError, repr(value), variable, near)  # noqa: B023
+        assert snapshot(model) == before
+    if variable == "XPNET_DTYPE":
+        refused(lambda: xn.activations.get("relu")(X), errors.UnknownNameError, repr(value), variable, near)

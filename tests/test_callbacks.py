@@ -1,6 +1,7 @@
 """History, early stopping, progress, callbacks of one's own, and Ctrl-C."""
 
 import inspect
+import io
 import itertools
 import os
 import signal
@@ -503,6 +504,40 @@ def test_a_handler_that_a_callback_sets_stays():
         assert signal.getsignal(signal.SIGINT) is mine
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("verbose", ["auto", 1, 2])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_program_without_a_console(monkeypatch, verbose, closed):
+    """There sys.stderr and sys.stdout are None (pythonw), or somebody has closed them."""
+    stream = io.StringIO() if closed else None
+    if closed:
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    stopping = EarlyStopping("loss")
+    assert len(make().fit(X, Y, epochs=2, verbose=verbose, callbacks=stopping).history["loss"]) == 2
+
+
+@pytest.mark.parametrize("epochs", [{"epochs": 0}, {"epochs": 2, "initial_epoch": 2}, {"initial_epoch": 5}])
+def test_no_epoch_at_all(epochs):
+    """As in Keras: an empty history; the callbacks hear of the beginning and the end."""
+    seen = []
+
+    class Hears(Callback):
+        def on_train_begin(self, logs=None):
+            seen.append("begin")
+
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append(epoch)
+
+        def on_train_end(self, logs=None):
+            seen.append("end")
+
+    model = make()
+    stopping = EarlyStopping("loss", restore_best_weights=True)
+    history = model.fit(X, Y, verbose=0, callbacks=[Hears(), stopping], **epochs)
+    assert (history.history, history.epoch, seen, model.step) == ({}, [], ["begin", "end"], 0)
 
 
 def test_a_bar_is_closed_when_training_is_interrupted(capsys):

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -70,7 +72,31 @@ def test_a_wrong_call_exits_with_2(capsys):
     assert "invalid choice: 'fly'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["parity", "--steps", "0"], ["parity", "--steps", "-3"], ["parity", "--steps", "1.5"],
+     ["parity", "--seeds", "-1"], ["parity", "--seeds", "x"], ["bench", "--seconds", "inf"],
+     ["bench", "--seconds", "-1"], ["bench", "--seconds", "nan"], ["bench", "--limit", "0"],
+     ["bench", "--limit", "inf"],
+     ["bench", "--limit", "soon"], ["bench", "--rounds", "0"], ["bench", "--threads", "0"]],
+)  # fmt: skip
+def test_a_number_that_makes_no_sense_exits_with_2(capsys, words):
+    with pytest.raises(SystemExit) as info:
+        cli.main(words)
+    assert info.value.code == 2
+    assert capsys.readouterr().err.strip().endswith(f"got {words[-1]!r}")
+
+
 def test_python_m_xpnet_runs_it():
     done = subprocess.run([sys.executable, "-m", "xpnet", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "parity" in done.stdout
+
+
+def test_the_source_distribution_has_the_documents():
+    root = Path(__file__).parent.parent
+    included = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"][
+        "include"
+    ]
+    assert {path.name for path in root.glob("*.md")} <= set(included)
+    assert all((root / name).exists() for name in included)

@@ -4,8 +4,8 @@ import operator
 
 import numpy as np
 import pytest
-from steps import taken
 from cupy_like import Array, CupyLike, inside_a_step
+from steps import taken
 
 import xpnet as xn
 from xpnet.backend import BACKENDS, _make, get_backend, library_of

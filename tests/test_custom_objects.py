@@ -153,7 +153,9 @@ def test_parts_of_parts_come_back(kind, front, tmp_path):
     model.save(tmp_path / "own")
     again = xn.load_model(tmp_path / "own", custom_objects=OWN)
     assert [layer.get_config() for layer in again.layers] == [layer.get_config() for layer in model.layers]
-    for a, b in zip(again.compiled[:2] + tuple(again.compiled.metrics), model.compiled[:2] + tuple(model.compiled.metrics)):
+    for a, b in zip(
+        again.compiled[:2] + tuple(again.compiled.metrics), model.compiled[:2] + tuple(model.compiled.metrics)
+    ):
         assert repr(a) != object.__repr__(a)
         assert (type(a), plain(a)) == (type(b), plain(b))
     assert type(again.compiled.metrics[0].through[0]["f"]) is Swish

@@ -52,6 +52,9 @@ FORMS = {
     "float32": lambda a: a.astype("float32"),
     "float16": lambda a: a.astype("float16"),
     "big endian": lambda a: a.astype(">f8"),
+    "big endian float32": lambda a: a.astype(">f4"),
+    "long double": lambda a: a.astype("longdouble"),
+    "big endian float16": lambda a: a.astype(">f2"),
     "read only": read_only,
     "read only float32": lambda a: read_only(a.astype("float32")),
     "not contiguous": strided,
@@ -59,6 +62,8 @@ FORMS = {
     "list": lambda a: a.tolist(),
     "tuple of arrays": lambda a: tuple(a),
     "subclass": lambda a: a.view(Mine),
+    "matrix": lambda a: a.view(np.matrix),
+    "a mask that hides nothing": lambda a: np.ma.masked_array(a, np.zeros(a.shape, bool)),
 }
 
 
@@ -113,6 +118,104 @@ def test_tables_and_series(library, expected):
     np.testing.assert_array_equal(Column(mixed, "x").values, [[1, 0.5, 1], [2, 1.5, 0]])
     with pytest.raises(InvalidValueError, match=r"row 1 got nan$"):
         Data(tables.DataFrame({"a": [1.0, None]})).check(1e30)
+
+
+def with_columns(names):
+    return lambda pd: pd.DataFrame(X, columns=names(pd))
+
+
+PANDAS = {
+    "numbers for names": with_columns(lambda pd: [0, 1, 2]),
+    "tuples for names": with_columns(lambda pd: pd.MultiIndex.from_tuples([("a", 1), ("a", 2), ("b", 1)])),
+    "one name": with_columns(lambda pd: ["a", "a", "a"]),
+    "nullable": lambda pd: pd.DataFrame(X).astype("Float64"),
+    "two kinds": lambda pd: pd.DataFrame({0: X[:, 0], 1: pd.array(X[:, 1], dtype="Float64"), ("b", 2): X[:, 2]}),
+    "arrow": lambda pd: pd.DataFrame(X, columns=["a", "b", "c"]).astype("float64[pyarrow]"),
+    "lists": lambda pd: pd.Series(X.tolist()),
+}
+
+
+@pytest.mark.parametrize("form", PANDAS)
+def test_frames_of_pandas(form, expected):
+    pd = pytest.importorskip("pandas")
+    if form == "arrow":
+        pytest.importorskip("pyarrow")
+    frame = PANDAS[form](pd)
+    weights = pd.Series([1] * 20, dtype="Int64")
+    model = train(frame, pd.Series(Y[:, 0]).astype("Float64"), sample_weight=weights)
+    np.testing.assert_allclose(model.get_weights()[0], expected[0][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.predict(frame), expected[2], rtol=1e-5, atol=1e-6)
+    text = frame.assign(**{"city": "x"}) if form in ("one name", "nullable", "arrow") else None
+    if text is not None:
+        with pytest.raises(InvalidTypeError, match=r"x must have numeric columns only.*\(city\)$"):
+            Column(text, "x")
+
+
+def test_kinds_that_know_gaps():
+    """Without a gap they are numbers; a gap is NaN, which is found, and says which row."""
+    pd = pytest.importorskip("pandas")
+    for dtype, values in (("Int64", [1, 0]), ("Float64", [0.5, 1]), ("boolean", [True, False])):
+        np.testing.assert_array_equal(Column(pd.Series(values, dtype=dtype), "y").values, np.array(values))
+        mixed = pd.DataFrame({0: pd.Series(values, dtype=dtype), "b": pd.Series([True, False], dtype="boolean")})
+        np.testing.assert_array_equal(Column(mixed, "x").values, np.column_stack([values, [1, 0]]))
+        gap = pd.Series([values[0], None], dtype=dtype)
+        for given in (gap, pd.DataFrame({"a": gap, "b": [True, False]})):
+            with pytest.raises(InvalidValueError, match=r"gaps of a table are NaN\); in row 1 got nan$"):
+                Data(np.ones(2), given).check(1e30)
+    labels = pd.Series([0, 1] * 10, dtype="Int64")
+    model = xn.Sequential([Dense(2, activation="softmax")], seed=0)
+    model.compile(SGD(0.1), "sparse_categorical_crossentropy")
+    assert model.fit(X, labels, verbose=0).history["loss"][0] > 0
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "polars"])
+def test_columns_of_lists_and_gaps(library):
+    tables = pytest.importorskip(library)
+    make = tables.array if library == "pyarrow" else lambda values: tables.Series(values, strict=False)
+    np.testing.assert_array_equal(Column(make(X.tolist()), "x").values, X)
+    np.testing.assert_array_equal(Column(make([[[1, 2], [3, 4]], [[5, 6], [7, 8]]]), "x").values.shape, (2, 2, 2))
+    for values in ([1, None], [0.5, None], [True, None]):
+        with pytest.raises(InvalidValueError, match=r"row 1 got nan$"):
+            Data(make(values)).check(1e30)
+    with pytest.raises(InvalidTypeError, match="x must be an array of numbers"):
+        Column(make([[1, 2], [3]]), "x")
+    with pytest.raises(InvalidTypeError, match=r"y must .*return_inverse"):
+        Column(make(["a", "b"]), "y")
+
+
+def test_tables_of_pyarrow(expected):
+    pa = pytest.importorskip("pyarrow")
+    columns = {name: X[:, i] for i, name in enumerate("abc")}
+    for table in (pa.table(columns), pa.record_batch(columns)):
+        model = train(table, pa.chunked_array([Y[:5, 0], Y[5:, 0]]), sample_weight=pa.array([True] * 20))
+        np.testing.assert_allclose(model.get_weights()[0], expected[0][0], rtol=1e-5, atol=1e-6)
+    fixed = pa.array(X.tolist(), pa.list_(pa.float64(), 3))
+    np.testing.assert_array_equal(Column(fixed, "x").values, X)
+    mixed = pa.table({"a": [1, 2], "b": [True, False]})
+    np.testing.assert_array_equal(Column(mixed, "x").values, [[1, 1], [2, 0]])
+    with pytest.raises(InvalidTypeError, match=r"numeric columns only.*\(b\)$"):
+        Column(pa.table({"a": [1, 2], "b": ["x", "y"]}), "x")
+
+
+@pytest.mark.parametrize("kernels", ["bodies", "numpy", "fast"])
+@pytest.mark.parametrize("kind", [">i4", ">i8", ">u2"])
+def test_the_byte_order_does_not_matter(kind, kernels, monkeypatch):
+    if kernels == "fast":
+        pytest.importorskip("numba")
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    labels, weights = np.arange(20) % 3, np.arange(20.0) + 1
+    found = []
+    for x, y, w in ((X, labels, weights), (X.astype(">f4"), labels.astype(kind), weights.astype(">f4"))):
+        model = xn.Sequential([Dense(4, activation="relu"), Dense(3, activation="softmax")], seed=1)
+        model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+        model.fit(x, y, batch_size=6, epochs=3, verbose=0)  # without weights, where a compiled loop takes part
+        arguments = {"sample_weight": w, "class_weight": {1: 2.0}, "validation_split": 0.2, "verbose": 0}
+        history = model.fit(x, y, batch_size=6, epochs=3, **arguments).history
+        model.set_weights([np.asarray(a, dtype=x.dtype) for a in model.get_weights()])
+        model.train_on_batch(x, y, w)
+        found.append((history["loss"], history["val_loss"], model.evaluate(x, y), model.predict(x)))
+    for a, b in zip(*found):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_images_of_bytes():
@@ -332,3 +435,41 @@ def test_rows_of_a_table_are_not_taken_from_a_copy_of_it(monkeypatch, view, reus
         monkeypatch.setattr("xpnet.data.gather", refuse)
         monkeypatch.setattr(np, "take", refuse)
     np.testing.assert_array_equal(Column(given, "x").take(rows, reuse), x[rows])
+
+
+@pytest.mark.parametrize("name", available_backends())
+@pytest.mark.parametrize(
+    "layers", [[xn.layers.Flatten], [lambda: xn.layers.Dropout(0.5)], [lambda: xn.layers.Activation("linear")],
+               [lambda: xn.layers.Input((3,)), xn.layers.Flatten]],
+)  # fmt: skip
+def test_outputs_do_not_share_memory_with_inputs(layers, name):
+    """Not even where no layer computes anything."""
+    if name == "jax":
+        pytest.skip("JAX's arrays can't be written to")
+    home = get_backend(name, "cpu" if name != "cupy" else None)
+    x = home.array(X, "float32")
+    model = xn.Sequential([make() for make in layers])
+    for outputs in (model(x), model.predict(x), model.predict(x[:5, ...])):
+        outputs[0, 0] = 99.0
+        assert not (home.host(x) == 99.0).any()
+
+
+@pytest.mark.parametrize("how", ["fit", "train_on_batch", "evaluate", "predict", "set_weights"])
+def test_numbers_too_small_for_the_precision_are_zero(how):
+    """Whatever NumPy was told to do about them."""
+    tiny, labels = X * 1e-300, np.arange(20) % 3
+    model = xn.Sequential([Dense(4, activation="sigmoid"), Dense(3, activation="softmax")], seed=0)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.build((3,))
+    weights = [w.astype("float64") * 1e-300 for w in model.get_weights()]
+    calls = {
+        "fit": lambda: model.fit(tiny, labels, sample_weight=np.full(20, 1e-300), validation_data=(tiny, labels),
+                                 class_weight={0: 1e-300}, verbose=0),
+        "train_on_batch": lambda: model.train_on_batch(tiny, labels),
+        "evaluate": lambda: model.evaluate(tiny, labels),
+        "predict": lambda: model.predict(tiny),
+        "set_weights": lambda: model.set_weights(weights),
+    }  # fmt: skip
+    with np.errstate(all="raise"):
+        calls[how]()
+    assert all(np.isfinite(w).all() for w in model.get_weights())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from xpnet import datasets
-from xpnet.errors import DownloadError, FileFormatError, MissingExtraError, UnknownNameError
+from xpnet.errors import DownloadError, FileFormatError, InvalidValueError, MissingExtraError, UnknownNameError
 
 REAL = os.environ.get("XPNET_DATA")  # before the fixture below hides it
 NAMES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz")
@@ -67,6 +67,27 @@ def refusal(call, *expected, error=FileFormatError):
         assert text in message[at:], message
         at = message.index(text, at)
     return message
+
+
+@pytest.mark.parametrize("variable", ["XPNET_DATA", "XPNET_CACHE"])
+def test_a_home_that_nobody_has(monkeypatch, variable):
+    monkeypatch.setenv(variable, "~no-such-user-of-this-machine/x")
+    message = refusal(datasets.mnist, f"{variable} must name a folder", error=InvalidValueError)
+    assert message.endswith("got '~no-such-user-of-this-machine/x'")
+
+
+@pytest.mark.parametrize(("word", "forbidden"), [("true", True), ("No", False), ("off", False), ("1", True)])
+def test_the_words_of_xpnet_offline(monkeypatch, cache, word, forbidden):
+    class Pooch:
+        @staticmethod
+        def retrieve(*args, **kwargs):
+            raise OSError("it has tried")
+
+    monkeypatch.setattr(datasets, "_pooch", lambda: Pooch)
+    monkeypatch.setenv("XPNET_OFFLINE", word)
+    refusal(datasets.mnist, "forbids downloading" if forbidden else "it has tried", error=DownloadError)
+    monkeypatch.setenv("XPNET_OFFLINE", "fasle")
+    refusal(datasets.mnist, "XPNET_OFFLINE", "'false'", "got 'fasle'", error=UnknownNameError)
 
 
 # ---------------------------------------------------------------- digits

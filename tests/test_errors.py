@@ -89,3 +89,22 @@ def test_number_refuses(value, kwargs, error, bounds):
     assert str(caught.value).startswith("rate must be ")
     assert bounds in str(caught.value)
     assert str(caught.value).endswith(f"got {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("1", True), ("true", True), ("Yes", True), (" ON ", True), ("0", False), ("False", False), ("no", False),
+     ("off", False), ("", "default"), (None, "default")],
+)  # fmt: skip
+def test_switch_knows_the_usual_words(monkeypatch, word, expected):
+    monkeypatch.delenv("XPNET_TEST", raising=False)
+    if word is not None:
+        monkeypatch.setenv("XPNET_TEST", word)
+    for default in (True, False):
+        assert errors.switch("XPNET_TEST", default) is (default if expected == "default" else expected)
+
+
+def test_switch_refuses_other_words(monkeypatch):
+    monkeypatch.setenv("XPNET_TEST", "fasle")
+    with pytest.raises(UnknownNameError, match=r"XPNET_TEST; did you mean 'false'.*got 'fasle'$"):
+        errors.switch("XPNET_TEST", True)

@@ -10,7 +10,7 @@ import xpnet
 ROOT = Path(xpnet.__file__).parent
 FLOORS = {
     0: {"errors", "tree", "registry", "backend", "tensorfile"},
-    1: {"ops", "kernels", "params", "random", "context", "initializers", "regularizers", "schedules"},
+    1: {"ops", "kernels", "params", "random", "host", "context", "initializers", "regularizers", "schedules"},
     2: {"activations", "layers", "losses", "optimizers", "metrics"},
     3: {"network", "training", "replay", "feed", "guard", "data", "callbacks", "loop", "run", "access"}
     | {"program", "model", "saving"},
@@ -27,8 +27,9 @@ ABSTRACT = [
     if name.split("/")[0] in {"layers"}
     or name.removesuffix(".py")
     in {
-        "activations", "callbacks", "context", "feed", "guard", "initializers", "loop", "losses", "metrics",
-        "model", "network", "ops", "optimizers", "params", "random", "regularizers", "registry", "training",
+        "activations", "callbacks", "context", "feed", "guard", "host", "initializers", "loop", "losses",
+        "metrics", "model", "network", "ops", "optimizers", "params", "random", "regularizers", "registry",
+        "training",
     }
 ]  # fmt: skip
 

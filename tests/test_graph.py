@@ -13,8 +13,8 @@ import cuda_on_host
 import cupy_like
 import numpy as np
 import pytest
-from steps import taken
 from cupy_capture import Graph, clean_start, pretended_cupy
+from steps import taken
 
 import xpnet as xn
 from xpnet import activations, losses, metrics

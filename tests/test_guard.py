@@ -300,7 +300,9 @@ def test_labels_that_change_during_fit_touch_no_memory_that_is_not_ours(last, ro
         y[:] = label
         before.extend(model.get_weights())
 
-    with pytest.raises(NonFiniteError, match=rf"epoch 2, step 1 .*from 0 to 2; got {label}; the data were changed"):
+    with pytest.raises(
+        NonFiniteError, match=rf"epoch 2, step 1 .*from 0 to 2; got {label}; the data were changed"
+    ):
         model.fit(x, y, batch_size=rows, epochs=3, verbose=0, callbacks=[Changes(change)])
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)

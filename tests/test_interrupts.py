@@ -13,8 +13,8 @@ import pytest
 import xpnet as xn
 from xpnet.backend import get_backend
 from xpnet.callbacks import Callback
-from xpnet.layers import BatchNormalization, Dense, Dropout, Layer
-from xpnet.optimizers import SGD, Adam
+from xpnet.layers import BatchNormalization, Dense, Dropout
+from xpnet.optimizers import SGD
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((40, 3)), RNG.standard_normal((40, 1))

@@ -3,6 +3,7 @@
 import pytest
 
 from xpnet import parity
+from xpnet.errors import InvalidValueError
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -34,6 +35,11 @@ def test_the_pinned_network_learns():
 def test_what_passes(change, passed):
     row = parity.Row("numpy", "float64", 0, True, True, True, 1e-12)
     assert row._replace(**change).passed is passed
+
+
+def test_there_must_be_a_step():
+    with pytest.raises(InvalidValueError, match="steps must be an integer >= 1; got 0"):
+        next(parity.compare(["numpy"], steps=0))
 
 
 def test_seeds_differ_and_runs_repeat():

@@ -8,7 +8,7 @@ import pytest
 from steps import taken
 
 import xpnet as xn
-from xpnet import activations, layers, losses, metrics, optimizers
+from xpnet import activations, kernels, layers, losses, metrics, optimizers
 from xpnet.callbacks import Callback
 from xpnet.layers import BatchNormalization, Dense, Dropout
 from xpnet.replay import ATTEMPTS, MOST, Replay
@@ -176,6 +176,19 @@ def test_state_lives_where_it_is(monkeypatch):
     model.fit(X, ONE_HOT, batch_size=10, epochs=2, verbose=0)
     assert all(a is b for a, b in zip(arrays, leaves(model.state), strict=True))
     assert model.weights.any()
+
+
+@pytest.mark.parametrize("word", ["0", "false", "No", "OFF"])
+def test_the_words_that_turn_recording_off(monkeypatch, word):
+    for value, recorded in ((word, False), ("true", True), ("On", True), ("", True)):
+        model, _ = train(monkeypatch, value, dense(), ONE_HOT, "categorical_crossentropy")
+        assert isinstance(model.program().run, Replay) is recorded
+
+
+@pytest.mark.parametrize(("word", "choice"), [("no", "bodies"), ("False", "bodies"), ("NumPy", "numpy")])
+def test_the_words_of_xpnet_kernels(monkeypatch, word, choice):
+    monkeypatch.setenv("XPNET_KERNELS", word)
+    assert kernels.chosen() == choice
 
 
 def test_the_callers_arrays_are_not_written_to(monkeypatch):

@@ -20,7 +20,9 @@ EXACT = {"rtol": 0 if get_backend().name != "jax" else 1e-5}  # jax fuses a scan
 
 
 def make(optimizer="adam", layers=(), metrics=("mae",), **kwargs):
-    model = xn.Sequential([Dense(8, activation="relu"), *layers, BatchNormalization(), Dropout(0.2), Dense(1)], seed=3)
+    model = xn.Sequential(
+        [Dense(8, activation="relu"), *layers, BatchNormalization(), Dropout(0.2), Dense(1)], seed=3
+    )
     model.compile(optimizer, "mse", list(metrics), **kwargs)
     return model
 
@@ -403,7 +405,9 @@ def test_three_threads_train_models_of_their_own():
 def test_history_is_there_after_an_interrupt():
     model, history = make(), History()
     with pytest.raises(InterruptedError):
-        model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[history, Save("none", 1, 2)][:1] + [Raises(2)])
+        model.fit(
+            X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[history, Save("none", 1, 2)][:1] + [Raises(2)]
+        )
     assert history.epoch == [0, 1]
 
 

@@ -2,7 +2,9 @@
 
 import threading
 import time
+from collections import deque
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -199,19 +201,36 @@ def test_rows_in_parts(count, monkeypatch, shape):
     assert len(parts) == (min(count, 77 * out[0].size // 16) if count > 1 else 0)
 
 
-def test_a_loop_in_parts(count, monkeypatch):
-    monkeypatch.setattr(threads, "PART", 10)
-    x, y = RNG.standard_normal(1003), np.zeros(1003)
-    pieces = []
+def test_arrays_in_parts(count, monkeypatch):
+    monkeypatch.setattr(threads, "PART", 100)
+    x, y = np.arange(1000.0), np.empty(1000)
+    parts = threads.parts_of((x, y))
+    assert len(parts) == count
+    for a, b in parts:
+        b[:] = 2.0 * a
+    np.testing.assert_array_equal(y, 2.0 * x)
 
-    def loop(factor, x, y, more):
-        pieces.append(x.size)
-        y[:] = factor * x + more
 
-    threads.in_parts(loop, 2.0, (x, y), 1.0)
-    np.testing.assert_array_equal(y, 2.0 * x + 1.0)
-    assert sum(pieces) == 1003
-    assert (len(pieces) > 1) == (count > 1)
+@pytest.mark.parametrize("strikes", [0, 1])
+def test_what_ends_a_step_is_made_once_whatever_is_thrown(count, monkeypatch, strikes):
+    """Pieces by several threads, then the rest; an exception while helpers are awaited comes behind all that."""
+    x, order = np.zeros(64), []
+    real, left = threads.Job.begin, [strikes]
+
+    def begin(job):
+        real(job)
+        if left[0]:
+            left[0] -= 1
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threads.Job, "begin", begin)
+    monkeypatch.setattr(threads, "allowed", lambda: count)
+    pieces = deque(partial(np.add, x[i : i + 1], 1.0, x[i : i + 1]) for i in range(64))
+    last = deque([partial(order.append, "last")])
+    with pytest.raises(KeyboardInterrupt) if strikes else nullcontext():
+        threads.finish_shared(pieces, last)
+    assert x.tolist() == [1.0] * 64
+    assert order == ["last"]
 
 
 def test_helpers_do_not_warn_of_what_the_guard_finds(two, waiting):

@@ -54,8 +54,8 @@ class Access:
             with self.lock:
                 if self._trainer is not None:
                     raise BusyError(
-                        f"{what}: the model is already being trained, by {self._trainer.thread.name!r}; one call of "
-                        f"fit or train_on_batch must end before the next begins; got a call in {_here()}"
+                        f"{what}: the model is being trained already, by {self._trainer.thread.name!r}; one call "
+                        f"of fit or train_on_batch must end before the next begins; got a call in {_here()}"
                     )
                 self._trainer = me
             yield
@@ -65,7 +65,7 @@ class Access:
 
     @contextmanager
     def read(self, copy: Callable[[], Any], take: Callable[[], Any]) -> Iterator[Any]:
-        """Look at the state in a block of code: at a copy while another thread trains, else at what `take` gives."""
+        """Look at the state in a block of code: at a copy while another thread trains, else at the state itself."""
         me = object()
         try:
             with self.lock:

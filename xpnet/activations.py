@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from .backend import Array
+from .backend import Array, np
 from .context import enter
 from .errors import InvalidTypeError, InvalidValueError, number
 from .registry import Configurable, Registry
@@ -39,11 +39,13 @@ class Activation(Configurable):
         """Return dz for the derivative da of something by a = f(z)."""
         raise TypeError(f"{type(self).__name__} must define backward(xp, da, z, a)")
 
+    @np.errstate(all="ignore")
     def __call__(self, x: Any) -> Array:
         """Return f(x), in the library of x."""
         ctx, leave = enter(x)
         return leave(self.forward(ctx.xp, ctx.asarray(x)))
 
+    @np.errstate(all="ignore")
     def derivative(self, x: Any) -> Array:
         """Return f'(x), in the library and shape of x (for softmax: the matrix da_i/dz_j)."""
         ctx, leave = enter(x)
@@ -134,12 +136,14 @@ class Softmax(Activation):
         """Return a * (da - sum(da * a))."""
         return a * (da - xp.sum(da * a, axis=-1, keepdims=True))
 
+    @np.errstate(all="ignore")
     def derivative(self, x: Any) -> Array:
         """Return the matrix da_i/dz_j, shape x.shape + (classes,)."""
         ctx, leave = enter(x)
         xp = ctx.xp
         a = self.forward(xp, ctx.asarray(x))
         unit = xp.eye(a.shape[-1], dtype=a.dtype, device=ctx.backend.device)
+        unit = xp.reshape(unit, (*(1,) * (a.ndim - 1), *unit.shape))
         column = xp.expand_dims(a, axis=-1)
         return leave(column * (unit - xp.expand_dims(a, axis=-2)))
 

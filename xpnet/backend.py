@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .errors import BackendError, InvalidValueError, unknown_name
+from .errors import BackendError, InvalidTypeError, InvalidValueError, unknown_name
 from .tree import Stack, Tree, leaves, tree_map
 
 __all__ = ["BACKENDS", "Backend", "available_backends", "get_backend", "np", "use_backend"]
@@ -108,7 +108,7 @@ class Backend:
 
     def array(self, x: Any, dtype: str | None = None) -> Array:
         """Return a copy of host data on this device, of the named dtype or else its own."""
-        return self.feed(np.array(x, dtype=dtype))
+        return self.feed(fresh(x, dtype))
 
     def feed(self, x: np.ndarray) -> Array:
         """Hand over a host array that nobody else will write to; it may be used without a copy."""
@@ -121,6 +121,21 @@ class Backend:
     def device_of(self, x: Array) -> str | None:
         """Return the name of the device that an array of this library is on (None: the default)."""
         return None
+
+    @classmethod
+    def traced(cls, x: Any) -> bool:
+        """Return whether `x`, an array of this library, stands for numbers that are not known yet."""
+        return False
+
+    @staticmethod
+    def shares(x: Array, y: Array) -> bool:
+        """Return whether two arrays of this library may share memory that can be written to."""
+        return False
+
+    @classmethod
+    def nearest(cls, dtype: str) -> str:
+        """Return the precision that arrays of `dtype` are computed in: their own, where the library can now."""
+        return dtype
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
         """Return `update(kept)` where the 0-d boolean array `ok` holds, else `kept`: no host sync."""
@@ -137,8 +152,8 @@ class Backend:
     def compile(self, step: Callable[..., Tree]) -> Callable[..., None]:
         """Return `run(state, batches, commit)`, which takes one step per batch.
 
-        Each step is `step(state, batch, finish) -> state` (see `training.make_step`). `commit(state, finish)` makes the
-        calls that end it and takes the new state over: between two of them the state is that of a whole step.
+        Each step is `step(state, batch, finish) -> state` (see `training.make_step`). `commit(state, finish)` makes
+        the calls that end it and takes the new state over: between two of them the state is that of a whole step.
         """
 
         def run(state: Tree, batches: Sequence[Tree], commit: Any) -> None:
@@ -156,7 +171,7 @@ class Backend:
         """Return `x`, an array of any known library, as an array of this one on this device."""
         if self.owns(x):
             return self.xp.asarray(x, device=self.device)
-        return self.array(host_of(x))
+        return self.array(plain(host_of(x)))
 
     def zeros(self, shape: int | tuple[int, ...], dtype: Any = None) -> Array:
         """Return zeros on this device, in the backend's floating dtype unless told otherwise."""
@@ -167,7 +182,7 @@ class Backend:
         return self.xp.asarray(value, dtype=dtype or self.dtype, device=self.device)
 
     def count(self, value: int) -> Array:
-        """Return a count of steps as an array: int64, 0-d; or two words, uint32, shape (2,), the lower one first."""
+        """Return a count of steps as an array: int64, 0-d; or two words, uint32, shape (2,), the lower first."""
         if self.wide:
             return self.scalar(value, self.xp.int64)
         return self.array([value & 0xFFFFFFFF, value >> 32], "uint32")
@@ -192,6 +207,17 @@ class NumpyBackend(Backend):
     name = package = "numpy"
     install = "pip install numpy"
     inplace = True
+
+    @classmethod
+    def owns(cls, x: Any) -> bool:
+        """Return whether `x` is an array of NumPy, without a mask."""
+        module = type(x).__module__.split(".")
+        return module[0] == "numpy" and module[1:2] != ["ma"]
+
+    @staticmethod
+    def shares(x: Array, y: Array) -> bool:
+        """Return whether their memory overlaps."""
+        return bool(np.may_share_memory(x, y))
 
     def feed(self, x: np.ndarray) -> Array:
         """Return `x` itself: host memory is the device's."""
@@ -232,6 +258,11 @@ class StrictBackend(Backend):
         """Return `x` as a NumPy array."""
         strict = importlib.import_module("array_api_strict")
         return np.from_dlpack(x.to_device(strict.Device("CPU_DEVICE")))
+
+    @staticmethod
+    def shares(x: Array, y: Array) -> bool:
+        """Return whether the memory overlaps of the NumPy arrays that are inside."""
+        return bool(np.may_share_memory(StrictBackend.host(x), StrictBackend.host(y)))
 
     def device_of(self, x: Array) -> str | None:
         """Return the pretended device."""
@@ -293,6 +324,11 @@ class TorchBackend(Backend):
         """Return a copy."""
         return x.clone()
 
+    @staticmethod
+    def shares(x: Array, y: Array) -> bool:
+        """Return whether both are views of one storage."""
+        return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+
     def device_of(self, x: Array) -> str | None:
         """Return the tensor's device."""
         return None if x.device.type == "cpu" else str(x.device)
@@ -321,7 +357,7 @@ class JaxBackend(Backend):
 
         self._jax = jax
         self.wide = bool(jax.config.jax_enable_x64)
-        if dtype == "float64" and not jax.config.jax_enable_x64:
+        if self.nearest(dtype) != dtype:
             raise BackendError(
                 "JAX computes in float64 only when it is told to before its first use: set the environment "
                 "variable JAX_ENABLE_X64=1, or call jax.config.update('jax_enable_x64', True); got 'float64'"
@@ -355,14 +391,42 @@ class JaxBackend(Backend):
 
     def array(self, x: Any, dtype: str | None = None) -> Array:
         """Return a copy as a JAX array."""
-        return self._jax.device_put(np.array(x, dtype=dtype), self.device)
+        return self._jax.device_put(fresh(x, dtype), self.device)
 
     def feed(self, x: np.ndarray) -> Array:
         """Pass a fresh host array on as it is: `jit` takes it in faster than `device_put` does."""
         return x if self.device is None else self._jax.device_put(x, self.device)
 
+    @classmethod
+    def traced(cls, x: Any) -> bool:
+        """Return whether `x` is what `jax.jit`, `jax.grad` or `jax.vmap` hand to the function they trace."""
+        return isinstance(x, importlib.import_module("jax").core.Tracer)
+
+    @classmethod
+    def nearest(cls, dtype: str) -> str:
+        """Return float32 for float64 where `jax_enable_x64` is off."""
+        narrow = dtype == "float64" and not importlib.import_module("jax").config.jax_enable_x64
+        return "float32" if narrow else dtype
+
+    @staticmethod
+    def host(x: Array) -> np.ndarray:
+        """Return `x` as a NumPy array.
+
+        Raises:
+            InvalidTypeError: it is traced: its numbers are not known yet.
+        """
+        if JaxBackend.traced(x):
+            raise InvalidTypeError(
+                "the numbers of an array must be known here, which inside of jax.jit, jax.grad and jax.vmap they "
+                "are not: call this outside of them, or on JAX arrays without another backend; got "
+                f"{type(x).__name__}"
+            )
+        return np.asarray(x)
+
     def device_of(self, x: Array) -> str | None:
-        """Return the array's device, None for JAX's default one."""
+        """Return the array's device, None for JAX's default one and for what is traced."""
+        if self.traced(x):
+            return None
         device = next(iter(x.devices()))
         return None if device == self._jax.devices()[0] else f"{device.platform}:{device.id}"
 
@@ -408,6 +472,7 @@ class JaxBackend(Backend):
             compiled.add(key)
 
         return run
+
 
 class CupyBackend(Backend):  # needs a GPU
     """CuPy: CUDA, through array_api_compat."""
@@ -457,6 +522,11 @@ class CupyBackend(Backend):  # needs a GPU
     def copy(self, x: Array) -> Array:
         """Return a copy."""
         return x.copy()
+
+    @staticmethod
+    def shares(x: Array, y: Array) -> bool:
+        """Return whether their memory overlaps."""
+        return bool(importlib.import_module("cupy").may_share_memory(x, y))
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
         """Choose on the device; what was written in place, the kernels have held back themselves (`ctx.gate`)."""
@@ -521,14 +591,17 @@ def resolve(
     for candidate, origin in ((name, "backend"), (variable, "backend in XPNET_BACKEND")):
         if candidate is not None and candidate not in BACKENDS:
             raise unknown_name(origin, candidate, BACKENDS)
-    dtype = dtype or os.environ.get("XPNET_DTYPE") or "float32"
-    given = next((a for a in arrays if library_of(a) is not None), None)
-    if name is None and variable is None and given is not None:
-        home = home_of(given)
+    wanted = os.environ.get("XPNET_DTYPE") or "float32"
+    if wanted not in POLICIES:  # even where something goes before it
+        raise unknown_name("dtype in XPNET_DTYPE", wanted, POLICIES)
+    dtype = dtype or wanted
+    if device is None and variable in (None, name or variable):
+        device = os.environ.get("XPNET_DEVICE") or None
+    given = [a for a in arrays if library_of(a) is not None]
+    if name is None and variable is None and given:
+        home = home_of(next((a for a in given if traced(a)), given[0]))
         return _make(type(home), device or home.device_name, dtype)  # type: ignore[arg-type]
     name = name or variable or "numpy"
-    if device is None and variable in (None, name):
-        device = os.environ.get("XPNET_DEVICE") or None
     return _make(BACKENDS[name], device, dtype)  # type: ignore[arg-type]
 
 
@@ -568,6 +641,35 @@ def host_of(x: Any) -> np.ndarray:
     return np.asarray(x) if library is None else BACKENDS[library].host(x)
 
 
+def traced(x: Any) -> bool:
+    """Return whether `x` is an array whose numbers are not known yet, as under `jax.jit`."""
+    library = library_of(x)
+    return library is not None and BACKENDS[library].traced(x)
+
+
+def fresh(x: Any, dtype: str | None) -> np.ndarray:
+    """Return a copy of host data, of the named dtype or else its own; what is too small for it becomes 0."""
+    with np.errstate(all="ignore"):
+        return in_order(np.array(x, dtype=dtype))
+
+
+def in_order(x: np.ndarray) -> np.ndarray:
+    """Return host data in the byte order of this machine, the only one that all libraries read."""
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
+def plain(x: np.ndarray) -> np.ndarray:
+    """Return host data in a dtype that all libraries read: floats are float32 or float64.
+
+    >>> plain(np.ones(1, np.longdouble)).dtype.name, plain(np.ones(1, ">f2")).dtype.name
+    ('float64', 'float32')
+    """
+    if x.dtype.char == "g":  # long double: 64 bits and more, as the machine has it
+        return x.astype(np.float64)
+    narrow = x.dtype.name.startswith(("float", "bfloat")) and x.dtype.itemsize < 4
+    return x.astype(np.float32) if narrow else in_order(x)
+
+
 def home_of(x: Any) -> Backend:
     """Return the backend of the library and device that `x` lives on: NumPy for anything unknown."""
     library = _make(BACKENDS[library_of(x) or "numpy"], None, "float32")  # type: ignore[arg-type]
@@ -575,7 +677,12 @@ def home_of(x: Any) -> Backend:
 
 
 def give_back(x: Array, like: Any, backend: Backend) -> Array:
-    """Return `x`, a result of `backend`, in the library (and on the device) of the caller's `like`."""
+    """Return `x`, a result of `backend`, in the library (and on the device) of the caller's `like`.
+
+    What is traced stays where it is.
+    """
+    if backend.traced(x):
+        return x
     home = home_of(like)
     there = home.name == backend.name and home.device_name == backend.device_of(x)
     return x if there else home.array(backend.host(x))

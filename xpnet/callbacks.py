@@ -210,6 +210,9 @@ class ProgressBar:
 
     def __init__(self, verbose: Any, epochs: int, steps: int) -> None:
         self.verbose, self.epochs, self.steps = resolve_verbose(verbose), epochs, steps
+        # a bar is written to stderr, lines to stdout
+        if self.verbose and not _heard(sys.stderr if self.verbose == 1 else sys.stdout):
+            self.verbose = 0
         self.bar: Any = None
         self._next = math.inf
 
@@ -257,8 +260,13 @@ def resolve_verbose(verbose: Any) -> int:
     if verbose not in (0, 1, 2, "auto"):
         raise unknown_name("verbose", verbose, ("0", "1", "2", "auto"))
     if verbose == "auto":
-        return 1 if "ipykernel" in sys.modules or sys.stderr.isatty() else 2
+        return 1 if "ipykernel" in sys.modules or (_heard(sys.stderr) and sys.stderr.isatty()) else 2
     return int(verbose)
+
+
+def _heard(stream: Any) -> bool:
+    """Return whether there is somebody to write to: a program without a console has None there."""
+    return stream is not None and not getattr(stream, "closed", False)
 
 
 def check_callbacks(callbacks: Any) -> list[Callback]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from . import kernels
-from .backend import Array, Backend, give_back, host_of, library_of, np, resolve
-from .errors import InvalidTypeError
+from .backend import Array, Backend, give_back, library_of, np, resolve
+from .host import check_real, is_table, kind_of, numeric
 from .kernels.finish import Branch, Pieces
 from .kernels.threads import parts_of
 
@@ -143,7 +144,7 @@ class Context:
             self.tape.later(function, *args, **kwargs)
 
     def later_when(self, flag: Array, block: Callable[[], Any]) -> None:
-        """Put off what the block puts off; it is left out if the flag, a 0-d array on the host, is not set by then."""
+        """Put off what the block puts off, to be left out if the flag (0-d, on the host) is not set by then."""
         home = self if self.tape is None else self.tape
         before, home.finish = home.finish, []
         try:
@@ -165,7 +166,7 @@ class Context:
         """Return `x` (an array of any library, a list, a number) as an array here, in `dtype` or the model's."""
         dtype = self.dtype if dtype is None else dtype
         if library_of(x) is None:
-            x = numeric(x)
+            x = np.array(numeric(x))  # a table's memory is not handed on
         check_real(x)
         return self.xp.astype(self.backend.bring(x), dtype, copy=False)
 
@@ -175,43 +176,48 @@ def enter(*arrays: Any, dtype: str | None = None) -> tuple[Context, Callable[[Ar
 
     Args:
         arrays: the caller's arrays, lists or numbers; the first array decides (unless a backend was chosen)
-            the library, and the widest floating dtype among them the precision.
+            the library, and the widest floating dtype among them the precision. Where the library can't compute
+            in float64 as it is set up (JAX without x64), that is float32, and a warning says so once.
         dtype: the part's own dtype, or None.
 
     Returns:
-        The context, and a function that brings a result back into the library of the first argument.
+        The context, and a function that brings a result back into the library of the first argument, in memory
+        of its own.
     """
-    if dtype is None:
-        names = [str(getattr(a, "dtype", "")) for a in arrays]
-        widths = [d for d in ("float64", "float32") if any(n.endswith(d) for n in names)]
-        dtype = widths[0] if widths else None
-    backend = resolve(arrays, dtype=dtype)
+    widest = _widest(arrays) if dtype is None else None
+    if widest is None:
+        backend = resolve(arrays, dtype=dtype)
+    else:
+        backend = resolve(arrays, dtype="float32")
+        backend = backend.with_dtype(_nearest(backend, widest))
     first = next((a for a in arrays if library_of(a) is not None), None)
-    return Context(backend), lambda result: give_back(result, first, backend)
+
+    def leave(result: Array) -> Array:
+        if any(backend.owns(a) and backend.shares(result, a) for a in arrays):
+            result = backend.copy(result)
+        return give_back(result, first, backend)
+
+    return Context(backend), leave
 
 
-def check_real(x: Array, what: str = "an array") -> str:
-    """Return the name of an array's dtype.
-
-    Raises:
-        InvalidTypeError: its elements are not real numbers.
-    """
-    kind = getattr(x.dtype, "name", None) or str(x.dtype).rpartition(".")[2]
-    if not kind.startswith(("float", "int", "uint", "bool", "bfloat")):
-        raise InvalidTypeError(f"{what} must consist of real numbers; got dtype {kind}")
-    return kind
+def _widest(arrays: Sequence[Any]) -> str | None:
+    """Return float64 or float32, the wider that is among the arrays and tables; None without such."""
+    given = [numeric(a) if is_table(a) else a for a in arrays]
+    kinds = {kind_of(a) for a in given if hasattr(a, "dtype")}
+    if kinds & {"float64", "float80", "float96", "float128", "longdouble"}:
+        return "float64"
+    return "float32" if "float32" in kinds else None
 
 
-def numeric(x: Any) -> np.ndarray:
-    """Return an array, list or number as a host array of numbers.
+def _nearest(backend: Backend, dtype: str) -> str:
+    near = backend.nearest(dtype)
+    if near != dtype:
+        _say_once(
+            f"backend {backend.name!r} can't compute in {dtype} as it is set up: parts used alone take {near}"
+        )
+    return near
 
-    Raises:
-        InvalidTypeError: it holds something else, or rows of different lengths.
-    """
-    try:
-        host = host_of(x)
-    except ValueError as error:  # ragged lists
-        raise InvalidTypeError(f"expected an array of numbers ({error}); got {type(x).__name__}") from error
-    if host.dtype.kind not in "fiub":
-        raise InvalidTypeError(f"expected an array of numbers; got dtype {host.dtype} ({type(x).__name__})")
-    return host
+
+@lru_cache
+def _say_once(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=6)

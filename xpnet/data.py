@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .backend import Array, Backend, home_of, host_of, library_of, np
-from .context import check_real, numeric
+from .backend import Array, Backend, home_of, host_of, library_of, np, traced
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number
+from .host import check_real, is_table, numeric
 from .kernels.threads import gather
 
 __all__ = ["Column", "Data", "blocks", "class_factors", "class_weights", "weigh"]
@@ -27,17 +27,25 @@ class Column:
     """One array of a data set; its first axis is the rows.
 
     Args:
-        values: a NumPy, CuPy, ... array, a list, or a pandas or polars table or series.
+        values: a NumPy, CuPy, ... array, a list, or a pandas, polars or pyarrow table or series.
         what: what errors call it.
 
     Raises:
-        InvalidTypeError: it does not consist of numbers. ShapeError: it has no rows.
+        InvalidTypeError: it does not consist of numbers. InvalidValueError: it has masked values.
+        ShapeError: it has no rows.
     """
 
     def __init__(self, values: Any, what: str) -> None:
+        self.gaps = is_table(values)  # whether NaN may be a gap
         if library_of(values) is None:
-            values = _from_table(values, what) if hasattr(values, "to_numpy") else numeric(values)
+            values = numeric(values, what)
+        elif traced(values):
+            raise InvalidTypeError(
+                f"{what} must be an array whose numbers are known: call a model outside of jax.jit, jax.grad and "
+                f"jax.vmap; got {type(values).__name__}"
+            )
         self.kind = check_real(values, what)
+        self.native = getattr(values.dtype, "isnative", True)  # the byte order is this machine's
         if values.ndim == 0 or values.shape[0] == 0:
             raise ShapeError(f"{what} must have rows; got shape {tuple(values.shape)}")
         self.what, self.values, self.home = what, values, home_of(values)
@@ -72,10 +80,12 @@ class Column:
     def move(self, taken: Array, backend: Backend, dtype: str) -> Array:
         """Return what `take` gave on the model's device, in the named dtype."""
         if self.home.name == backend.name:
-            if self.kind == dtype:
+            if self.kind == dtype and self.native:
                 return backend.bring(taken)
-            return backend.xp.astype(backend.bring(taken), getattr(backend.xp, dtype), copy=False)
-        return backend.feed(np.ascontiguousarray(host_of(taken), dtype=dtype))
+            with np.errstate(all="ignore"):  # a number may be too small for the model's precision
+                return backend.xp.astype(backend.bring(taken), getattr(backend.xp, dtype), copy=False)
+        with np.errstate(all="ignore"):
+            return backend.feed(np.ascontiguousarray(host_of(taken), dtype=dtype))
 
     def check_finite(self, limit: float) -> None:
         """Raise if a number is NaN or infinite, or too large for the model's precision.
@@ -91,9 +101,10 @@ class Column:
             if not (self._small(block, limit) or bool(xp.all(xp.abs(block) <= limit))):
                 host = host_of(block).reshape(block.shape[0], -1)
                 row, place = np.argwhere(~(np.abs(host) <= limit))[0]
+                hint = " (the gaps of a table are NaN)" if self.gaps else ""
                 raise InvalidValueError(
-                    f"{self.what} must be finite numbers of at most {limit:.3g}; in row {rows.start + row} got "
-                    f"{host[row, place]}"
+                    f"{self.what} must be finite numbers of at most {limit:.3g}{hint}; in row {rows.start + row} "
+                    f"got {host[row, place]}"
                 )
 
     def _small(self, block: Array, limit: float) -> bool:
@@ -118,6 +129,7 @@ class Data:
 
     def __init__(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
         self.x = Column(x, "x")
+        self.given_shape = tuple(int(n) for n in self.x.values.shape)  # as its owner knows it
         if not self.x.shape:
             self.x = Column(self.x.home.xp.reshape(self.x.values, (-1, 1)), "x")
         self.y = None if y is None else Column(y, "y")
@@ -247,15 +259,3 @@ def class_factors(class_weight: Any) -> dict[int, float] | None:
         number("class_weight's classes", k, integer=True): float(number("class_weight's factors", v))
         for k, v in class_weight.items()
     }
-
-
-def _from_table(table: Any, what: str) -> np.ndarray:
-    host = np.asarray(table.to_numpy())
-    if host.dtype.kind in "fiub":
-        return host
-    names = [str(c) for c in getattr(table, "columns", [])]
-    texts = [c for c in names if np.asarray(table[c].to_numpy()).dtype.kind not in "fiub"]
-    if names and not texts:  # numeric columns of different kinds
-        return np.asarray(host, dtype=np.float64)
-    shown = f" ({', '.join(texts)})" if texts else ""
-    raise InvalidTypeError(f"{what} must have numeric columns only; got dtype {host.dtype}{shown}")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from .backend import np
-from .errors import DownloadError, FileFormatError, MissingExtraError, unknown_name
+from .errors import DownloadError, FileFormatError, InvalidValueError, MissingExtraError, switch, unknown_name
 
 __all__ = ["admissions", "cifar10", "cifar100", "digits", "fashion_mnist", "mnist"]
 
@@ -214,10 +214,19 @@ def cifar100(label_mode: str = "fine") -> tuple[Pair, Pair]:
 # ---------------------------------------------------------------- finding files
 
 
+def _folder(variable: str) -> Path | None:
+    """Return the folder that an environment variable names, None if it is not set."""
+    root = os.environ.get(variable)
+    try:
+        return Path(root).expanduser() if root else None
+    except RuntimeError as error:
+        raise InvalidValueError(f"{variable} must name a folder, ~ being a user's own; got {root!r}") from error
+
+
 def _local(name: str) -> Path | None:
     """Return the folder of a data set in `XPNET_DATA`, or None if there is none."""
-    root = os.environ.get("XPNET_DATA")
-    folder = Path(root).expanduser() / name if root else None
+    root = _folder("XPNET_DATA")
+    folder = root / name if root else None
     return folder if folder and folder.is_dir() else None
 
 
@@ -230,8 +239,7 @@ def _fetch(name: str) -> list[Path]:
     """Return the paths of a data set's files, from `XPNET_DATA` or the cache."""
     (url, hashes), folder = SOURCES[name], _local(name)
     if folder is None:
-        root = os.environ.get("XPNET_CACHE") or _pooch().os_cache("xpnet")
-        folder = Path(root).expanduser() / name
+        folder = (_folder("XPNET_CACHE") or Path(_pooch().os_cache("xpnet"))) / name
         return [_download(url + file, sha256, folder / file) for file, sha256 in hashes.items()]
     for file in hashes:
         if not (folder / file).is_file():
@@ -256,7 +264,7 @@ def _download(url: str, sha256: str, path: Path) -> Path:
             got = hashlib.file_digest(stream, "sha256").hexdigest()
         if got == sha256:
             return path
-    if os.environ.get("XPNET_OFFLINE", "") not in ("", "0"):
+    if switch("XPNET_OFFLINE", False):
         if got:
             raise _refuse(path, f"the SHA-256 {sha256}, and XPNET_OFFLINE forbids downloading", got)
         raise DownloadError(f"XPNET_OFFLINE forbids downloading {url}; expected {path}; got no such file")

@@ -6,6 +6,7 @@ Every message says what was wrong, what was expected, and ends in what was recei
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,9 @@ __all__ = [
     "UnknownNameError",
     "XpnetError",
 ]
+
+
+YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")  # what switches say
 
 
 class XpnetError(Exception):
@@ -95,6 +99,21 @@ def one_of(kind: str, value: Any, known: Iterable[str]) -> str:
     if value not in names:
         raise unknown_name(kind, value, names)
     return value
+
+
+def switch(variable: str, default: bool) -> bool:
+    """Return whether an environment variable says yes or no; `default` where it is not set, or empty.
+
+    Raises:
+        UnknownNameError: it says something else.
+
+    >>> switch("XPNET_SURELY_NOT_SET", True)
+    True
+    """
+    word = os.environ.get(variable, "").strip()
+    if not word:
+        return default
+    return one_of(variable, word.lower(), YES + NO) in YES
 
 
 def number(

@@ -54,8 +54,8 @@ def fit(
 ) -> History:
     """Train a compiled, built model on checked data; the arguments are those of `Sequential.fit`.
 
-    An exception may come at any time (a callback's, Ctrl-C, one that is sent into the thread): the model's state is
-    that of the last whole step then.
+    Whatever exception strikes, at any time (a callback's, Ctrl-C, one that is sent into the thread), the model's
+    state is that of the last whole step.
     """
     program = model.program()
     steps = math.ceil(len(data) / batch_size)
@@ -128,7 +128,10 @@ class _Epoch:
         sums = zero_sums(model.backend, program.metrics)
         self.done = 0
         if unfinished is not None and unfinished.fits(self.rows, batch_size, sums.shape):
-            self.done, sums = unfinished.steps, model.backend.array(unfinished.sums, str(model.backend.host(sums).dtype))
+            self.done, sums = (
+                unfinished.steps,
+                model.backend.array(unfinished.sums, str(model.backend.host(sums).dtype)),
+            )
         self.rate: float | None = None
         self.commit = model.commit
         model.begin_epoch(self.step - self.done, self.rows, batch_size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .backend import Array, floating, np
+from .backend import Array, floating, np, traced
 from .context import Context, enter, numeric
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number, unknown_name
 from .ops import columns
@@ -90,7 +90,10 @@ class Loss(Configurable):
         return bool(getattr(self, "from_logits", False))
 
     def check(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
-        """Raise if host targets can't be meant for outputs of `shape`, which includes the batch axis."""
+        """Raise if host targets can't be meant for outputs of `shape`, which includes the batch axis.
+
+        Under `jax.jit`, `jax.grad` and `jax.vmap`, where a target's numbers are not known, they are zeros.
+        """
 
     def objection(self, p: np.ndarray) -> str | None:
         """Return what is wrong with host predictions whose loss is not finite; None where nothing is known."""
@@ -129,6 +132,7 @@ class Loss(Configurable):
         """Return the reduced loss and its derivative by `y_pred`, of the shape of `y_pred`."""
         return self._evaluate(y_true, y_pred, sample_weight)
 
+    @np.errstate(all="ignore")
     def _evaluate(self, y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[Array, Array]:
         ctx, leave = enter(y_pred, y_true, sample_weight, dtype=self.dtype)
         p = ctx.asarray(y_pred)
@@ -136,7 +140,8 @@ class Loss(Configurable):
             raise ShapeError(f"y_pred must have shape (batch, ...); got shape {tuple(p.shape)}")
         shape = tuple(p.shape)
         p = ctx.xp.expand_dims(p, axis=-1) if p.ndim == 1 else p
-        self.check(numeric(y_true), tuple(p.shape))
+        # what is traced has a shape only, and zeros are targets of every loss
+        self.check(np.zeros(y_true.shape) if traced(y_true) else numeric(y_true, "y_true"), tuple(p.shape))
         y = ctx.asarray(y_true, ctx.xp.int32 if self.sparse else None)
         y = ctx.xp.reshape(y, self.target_shape(tuple(p.shape)))
         weight = None if sample_weight is None else ctx.asarray(sample_weight)

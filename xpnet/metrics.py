@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .backend import Array, floating
+from .backend import Array, floating, np, traced
 from .context import Context, enter
 from .errors import InvalidTypeError, NotBuiltError, ShapeError, number
 from .registry import Configurable, Registry, overrides
@@ -72,8 +72,14 @@ class Metric(Configurable):
         """Return the metric that is meant for targets and outputs of these shapes (with the batch axis)."""
         return self
 
+    @np.errstate(all="ignore")
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets and predictions, shape (batch, ...), and weights (batch,) or None."""
+        if any(map(traced, (y_true, y_pred, sample_weight))):
+            raise InvalidTypeError(
+                "a metric keeps its sums, which is not possible inside of jax.jit, jax.grad and jax.vmap: call "
+                "update_state with what they return; got a traced array"
+            )
         ctx, leave = enter(y_pred, y_true, sample_weight, dtype=self.dtype)
         p, y = ctx.asarray(y_pred), ctx.asarray(y_true)
         p = ctx.xp.expand_dims(p, axis=-1) if p.ndim == 1 else p
@@ -88,6 +94,7 @@ class Metric(Configurable):
         old = self._sums
         self._sums = batch if old is None else (old[0] + batch[0], old[1] + batch[1])
 
+    @np.errstate(all="ignore")
     def result(self) -> Array:
         """Return the mean over all rows since the last reset, 0-d; 0 where all weights are 0, as in Keras.
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Progress(NamedTuple):
-    """The epochs that were trained; and of one that has begun: its first step's number, its rows, and how many a step."""
+    """The epochs that were trained; and of one that has begun the first step's number, all rows, and those a step."""
 
     epoch: int = 0
     first_step: int | None = None
@@ -258,7 +258,7 @@ class Sequential:
         scale: Sequence[float] = (),
         unfinished: Unfinished | None = None,
     ) -> None:
-        """Take in all that a file holds: flat arrays of parameters, statistics and slots, counters, a run of `fit`."""
+        """Take in all that a file holds: flat arrays of parameters, statistics and slots, counters, a run."""
         self._place(HostState(weights, stats, tuple(slots), step, age, tuple(scale)))
         self._progress, self.unfinished = Progress(epoch), unfinished
 
@@ -577,17 +577,26 @@ class Sequential:
             if self._backend is not None and self._backend is not wanted:
                 self._move(wanted)
             self._backend = wanted
-        if self.built:
-            check_input(self.network, data.x.shape)
-        else:
+        if not self.built:
             self._build(data.x.shape)
+        elif data.given_shape == self.input_shape != data.x.shape:
+            raise ShapeError(
+                f"x must have shape {('batch', *self.input_shape)} for this model: for one row pass x[None]; got "
+                f"{data.given_shape}"
+            )
+        elif len(data.given_shape) == 1 and self.input_shape != data.x.shape:
+            shape = ("batch", *self.input_shape)
+            raise ShapeError(f"x must have shape {shape} for this model; got {data.given_shape}")
+        else:
+            check_input(self.network, data.x.shape)
         self._settled = True
 
     def _checked(self, x: Any, y: Any, sample_weight: Any = None, what: str = "") -> Data:
         compiled = self._need_compiled()
+        data = Data(x, y, sample_weight)  # what is wrong with x comes first
         if y is None:
             raise InvalidTypeError(f"{what}targets y are needed; got None")
-        return self._check_data(Data(x, y, sample_weight), compiled, build=True)
+        return self._check_data(data, compiled, build=True)
 
     def _check_data(self, data: Data, compiled: Compiled, build: bool) -> Data:
         self._ready(data, build)
@@ -631,10 +640,10 @@ class Sequential:
         """Train for some epochs and return the `History`; a second call goes on from where it is.
 
         Args:
-            x: inputs, shape (rows, ...): an array of any library, a list, or a pandas or polars table.
+            x: inputs, shape (rows, ...): an array of any library, a list, or a pandas, polars or pyarrow table.
             y: targets, shape (rows, ...), or class numbers (rows,) for a sparse loss.
             batch_size: rows a step (None: 32); 1 is stochastic, len(x) full-batch descent.
-            epochs: passes over the data (up to this number, from `initial_epoch`).
+            epochs: passes over the data (up to this number, from `initial_epoch`; none if that is not below it).
             verbose: 0 silent, 1 a bar, 2 a line an epoch, "auto". callbacks: a list of `Callback`.
             validation_split: share of the last rows that are kept for validation.
             validation_data: (x, y) or (x, y, sample_weight); goes before `validation_split`.
@@ -650,7 +659,7 @@ class Sequential:
         """
         compiled = self._need_compiled()
         batch_size = number("batch_size", 32 if batch_size is None else batch_size, 1, integer=True)
-        epochs = number("epochs", epochs, 1, integer=True)
+        epochs = number("epochs", epochs, 0, integer=True)
         initial_epoch = number("initial_epoch", initial_epoch, 0, integer=True)
         validation_freq = number("validation_freq", validation_freq, 1, integer=True)
         validation_batch_size = self._batch_size(validation_batch_size, "validation_batch_size", batch_size)
@@ -663,6 +672,7 @@ class Sequential:
         with self.access.train("fit"):
             with self._as_before_on_error():
                 data, validation = self._training_data(x, y, sample_weight, validation_data, share)
+                self.program()
             return loop.fit(
                 self,
                 data,
@@ -696,7 +706,8 @@ class Sequential:
         with self.access.train("train_on_batch"):
             with self._as_before_on_error():
                 data = self._checked(x, y, sample_weight)
-            return self._scores(loop.train_on_batch(self, self.program(), data, factors), return_dict)
+                program = self.program()
+            return self._scores(loop.train_on_batch(self, program, data, factors), return_dict)
 
     def evaluate(
         self,
@@ -718,9 +729,10 @@ class Sequential:
         compiled = self._need_compiled()
         by_batch = compiled.loss.reduction in ("sum", "mean_with_sample_weight")
         size = self._batch_size(batch_size, default=32 if by_batch else 1024)
+        data = Data(x, y, sample_weight)
         if y is None:
             raise InvalidTypeError("targets y are needed; got None")
-        data = self._check_data(Data(x, y, sample_weight), compiled, build=False)
+        self._check_data(data, compiled, build=False)
         return self._scores(loop.evaluate(self, data, size), return_dict)
 
     def predict(self, x: Any, batch_size: int | None = None, verbose: Any = "auto") -> Array:
@@ -736,7 +748,10 @@ class Sequential:
         data = Data(x)
         self._ready(data, build=False)
         data.check(float(np.finfo(self.backend.dtype_name).max))
-        return loop.predict(self, data, size)
+        outputs, backend = loop.predict(self, data, size), data.x.home
+        if backend.shares(outputs, data.x.values):  # no layer has computed anything
+            outputs = backend.copy(outputs)
+        return outputs
 
     def __call__(self, x: Any) -> Array:
         """Return `predict(x)`; builds the model at first use."""

@@ -80,7 +80,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     rows = x if x.ndim <= kernel.ndim else xp.reshape(x, (*kernel.shape[:-2], -1, x.shape[-1]))
     z = product(ctx, rows, kernel)
     if bias is not None:
-        z = z + (bias if bias.ndim == 1 else xp.expand_dims(bias, axis=-2))
+        z = z + xp.expand_dims(bias, axis=-2)  # of one rank: JAX may be told to refuse others
     y = activation.forward(xp, z)
     out_shape = (*x.shape[:-1], kernel.shape[-1])
 
@@ -140,9 +140,10 @@ def batch_norm(
 
 
 def one_hot(ctx: Any, labels: Array, classes: int, dtype: Any) -> Array:
-    """1 where the class is the label, else 0: shape labels.shape + (classes,); NaN where there is no such class."""
+    """1 where the class is the label, else 0; NaN where there is no such class: shape labels.shape + (classes,)."""
     xp = ctx.xp
     every = xp.arange(classes, dtype=labels.dtype, device=ctx.backend.device)
+    every = xp.reshape(every, (*(1,) * labels.ndim, classes))
     labels = xp.expand_dims(labels, axis=-1)
     hot = xp.astype(labels == every, dtype)
     return xp.where((labels >= 0) & (labels < classes), hot, xp.full_like(hot, math.nan))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .backend import Array, floating, library_of
+from .backend import Array, floating, library_of, np, traced
 from .context import Context, enter
 from .errors import InvalidTypeError, InvalidValueError, ShapeError, number, one_of
 from .ops import never_overflows
@@ -139,6 +139,7 @@ class Optimizer(Configurable):
             factor = ctx.ops.clip_factor(ctx, g, self.global_clipnorm, factor)
         return self.apply(ctx, w, g, slots, lr, age, *(() if factor is None else (factor,)))
 
+    @np.errstate(all="ignore")
     def init(self, theta: Any, layout: Any = None) -> OptimizerState:
         """Return the state before the first update of `theta`, shape (size,).
 
@@ -152,6 +153,7 @@ class Optimizer(Configurable):
         slots = tuple(leave(xp.zeros_like(w)) for _ in self.slots)
         return OptimizerState(leave(zero), leave(zero + self.learning_rate), slots)
 
+    @np.errstate(all="ignore")
     def update(
         self, theta: Any, grad: Any, state: OptimizerState, layout: Any = None
     ) -> tuple[Array, OptimizerState]:
@@ -164,7 +166,7 @@ class Optimizer(Configurable):
         Raises:
             ShapeError: `grad` is not of the shape of `theta`.
         """
-        ctx, leave = enter(theta, dtype=self.dtype)
+        ctx, leave = enter(theta, *filter(traced, (grad,)), dtype=self.dtype)
         w, g = ctx.backend.copy(ctx.asarray(theta)), ctx.asarray(grad)
         if w.shape != g.shape:
             raise ShapeError(f"the gradient must have the shape {tuple(w.shape)}; got {tuple(g.shape)}")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from . import loop
 from .backend import available_backends, get_backend, np
 from .data import Data
+from .errors import number
 from .kernels import using
 from .layers import Dense, Dropout, Input
 from .model import Sequential
@@ -60,6 +61,7 @@ def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = T
     >>> run("numpy", "float32", 0, steps=2).losses.shape
     (2,)
     """
+    steps = number("steps", steps, 1, integer=True)
     with nullcontext() if kernels else using("bodies"):
         rng = np.random.Generator(np.random.Philox(1234))
         x = rng.standard_normal((ROWS, FEATURES)).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .backend import Array
+from .backend import Array, np
 from .context import enter
 from .errors import InvalidTypeError, UnknownNameError, number
 from .registry import Configurable, Registry
@@ -21,6 +21,7 @@ class Regularizer(Configurable):
     l1: float = 0.0
     l2: float = 0.0
 
+    @np.errstate(all="ignore")
     def __call__(self, w: Array) -> Array:
         """Return the penalty of an array, 0-d.
 

@@ -325,7 +325,8 @@ def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinis
     counts = [number(name, found[name], 0, MOST, integer=True) for name in ("steps", "rows", "batch_size")]
     sums = None if found["sums"] is None else np.array(_of(list, found["sums"]), np.float64)
     callbacks = [
-        (_of(str, name), _of(dict, _with_arrays(state, file, arrays))) for name, state in _of(list, found["callbacks"])
+        (_of(str, name), _of(dict, _with_arrays(state, file, arrays)))
+        for name, state in _of(list, found["callbacks"])
     ]
     told = found["told"]
     if told is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -20,7 +21,7 @@ from .measure import Measured, Result, measure
 from .memory import peak
 from .peers import choose
 
-__all__ = ["add_arguments", "main"]
+__all__ = ["add_arguments", "count", "count_from_0", "main"]
 
 # On the CPU, and with a GPU: these are often lent by the minute, and the usual run is to end within ten, with
 # what PyTorch and XLA compile for it.
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--networks", type=int, nargs="+", choices=range(1, 1 + len(NETWORKS + LARGE)),
                       help="steps of these networks; 5 to 7 are for a GPU")  # fmt: skip
     what.add_argument("--layers", type=_sizes, metavar="SIZES", help="steps of a network of your own: 784,128,10")
-    what.add_argument("--batch", type=_count, default=128, help="rows a step, with --layers")
+    what.add_argument("--batch", type=count, default=128, help="rows a step, with --layers")
     what.add_argument("--jobs", nargs="*", choices=[*JOBS, "to98"],
                       help="whole jobs: an epoch of fit, predict, MNIST to 98 %% accuracy")  # fmt: skip
     what.add_argument("--optimizer", choices=["adam", "sgd"], default="adam", help="of the steps")
@@ -50,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help="xpnet's rows on these: numpy,torch; with cupy everybody is on the GPU")  # fmt: skip
     who.add_argument("--contestants", nargs="+", default=[], metavar="NAME", help="rows, named as in the tables")
     how = parser.add_argument_group("how")
-    how.add_argument("--threads", type=_count, nargs="+",
+    how.add_argument("--threads", type=count, nargs="+",
                      help="of the host (default: 1, then all cores; with a GPU all cores)")  # fmt: skip
-    how.add_argument("--rounds", type=_count, help="turns of each contestant (default: 7, GPU: 5)")
-    how.add_argument("--seconds", type=float,
+    how.add_argument("--rounds", type=count, help="turns of each contestant (default: 7, GPU: 5)")
+    how.add_argument("--seconds", type=_seconds,
                      help="of a turn, at least one epoch or 10 steps (default: 0.2, GPU: 0.1)")  # fmt: skip
-    how.add_argument("--limit", type=float, metavar="SECONDS",
+    how.add_argument("--limit", type=_limit, metavar="SECONDS",
                      help="after which a case's process is ended (default: never, GPU: 240)")  # fmt: skip
     how.add_argument("--memory", action="store_true", help="the peak, too: a process for each row")
     out = parser.add_argument_group("where to")
@@ -65,14 +66,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on; got {text!r}")
+def count(text: str) -> int:
+    """Return the whole number from 1 on that an argument of a command is."""
+    return _whole(text, 1)
+
+
+def count_from_0(text: str) -> int:
+    """Return the whole number from 0 on that an argument of a command is."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} on; got {text!r}")
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds >= 0; got {text!r}")
+    return seconds
+
+
+def _limit(text: str) -> float:
+    if _seconds(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds > 0; got {text!r}")
+    return float(text)
+
+
 def _sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(map(_count, text.split(",")))
+    sizes = tuple(map(count, text.split(",")))
     if len(sizes) < 2:
         raise argparse.ArgumentTypeError(f"expected at least two sizes, such as 784,128,10; got {text!r}")
     return sizes

@@ -1,7 +1,7 @@
 """Faster twins of `xpnet.ops`, by library. This table shows every one there is.
 
 `XPNET_KERNELS=bodies` (or 0) runs the bodies of `ops.py` everywhere, `numpy` NumPy's own twins, `fast` those with
-loops compiled by numba; unset, the fastest that is installed. `XPNET_GRAPH=0` records no steps.
+loops compiled by numba; unset, the fastest that is installed. `XPNET_GRAPH=0` (or no) records no steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import ops
-from ..errors import MissingExtraError, unknown_name
+from ..errors import NO, YES, MissingExtraError, switch, unknown_name
 
 __all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "usable", "using"]
 
@@ -50,10 +50,12 @@ def chosen() -> str:
     Raises:
         UnknownNameError: XPNET_KERNELS is something else. MissingExtraError: numba is asked for and missing.
     """
-    name = _chosen.get() or os.environ.get("XPNET_KERNELS") or "1"
-    name = {"0": "bodies", "1": "fast" if _has_numba() else "numpy"}.get(name, name)
+    word = _chosen.get() or os.environ.get("XPNET_KERNELS", "").strip() or "1"
+    name = word.lower()
+    name = "bodies" if name in NO else name
+    name = ("fast" if _has_numba() else "numpy") if name in YES else name
     if name not in CHOICES:
-        raise unknown_name("XPNET_KERNELS", name, CHOICES)
+        raise unknown_name("XPNET_KERNELS", word, CHOICES)
     if name == "fast" and not _has_numba():
         raise MissingExtraError("XPNET_KERNELS=fast needs numba: pip install 'xpnet[fast]'; got 'fast'")
     return name
@@ -91,7 +93,8 @@ def usable(backend: Any) -> bool:
 
 def recorder_for(backend: Any) -> Any:
     """Return what records steps on a backend (see `xpnet.replay`), or None."""
-    if os.environ.get("XPNET_GRAPH", "1") == "0" or backend.name not in RECORDERS or not usable(backend):
+    chosen()  # raises for a wrong word, on every backend before the first step
+    if not switch("XPNET_GRAPH", True) or backend.name not in RECORDERS or not usable(backend):
         return None
     module = importlib.import_module(f"{__name__}.{RECORDERS[backend.name]}")
     return module.Recorder(backend.device) if hasattr(module, "Recorder") else module

@@ -1,8 +1,8 @@
 """The calls with which a step ends: those that write over its state, made in one go.
 
-An exception may come between any two lines of Python: Ctrl-C, a signal handler that raises, one that is sent into
-the thread. Between two calls that C code makes none can. So whatever writes over the state is put off to the end of
-the step, as a list of calls of functions that are written in C, which is made by C: all of it, or nothing.
+An exception may strike between any two lines of Python: Ctrl-C, a signal handler that raises, one that is sent
+into the thread. Between two calls that C code makes none can. So what writes over the state is put off to the end
+of the step, as a list of calls of C functions, and C code makes them: all, or none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Call = Callable[[], Any]
 
 
 class Branch(NamedTuple):
-    """Calls (and branches) that are made if a flag, a 0-d boolean array on the host, is set when their turn comes."""
+    """Calls (and branches) that are made if a flag, a 0-d boolean array on the host, is set by then."""
 
     flag: Any
     calls: list[Any]

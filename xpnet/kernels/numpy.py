@@ -265,8 +265,8 @@ def _tally(
 
 
 # Optimizers: in place where no update can overflow, since the guard has seen gradient and weights. Otherwise
-# the body does it, which leaves weights and slots as they were: the guard may yet hold the update back. Numbers are
-# worked out first, by a kernel; what writes over weights and slots is put off to the end of the step.
+# the body does it, which leaves weights and slots as they were: the guard may yet hold the update back. A kernel
+# works out numbers first; what writes over weights and slots is put off to the end of the step.
 
 
 def in_place(ctx: Any, w: Array, beta: float, epsilon: float, decay: float) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import activations, initializers, regularizers
-from ..backend import Array, floating, np
+from ..backend import Array, floating, np, traced
 from ..context import Context, enter, numeric
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError
 from ..params import DrawSpec, Flats, Layout, ParamSpec
@@ -123,6 +123,7 @@ class Layer(Configurable):
             )
         return tuple(self.output_shape or ())
 
+    @np.errstate(all="ignore")
     def __call__(self, x: Any, training: bool = False) -> Array:
         """Return the layer's output for `x`, shape (batch, ...), in the library of `x`.
 
@@ -132,13 +133,22 @@ class Layer(Configurable):
         x = ctx.asarray(x)
         if x.ndim < 1:
             raise ShapeError(f"a layer takes arrays of shape (batch, ...); got shape {tuple(x.shape)}")
+        if self.input_shape == tuple(x.shape) != ():
+            raise ShapeError(
+                f"a layer takes arrays of shape (batch, ...): for one row pass x[None]; got {tuple(x.shape)}"
+            )
         self.ensure_built(x.shape[1:])
         params = {
             spec.name: ctx.backend.array(value, ctx.backend.dtype_name)
             for spec, value in zip(self.specs, self.get_weights())
         }
         ctx.training = training
-        if training:
+        if training and self.draws:
+            if traced(x):
+                raise InvalidValueError(
+                    "masks are drawn anew at each call, and a function that jax.jit traces would keep the first: "
+                    "use training=False in jax.jit, jax.grad and jax.vmap; got training=True"
+                )
             stream = Stream(fresh_seed())
             ctx.draws = {
                 f"0/{d.name}": ctx.backend.array(keep_mask(stream, i, 0, (x.shape[0], *d.shape), d.rate))
