@@ -328,5 +328,5 @@ def test_large_data_that_change_during_fit_are_used():
     anew.fit(x, y, batch_size=500, verbose=0)
     for a, b in zip(changed.get_weights(), anew.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    with pytest.raises(NonFiniteError, match="epoch 2, step 1 .*the batch's input is not finite; the data were"):
+    with pytest.raises(NonFiniteError, match=r"epoch 2, step 1 .*the batch's input is not finite; the data were"):
         changed.fit(x, y, batch_size=500, epochs=2, verbose=0, callbacks=[Changes(lambda: x.fill(np.nan))])

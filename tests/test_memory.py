@@ -81,3 +81,75 @@ def test_what_fit_needs_beyond_a_gigabyte_of_data(tmp_path):
     needed = 4 * (4 * weights + activations)  # weights, gradient and Adam's two slots
     assert found["loss"] < 1.0
     assert found["growth"] < 1.3 * needed, (found["growth"] / needed, needed)
+
+
+LEFT = """
+import ctypes, gc, json, sys
+import numpy as np
+import xpnet as xn
+
+models, sizes, compilations = json.loads(sys.argv[1])
+rng = np.random.default_rng(0)
+x, y = rng.standard_normal((640, 200)).astype(np.float32), rng.integers(0, 10, 640)
+
+
+def resident():
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free goes back to the system
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+
+def make():
+    model = xn.Sequential([xn.layers.Dense(300, activation="relu"), xn.layers.Dense(10, activation="softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    return model
+
+
+def train(count):
+    for _ in range(count):
+        model = make()
+        model.fit(x, y, batch_size=256, epochs=2, verbose=0)
+        model.evaluate(x, y)
+
+
+def many_sizes(count):
+    model = make()
+    for size in range(1, 1 + count):
+        for _ in range(3):
+            model.train_on_batch(x[:size], y[:size])
+
+
+def recompile(count):
+    model = make()
+    for _ in range(count):
+        model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+        model.fit(x, y, batch_size=256, epochs=2, verbose=0)
+
+
+found = {}
+for name, work, count in (("models", train, models), ("sizes", many_sizes, sizes), ("compile", recompile, compilations)):
+    work(10)
+    before = resident()
+    work(count)
+    found[name] = resident() - before
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="anonymous memory is counted in /proc")
+def test_what_models_batch_sizes_and_compilations_leave_behind():
+    """Less than a few models' memory (0.5 MB each, and what their steps need), however many there were."""
+    jax = xn.get_backend().name == "jax"  # which compiles for a second each time
+    counts = [int(os.environ.get("XPNET_TRIES", 20 if jax else 100))] * 3
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT, json.dumps(counts)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    left = json.loads(done.stdout.splitlines()[-1])
+    assert max(left.values()) < 20e6, left
+    print(left)

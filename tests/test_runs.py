@@ -225,8 +225,8 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, cut, bat
         stop, seen = EarlyStopping("val_loss", patience=9, mode="max", restore_best_weights=True), Seen()
         callbacks = [*extra, stop, seen] if before else [stop, seen, *extra]
         history = model.fit(
-            X, Y, batch_size=4, epochs=epochs, verbose=0, callbacks=callbacks, validation_data=(X[:9], Y[:9] * 0.1),
-            steps_per_execution=per_execution, **kwargs,
+            X, Y, batch_size=4, epochs=epochs, verbose=0, callbacks=callbacks, steps_per_execution=per_execution,
+            validation_data=(X[:9], Y[:9] * 0.1), **kwargs,
         )  # fmt: skip
         return history, stop, seen
 
@@ -288,7 +288,7 @@ def in_thread(function, *args):
     def work():
         try:
             function(*args)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - looked at by who has asked
             errors.append(error)
 
     thread = threading.Thread(target=work)

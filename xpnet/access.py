@@ -65,7 +65,7 @@ class Access:
 
     @contextmanager
     def read(self, copy: Callable[[], Any], take: Callable[[], Any]) -> Iterator[Any]:
-        """Look at the state in a block of code: at a copy while another thread trains, else at the state itself."""
+        """Look at the state in a block of code: at a copy while another thread trains, else at itself."""
         me = object()
         try:
             with self.lock:

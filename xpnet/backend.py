@@ -152,8 +152,9 @@ class Backend:
     def compile(self, step: Callable[..., Tree]) -> Callable[..., None]:
         """Return `run(state, batches, commit)`, which takes one step per batch.
 
-        Each step is `step(state, batch, finish) -> state` (see `training.make_step`). `commit(state, finish)` makes
-        the calls that end it and takes the new state over: between two of them the state is that of a whole step.
+        Each step is `step(state, batch, finish) -> state` (see `training.make_step`). `commit(state, finish)`
+        makes the calls that end it and takes the new state over: between two of them the state is that of a whole
+        step.
         """
 
         def run(state: Tree, batches: Sequence[Tree], commit: Any) -> None:

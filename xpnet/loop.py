@@ -128,10 +128,8 @@ class _Epoch:
         sums = zero_sums(model.backend, program.metrics)
         self.done = 0
         if unfinished is not None and unfinished.fits(self.rows, batch_size, sums.shape):
-            self.done, sums = (
-                unfinished.steps,
-                model.backend.array(unfinished.sums, str(model.backend.host(sums).dtype)),
-            )
+            kind = str(model.backend.host(sums).dtype)
+            self.done, sums = unfinished.steps, model.backend.array(unfinished.sums, kind)
         self.rate: float | None = None
         self.commit = model.commit
         model.begin_epoch(self.step - self.done, self.rows, batch_size)

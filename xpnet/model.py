@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Progress(NamedTuple):
-    """The epochs that were trained; and of one that has begun the first step's number, all rows, and those a step."""
+    """How many epochs were trained; of one that has begun its first step's number, its rows and batch size."""
 
     epoch: int = 0
     first_step: int | None = None

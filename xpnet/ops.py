@@ -140,7 +140,7 @@ def batch_norm(
 
 
 def one_hot(ctx: Any, labels: Array, classes: int, dtype: Any) -> Array:
-    """1 where the class is the label, else 0; NaN where there is no such class: shape labels.shape + (classes,)."""
+    """1 where the class is the label, else 0 (NaN for a label that is no class): labels.shape + (classes,)."""
     xp = ctx.xp
     every = xp.arange(classes, dtype=labels.dtype, device=ctx.backend.device)
     every = xp.reshape(every, (*(1,) * labels.ndim, classes))

@@ -31,8 +31,9 @@ class Replay:
     Args:
         step: (state, batch, finish) -> state, see `training.make_step`.
         recorder: `record(step, state, batch) -> play` or its `CannotRecord`; `play()` takes the step again and
-            returns the calls that end it, `play.finish`. `own`, `new` and `copy` handle arrays that stay. `surroundings` is a context in which steps
-            run, `release` is called when nobody will read a batch any more.
+            returns the calls that end it, `play.finish`. `own`, `new` and `copy` handle arrays that stay.
+            `surroundings` is a context in which steps run, `release` is called when nobody will read a batch any
+            more.
     """
 
     def __init__(self, step: Step, recorder: Any) -> None:

@@ -1,7 +1,7 @@
 """One safetensors file for a model: weights, architecture, optimizer state, counters and seed. Never pickle.
 
-A file that is saved while `fit` is at work, or after it was cut off, also holds where it was and what its callbacks
-knew: the `fit` that follows `load_model` goes on there.
+A file that is saved while `fit` is at work, or after it was cut off, also holds where `fit` was and what its
+callbacks knew: the `fit` that follows `load_model` goes on there.
 
 The tensors are the parameters by path ("dense_1/kernel") and the optimizer's flat slots ("optimizer.0", ...: no
 layer can have such a path, which has a "/"); the header's metadata hold the rest as JSON. Readers: any safetensors
@@ -126,13 +126,12 @@ def _unfinished(model: Sequential, host: HostState, tensors: dict[str, np.ndarra
     run, progress = model.run, host.progress
     if run is None:
         return None
-    begun = progress.first_step is not None
     states = [_without_arrays(c.get_state(), tensors, f"callback.{i}") for i, c in enumerate(run.callbacks)]
     return {
-        "steps": host.step - progress.first_step if begun else 0,
+        "steps": 0 if progress.first_step is None else host.step - progress.first_step,
         "rows": progress.rows,
         "batch_size": progress.batch_size,
-        "sums": host.sums.tolist() if begun else None,
+        "sums": None if progress.first_step is None else np.asarray(host.sums).tolist(),
         "callbacks": [[type(c).__name__, state] for c, state in zip(run.callbacks, states)],
         "told": run.told,
     }
@@ -332,7 +331,8 @@ def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinis
     if told is not None:
         epoch, logs, count = told
         told = _of(int, epoch), {_of(str, k): float(v) for k, v in logs.items()}, _of(int, count)
-    return Unfinished(*counts, sums, callbacks, told)
+    steps, rows, batch_size = counts
+    return Unfinished(steps, rows, batch_size, sums, callbacks, told)
 
 
 def _with_arrays(value: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Any:
@@ -356,7 +356,7 @@ def _slots(model: Sequential, file: TensorFile, name: str) -> list[str]:
 
 
 def _compare(file: TensorFile, model: Sequential, slots: list[str], dtype: Any, others: set[str]) -> None:
-    """Raise if the tensors in a file, without the others, are not those of its model, by names, types and shapes."""
+    """Raise if a file's tensors, but for the others, are not those of its model, by names, types and shapes."""
     wanted = {key: shape for layout in _layouts(model) for key, shape in layout.shapes.items()}
     wanted.update((name, (model.network.layout.size,)) for name in slots)
     found = {(key, entry.dtype, entry.shape) for key, entry in file.entries.items() if key not in others}

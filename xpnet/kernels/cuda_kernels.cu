@@ -228,14 +228,15 @@ extern "C" __global__ void softmax_ce(const A* __restrict__ z, const int* __rest
         total = warp_sum(total);
         mass = warp_sum(mass);
         score = warp_sum(score);
-        const A factor = weight ? weight[row] * scale : scale;
+        const A nothing = total - total;  // NaN is what comes of a label that is no class
+        const bool known = soft || (label >= 0 && label < classes);
+        const A factor = !known ? nothing / nothing : weight ? weight[row] * scale : scale;
         for (int c = threadIdx.x; c < classes; c += LANES) {
             const A t = soft ? soft[start + c] : A(c == label), p = exp(z[start + c] - top) / total;
             a[start + c] = p;
             dz[start + c] = (soft ? p * mass - t : p - t) * factor;
         }
-        const bool known = soft || (label >= 0 && label < classes);
-        if (threadIdx.x == 0) values[row] = known ? log(total) * mass - score : (total - total) / (total - total);
+        if (threadIdx.x == 0) values[row] = known ? log(total) * mass - score : factor;
     }
 }
 

@@ -18,7 +18,7 @@ __all__ = ["fits", "gather", "hold", "keep_mask", "own", "pick", "with_masks"]
 Array = Any  # a CuPy array
 
 
-def with_masks(step: Callable[[Any, Any], Any], draws: Sequence[Any], key: Any) -> Callable[[Any, Any], Any]:
+def with_masks(step: Callable[..., Any], draws: Sequence[Any], key: Any) -> Callable[..., Any]:
     """Return the step with its masks made from `state.step`; those of its batches are not looked at.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from .threads import finish_shared
@@ -29,7 +29,7 @@ class Branch(NamedTuple):
 class Pieces(NamedTuple):
     """Calls that may be made in any order, by several threads."""
 
-    calls: list[Call]
+    calls: Sequence[Call]
 
 
 def make(finish: Iterable[Any], *last: Call) -> None:

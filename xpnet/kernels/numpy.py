@@ -412,7 +412,7 @@ def adam(
     flush = ctx.empty((), np.bool)
     ctx.launch(_rates, lr, factor, decay, 1.0, rate, slope, shrink)
     ctx.launch(_adam_numbers, lr, age, beta_1, beta_2, epsilon, corrected, rate, small, flush)
-    ctx.later_when(flush, lambda: [_flush(ctx, slot) for slot in slots])
+    ctx.later_when(flush, lambda: _flush(ctx, slots))
     for t, wb, gb, m, v in _passes(ctx, shrink, decay, None if factor is None else slope, w, g, *slots):
         later(np.multiply, m, keep_1, m)
         later(np.multiply, gb, add_1, t)
@@ -452,14 +452,14 @@ def rate_and_epsilon(
     return float(lr) * root2 / _bias_correction(beta_1, float(age)), epsilon * root2 if corrected else epsilon
 
 
-def _flush(ctx: Any, slot: Array) -> None:
+def _flush(ctx: Any, slots: tuple[Array, ...]) -> None:
     """Set what is far too small to matter to 0.
 
     The average of a gradient that has become 0 (a pixel that is never set, a ReLU that is dead) decays into
     the subnormal numbers and, rounded, stays there; each operation on one takes the processor a hundred cycles.
     """
-    scratch = ctx.empty((min(slot.size, BLOCK),))
-    for (s,) in _blocks(slot):
+    scratch = ctx.empty((min(slots[0].size, BLOCK),))
+    for s in (block for blocks in _blocks(*slots) for block in blocks):
         keep = scratch[: s.size]
         ctx.later(np.abs, s, keep)
         ctx.later(np.greater_equal, keep, _number(smallest(s.dtype), s.dtype), keep)
