@@ -372,7 +372,9 @@ def fit(epochs=3):
     model = xn.Sequential([xn.layers.Dense(150, activation="relu"), xn.layers.Dense(1)], seed=0)
     model.compile("adam", "mse")
     model.fit(x, y, batch_size=128, epochs=epochs, verbose=0)
-    return hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
+    wide = xn.Sequential([xn.layers.Dense(784), xn.layers.Dense(512)], seed=0, backend="numpy")
+    scores = wide(np.ones((1024, 1024), np.float32) / 3), np.asarray(model.evaluate(x, y))
+    return hashlib.sha256(b"".join(a.tobytes() for a in (*model.get_weights(), *scores))).hexdigest()
 
 def in_thread(function):
     results = []

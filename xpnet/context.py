@@ -86,7 +86,7 @@ class Context:
     ) -> None:
         self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
         self.inplace = arena is not None  # whether twins may write to `empty` and `into`
-        self.ops = kernels.ops_for(backend.name) if training else kernels.BODIES
+        self.ops = kernels.ops_for(backend.name) if training else kernels.inference_ops(backend.name)
         self.training = training
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}

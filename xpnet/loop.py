@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from .backend import Array, np
+from . import kernels
+from .backend import Array
 from .callbacks import Callback, History, ProgressBar
 from .context import Context
 from .data import Data
@@ -200,11 +201,12 @@ def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, float]:
     """Return loss and metrics by name."""
     program, backend = model.program(), model.backend
     sums = zero_sums(backend, program.metrics)
-    with model.reading() as (weights, stats), np.errstate(all="ignore"):
+    with model.reading() as (weights, stats):
         for start in range(0, len(data), batch_size):
             rows = slice(start, min(start + batch_size, len(data)))
-            x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype)
-            sums = program.evaluation(sums, weights, stats, Batch(x, y, weight, {}))
+            with kernels.surroundings(backend):
+                x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype)
+                sums = program.evaluation(sums, weights, stats, Batch(x, y, weight, {}))
     return read_sums(backend, sums, program.names)
 
 
@@ -213,10 +215,11 @@ def predict(model: Any, data: Data, batch_size: int) -> Array:
     """Return the outputs for all rows in the library of the inputs, on their device."""
     backend, forward = model.backend, model.inference()
     home, parts = data.x.home, []
-    with model.reading() as (weights, stats), np.errstate(all="ignore"):
+    with model.reading() as (weights, stats):
         for start in range(0, len(data), batch_size):
             rows = slice(start, min(start + batch_size, len(data)))
-            y = forward(weights, stats, data.batch(rows, backend)[0])
+            with kernels.surroundings(backend):
+                y = forward(weights, stats, data.batch(rows, backend)[0])
             parts.append(y if home.name == backend.name else home.array(backend.host(y)))
     return parts[0] if len(parts) == 1 else home.xp.concat(parts, axis=0)
 

@@ -10,11 +10,13 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from .. import ops
 from ..errors import NO, YES, MissingExtraError, switch, unknown_name
@@ -27,7 +29,7 @@ _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "numpy": (*_NETWORK, "row_total", *_GRADIENT, *_OPTIMIZERS),
+        "numpy": ("product", *_NETWORK, "row_total", *_GRADIENT, *_OPTIMIZERS),
         "numba": (*_NETWORK, *_OPTIMIZERS),
     },
     "torch": {"torch": ("affine", "softmax_cross_entropy", "row_total", *_GRADIENT, *_OPTIMIZERS)},
@@ -83,6 +85,18 @@ def ops_for(backend_name: str) -> SimpleNamespace:
     return _table(backend_name, chosen())
 
 
+def inference_ops(backend_name: str) -> SimpleNamespace:
+    """Return the operations outside of training steps: bodies, with NumPy's products as in a step."""
+    return _inference(chosen()) if backend_name == "numpy" else BODIES
+
+
+def surroundings(backend: Any) -> AbstractContextManager[Any]:
+    """Return a context for inference: on NumPy BLAS works as in a step, whoever trains meanwhile."""
+    if backend.name != "numpy" or chosen() == "bodies":
+        return np.errstate(all="ignore")
+    return importlib.import_module(f"{__name__}.threads").Alone()
+
+
 def usable(backend: Any) -> bool:
     """Return whether the twins of a backend are wanted, and right on its device: only then may they write."""
     if chosen() == "bodies":
@@ -115,6 +129,11 @@ def _table(backend_name: str, choice: str) -> SimpleNamespace:
         twins = importlib.import_module(f"{__name__}.{module}")
         table.update({name: getattr(twins, name) for name in names})
     return SimpleNamespace(**table)
+
+
+@lru_cache
+def _inference(choice: str) -> SimpleNamespace:
+    return SimpleNamespace(**{**vars(BODIES), "product": _table("numpy", choice).product})
 
 
 @lru_cache

@@ -26,7 +26,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     plain = ctx.inplace and x.ndim == kernel.ndim == 2 and not ctx.backend.narrow
     if not plain or bias is None or activation.name != "relu":
         return twins.affine(ctx, x, kernel, bias, activation)
-    y = twins.product(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
+    y = twins.product_into(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
     ctx.launch(_add_bias_relu, y, bias)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:

@@ -26,7 +26,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     """Twin of `ops.affine`: gradients are written straight into the flat gradient."""
     if not ctx.inplace or x.ndim != 2 or kernel.ndim != 2 or ctx.backend.narrow:
         return ops.affine(ctx, x, kernel, bias, activation)
-    z = product(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
+    z = product_into(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
     if bias is not None:
         z += bias
     forward, backward_of = _ACTIVATIONS.get(activation.name, (None, None))
@@ -46,13 +46,21 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
 def gradients(ctx: Any, x: Array, kernel: Array, dz: Array, db: Any, into: Any, want_dx: bool) -> Any:
     """Return what a backward of `affine` returns: dx = dz W^T and dW = x^T dz, with the bias gradient db."""
-    grads = {"kernel": product(ctx, x.T, dz, room_for(ctx, into, "kernel", kernel))}
+    grads = {"kernel": product_into(ctx, x.T, dz, room_for(ctx, into, "kernel", kernel))}
     if db is not None:
         grads["bias"] = db
-    return (product(ctx, dz, kernel.T, ctx.empty(x.shape)) if want_dx else None), grads
+    return (product_into(ctx, dz, kernel.T, ctx.empty(x.shape)) if want_dx else None), grads
 
 
-def product(ctx: Any, a: Array, b: Array, out: Array) -> Array:
+def product(ctx: Any, a: Array, b: Array) -> Array:
+    """Twin of `ops.product`: a large one is shared out among threads."""
+    plain = a.ndim == b.ndim == 2 and a.dtype == b.dtype == ctx.dtype and not ctx.backend.narrow
+    if not plain or threads.pieces(a, b) is None:
+        return ops.product(ctx, a, b)
+    return product_into(ctx, a, b, ctx.empty((a.shape[0], b.shape[1])))
+
+
+def product_into(ctx: Any, a: Array, b: Array, out: Array) -> Array:
     """Return a @ b in `out`; a large one is shared out among threads."""
     if threads.pieces(a, b) is None:
         return np.matmul(a, b, out=out)
