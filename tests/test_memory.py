@@ -128,7 +128,8 @@ def recompile(count):
 
 
 found = {}
-for name, work, count in (("models", train, models), ("sizes", many_sizes, sizes), ("compile", recompile, compilations)):
+works = ("models", train, models), ("sizes", many_sizes, sizes), ("compile", recompile, compilations)
+for name, work, count in works:
     work(10)
     before = resident()
     work(count)
@@ -139,9 +140,13 @@ print(json.dumps(found))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="anonymous memory is counted in /proc")
 def test_what_models_batch_sizes_and_compilations_leave_behind():
-    """Less than a few models' memory (0.5 MB each, and what their steps need), however many there were."""
-    jax = xn.get_backend().name == "jax"  # which compiles for a second each time
-    counts = [int(os.environ.get("XPNET_TRIES", 20 if jax else 100))] * 3
+    """Less than a few models' memory (0.5 MB each, and what their steps need), however many there were.
+
+    JAX keeps what it has traced as long as the process lives, about a megabyte a shape: here it gets few.
+    """
+    jax = xn.get_backend().name == "jax"
+    tries = int(os.environ.get("XPNET_TRIES", 20 if jax else 100))
+    counts = [tries, 20 if jax else tries, tries]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     done = subprocess.run(
         [sys.executable, "-c", LEFT, json.dumps(counts)],
