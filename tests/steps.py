@@ -1,11 +1,13 @@
 """Steps by hand: what `fit` does around `run(state, batches, commit)`."""
 
+from types import SimpleNamespace
+
 from xpnet.access import Access, Commit
 
 
 def taken(run, state, batches):
     """Take the steps, and return the last state."""
-    states = []
-    run(state, batches, Commit(Access(), states.append))
-    last = states[-1]
+    holder = SimpleNamespace(_state=state)
+    run(state, batches, Commit(Access(), holder))
+    last = holder._state
     return last if type(last) is type(state) else type(state)._make(last)

@@ -91,27 +91,37 @@ class Commit:
     """Ends steps: the new state takes the place of the former one in one go, or not at all.
 
     Args:
-        access: of the model. store: a C function that keeps a state, such as `partial(setattr, model, "_state")`.
+        access: of the model. holder: what keeps the state, as its attribute `_state`: the model.
     """
 
-    def __init__(self, access: Access, store: Callable[[Any], Any]) -> None:
-        self.access, self.store = access, store
+    def __init__(self, access: Access, holder: Any) -> None:
+        self.access, self.holder = access, holder
+        self.store = partial(setattr, holder, "_state")
 
     def __call__(self, state: Any, finish: Sequence[Any]) -> None:
         """Make the calls that end a step, and store its state."""
-        self._alone(make, finish, partial(self.store, state))
+        with self.access.lock:
+            if not self.access.readers:
+                if state is self.holder._state:  # it is written over
+                    make(finish)
+                else:
+                    make(finish, partial(self.store, state))
+                return
+        self._wait()
+        self(state, finish)
 
     def result(self, function: Callable[..., Any], *args: Any) -> None:
         """Store the state that a C function returns; those that it was given may be lost."""
-        self._alone(result_of, self.store, function, *args)
+        with self.access.lock:
+            if not self.access.readers:
+                result_of(self.store, function, *args)
+                return
+        self._wait()
+        self.result(function, *args)
 
-    def _alone(self, end: Callable[..., None], *args: Any) -> None:
-        access = self.access
-        while True:
-            with access.lock:
-                if not access.readers:
-                    end(*args)
-                    return
+    def _wait(self) -> None:
+        """Wait for those who look at the state."""
+        while self.access.readers:
             time.sleep(1e-4)
 
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .errors import BackendError, InvalidTypeError, InvalidValueError, unknown_name
-from .tree import Stack, Tree, leaves, tree_map
+from .tree import Stack, Tree, tree_map
 
 __all__ = ["BACKENDS", "Backend", "available_backends", "get_backend", "np", "use_backend"]
 
@@ -466,7 +466,8 @@ class JaxBackend(Backend):
             batch = batches.tree if isinstance(batches, Stack) else batches[0]
             if len(batches) > 1 and not isinstance(batches, Stack):
                 batch = tree_map(stack, *batches)
-            key = len(batches), *(leaf.shape for leaf in leaves(batch))
+            parts = batch if isinstance(batch, tuple) else (batch,)
+            key = len(batches), parts[0].shape, *map(type, parts)
             if key not in compiled:  # by much of Python's code, which may be interrupted when the state is lost
                 state = tree_map(self.copy, state)
             commit.result(many if len(batches) > 1 else one, state, batch)

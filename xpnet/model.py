@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from . import loop
@@ -312,7 +311,7 @@ class Sequential:
     @property
     def commit(self) -> Commit:
         """What ends steps: it takes new states over."""
-        return Commit(self.access, partial(setattr, self, "_state"))
+        return Commit(self.access, self)
 
     @contextmanager
     def reading(self) -> Iterator[tuple[Array, Array]]:

@@ -7,14 +7,14 @@ of the step, as a list of calls of C functions, and C code makes them: all, or n
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from operator import call
 from typing import Any, NamedTuple
 
 from .threads import finish_shared
 
-__all__ = ["Branch", "Pieces", "make", "make_all", "result_of"]
+__all__ = ["Branch", "Pieces", "in_runs", "make", "result_of"]
 
 Call = Callable[[], Any]
 
@@ -32,25 +32,35 @@ class Pieces(NamedTuple):
     calls: Sequence[Call]
 
 
+def in_runs(entries: Iterable[Any]) -> list[Any]:
+    """Return the calls of a step's end with those that follow each other as one list."""
+    runs: list[Any] = []
+    for entry in entries:
+        if isinstance(entry, Branch):
+            runs.append(Branch(entry.flag, in_runs(entry.calls)))
+        elif isinstance(entry, Pieces):
+            runs.append(entry)
+        elif runs and type(runs[-1]) is list:
+            runs[-1].append(entry)
+        else:
+            runs.append([entry])
+    return runs
+
+
 def make(finish: Iterable[Any], *last: Call) -> None:
     """Make the calls of a step's end, and then the last ones: all of them, whatever is thrown in between.
 
     Args:
-        finish: calls of C functions, `Branch` and `Pieces` of such. last: calls of C functions.
+        finish: calls of C functions, lists, `Branch` and `Pieces` of such. last: calls of C functions.
     """
-    calls: deque[Call] = deque()
-    pieces: deque[Call] = deque()
+    calls: list[Call] = []
+    pieces: list[Call] = []
     _collect(finish, calls, pieces)
     calls += last
     if pieces:
-        finish_shared(pieces, calls)
+        finish_shared(deque(pieces), deque(calls))
     else:
-        make_all(calls)
-
-
-def make_all(calls: Iterable[Call]) -> None:
-    """Make calls of C functions: no line of Python lies between them."""
-    deque(map(operator.call, calls), maxlen=0)
+        deque(map(call, calls), maxlen=0)
 
 
 def result_of(store: Callable[[Any], Any], function: Callable[..., Any], *args: Any) -> None:
@@ -58,12 +68,15 @@ def result_of(store: Callable[[Any], Any], function: Callable[..., Any], *args: 
     deque(map(store, map(function, *([a] for a in args))), maxlen=0)
 
 
-def _collect(entries: Iterable[Any], calls: deque[Call], pieces: deque[Call]) -> None:
+def _collect(entries: Iterable[Any], calls: list[Call], pieces: list[Call]) -> None:
     for entry in entries:
-        if type(entry) is Branch:
+        kind = type(entry)
+        if kind is list:
+            calls += entry
+        elif kind is Branch:
             if entry.flag:
                 _collect(entry.calls, calls, pieces)
-        elif type(entry) is Pieces:
+        elif kind is Pieces:
             pieces += entry.calls
         else:
             calls.append(entry)

@@ -268,8 +268,13 @@ def _tally(
     more: list[Any],
 ) -> None:
     """Add with Python's numbers: a ufunc that writes one number takes six times as long."""
-    new_step[()], new_age[()] = int(step) + bool(ok), float(age) + bool(ok)
-    new_sums[:] = [s + float(a) for s, a in zip(sums.tolist(), more)] if counted else sums
+    taken = bool(ok)
+    new_step[()], new_age[()] = step.item() + taken, age.item() + taken
+    if taken if counted is ok else counted:
+        for i, a in enumerate(more):
+            new_sums[i] = sums[i] + float(a)
+    else:
+        new_sums[:] = sums
 
 
 # Optimizers: in place where no update can overflow, since the guard has seen gradient and weights. Otherwise
@@ -418,7 +423,8 @@ def adam(
     later, (keep_1, add_1, keep_2, add_2) = ctx.later, (_number(c, w.dtype) for c in constants)
     rate, slope, shrink, small = (ctx.empty(()) for _ in range(4))
     flush = ctx.empty((), np.bool)
-    ctx.launch(_rates, lr, factor, decay, 1.0, rate, slope, shrink)
+    if decay or factor is not None:
+        ctx.launch(_rates, lr, factor, decay, 1.0, rate, slope, shrink)
     ctx.launch(_adam_numbers, lr, age, beta_1, beta_2, epsilon, corrected, rate, small, flush)
     ctx.later_when(flush, lambda: _flush(ctx, slots))
     for t, wb, gb, m, v in _passes(ctx, shrink, decay, None if factor is None else slope, w, g, *slots):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..tree import tree_map
-from .finish import Branch
+from .finish import Branch, in_runs
 from .threads import Alone
 
 __all__ = [
@@ -159,7 +159,7 @@ def record(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Play:
     try:
         traced = tree_map(tape.trace, state)
         tree_map(tape.store, traced, step(traced, tree_map(tape.trace, batch)))
-        return Play(tape.calls, tape.finish)
+        return Play(tape.calls, in_runs(tape.finish))
     finally:
         tape.calls, tape.finish = [], []
 

@@ -157,11 +157,15 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
     """Twin of `ops.tally`: the host looks at the flags, and adds up with Python's numbers."""
     if not ctx.inplace:
         return ops.tally(ctx, ok, counted, step, age, sums, parts)
-    if ok:
+    taken = bool(ok)
+    if taken:
         step, age = torch.add(step, _number(1, step.dtype)), torch.add(age, _number(1.0, age.dtype))
-    if counted:
-        more = [(float(value) * count, float(weight)) for value, count, weight in parts]
-        sums = sums + torch.tensor(more, dtype=sums.dtype)
+    if taken if counted is ok else counted:
+        sums = sums.clone()
+        room = sums.numpy()
+        for i, (value, count, more) in enumerate(parts):
+            room[i, 0] += float(value) * count
+            room[i, 1] += float(more)
     return step, age, sums
 
 
