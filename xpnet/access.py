@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -98,7 +98,7 @@ class Commit:
         self.access, self.holder = access, holder
         self.store = partial(setattr, holder, "_state")
 
-    def __call__(self, state: Any, finish: Sequence[Any]) -> None:
+    def __call__(self, state: Any, finish: Any) -> None:
         """Make the calls that end a step, and store its state."""
         with self.access.lock:
             if not self.access.readers:
@@ -110,14 +110,14 @@ class Commit:
         self._wait()
         self(state, finish)
 
-    def result(self, function: Callable[..., Any], *args: Any) -> None:
+    def result(self, function: Callable[..., Any], state: Any, batch: Any) -> None:
         """Store the state that a C function returns; those that it was given may be lost."""
         with self.access.lock:
             if not self.access.readers:
-                result_of(self.store, function, *args)
+                result_of(self.store, function, state, batch)
                 return
         self._wait()
-        self.result(function, *args)
+        self.result(function, state, batch)
 
     def _wait(self) -> None:
         """Wait for those who look at the state."""

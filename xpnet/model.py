@@ -353,8 +353,8 @@ class Sequential:
     @property
     def state(self) -> TrainState:
         """The arrays that a step carries on."""
-        state = _there(self._state)
-        return state if type(state) is TrainState else TrainState._make(state)
+        state = self._state
+        return state if type(state) is TrainState else TrainState._make(_there(state))
 
     @state.setter
     def state(self, state: TrainState) -> None:

@@ -18,7 +18,7 @@ __all__ = ["Replay"]
 
 ATTEMPTS = 5  # batches of a shape after which nobody tries to record it any more
 Step = Callable[..., Tree]
-Commit = Callable[[Tree, Sequence[Any]], None]
+Commit = Callable[[Tree, Any], None]
 
 
 class Replay:
@@ -69,7 +69,7 @@ class Replay:
         commit(state, play())
         return state
 
-    def _without(self, key: Any, state: Tree, batch: Tree) -> tuple[Tree, Sequence[Any]]:
+    def _without(self, key: Any, state: Tree, batch: Tree) -> tuple[Tree, Any]:
         """Take a step that was not recorded, and record it if it is time; return the state and the step's end."""
         step = self.step if key[0] == 0 else partial(_steps, self.step, key[0])
         if len(self.seen) >= 256 * MOST:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .threads import finish_shared
 
-__all__ = ["Branch", "Pieces", "in_runs", "make", "result_of"]
+__all__ = ["Branch", "End", "Pieces", "make", "result_of"]
 
 Call = Callable[[], Any]
 
@@ -32,51 +32,55 @@ class Pieces(NamedTuple):
     calls: Sequence[Call]
 
 
-def in_runs(entries: Iterable[Any]) -> list[Any]:
-    """Return the calls of a step's end with those that follow each other as one list."""
-    runs: list[Any] = []
-    for entry in entries:
-        if isinstance(entry, Branch):
-            runs.append(Branch(entry.flag, in_runs(entry.calls)))
-        elif isinstance(entry, Pieces):
-            runs.append(entry)
-        elif runs and type(runs[-1]) is list:
-            runs[-1].append(entry)
-        else:
-            runs.append([entry])
-    return runs
+class End:
+    """The end of a recorded step: what there is to do for each setting of its flags is worked out once."""
+
+    def __init__(self, entries: Sequence[Any]) -> None:
+        self.entries, self.flags = entries, _flags(entries)
+        self.plans: dict[Any, tuple[list[Call], list[Call]]] = {}
+
+    def plan(self) -> tuple[list[Call], list[Call]]:
+        """Return the calls, and those that several threads may make, for the flags as they are."""
+        key = tuple([flag.item() for flag in self.flags])
+        found = self.plans.get(key)
+        if found is None:
+            found = self.plans[key] = _plan(self.entries)
+        return found
 
 
-def make(finish: Iterable[Any], *last: Call) -> None:
+def _flags(entries: Iterable[Any]) -> list[Any]:
+    branches = [entry for entry in entries if type(entry) is Branch]
+    return [flag for b in branches for flag in (b.flag, *_flags(b.calls))]
+
+
+def make(finish: Any, *last: Call) -> None:
     """Make the calls of a step's end, and then the last ones: all of them, whatever is thrown in between.
 
     Args:
-        finish: calls of C functions, lists, `Branch` and `Pieces` of such. last: calls of C functions.
+        finish: an `End`, or calls of C functions, `Branch` and `Pieces` of such. last: calls of C functions.
     """
+    calls, pieces = finish.plan() if type(finish) is End else _plan(finish)
+    if pieces:
+        finish_shared(deque(pieces), deque([*calls, *last]))
+    else:
+        deque(map(call, (*calls, *last) if last else calls), maxlen=0)
+
+
+def result_of(store: Callable[[Any], Any], function: Callable[..., Any], state: Any, batch: Any) -> None:
+    """Store what a C function returns: no line of Python lies between its return and that."""
+    deque(map(store, map(function, (state,), (batch,))), maxlen=0)
+
+
+def _plan(entries: Iterable[Any]) -> tuple[list[Call], list[Call]]:
     calls: list[Call] = []
     pieces: list[Call] = []
-    _collect(finish, calls, pieces)
-    calls += last
-    if pieces:
-        finish_shared(deque(pieces), deque(calls))
-    else:
-        deque(map(call, calls), maxlen=0)
-
-
-def result_of(store: Callable[[Any], Any], function: Callable[..., Any], *args: Any) -> None:
-    """Store what a C function returns: no line of Python lies between its return and that."""
-    deque(map(store, map(function, *([a] for a in args))), maxlen=0)
-
-
-def _collect(entries: Iterable[Any], calls: list[Call], pieces: list[Call]) -> None:
     for entry in entries:
-        kind = type(entry)
-        if kind is list:
-            calls += entry
-        elif kind is Branch:
-            if entry.flag:
-                _collect(entry.calls, calls, pieces)
-        elif kind is Pieces:
+        if type(entry) is Branch:
+            more, others = _plan(entry.calls) if entry.flag else ([], [])
+            calls += more
+            pieces += others
+        elif type(entry) is Pieces:
             pieces += entry.calls
         else:
             calls.append(entry)
+    return calls, pieces

@@ -88,14 +88,16 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     if not ctx.inplace or z.ndim != 2 or target.ndim != 1:
         return ops.softmax_cross_entropy(ctx, z, target, weight)
     target, logs = target.long(), torch.log_softmax(_plain(z), 1, out=ctx.empty(z.shape))
-    column = target.unsqueeze(1)
     try:
-        values = torch.gather(logs, 1, column).squeeze(1).neg_()
-    except RuntimeError:  # a label is no class
-        values, column = torch.full_like(logs[:, 0], math.nan), torch.zeros_like(column)
-    a = torch.exp(logs, out=logs)
-    dz = ctx.empty(z.shape).copy_(a)
-    dz.scatter_add_(1, column, _filled((len(dz), 1), -1.0, dz.dtype))
+        values = torch.nn.functional.nll_loss(logs, target, reduction="none")
+        a = torch.exp(logs, out=logs)
+        dz = ctx.empty(z.shape).copy_(a)
+        dz.scatter_add_(1, target.unsqueeze(1), _filled((len(dz), 1), -1.0, dz.dtype))
+    except (IndexError, RuntimeError):
+        if int(target.min()) >= 0 and int(target.max()) < z.shape[1]:
+            raise
+        a = dz = values = torch.full_like(z, math.nan)  # a label is no class
+        values = values[:, 0]
     return values, dz.mul_(_number(weight, dz.dtype) if isinstance(weight, float) else weight.unsqueeze(-1)), a
 
 
@@ -164,8 +166,8 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
         sums = sums.clone()
         room = sums.numpy()
         for i, (value, count, more) in enumerate(parts):
-            room[i, 0] += float(value) * count
-            room[i, 1] += float(more)
+            room[i, 0] += float(_plain(value)) * count
+            room[i, 1] += float(_plain(more) if isinstance(more, torch.Tensor) else more)
     return step, age, sums
 
 
