@@ -26,8 +26,8 @@ if get_backend().name != "torch" or os.environ.get("XPNET_KERNELS") in ("0", "bo
 
 import torch
 
+from xpnet.kernels import finish
 from xpnet.kernels import torch as twins
-from xpnet.kernels.finish import make
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((50, 6)).astype("float32")
@@ -260,7 +260,7 @@ def test_averages_too_small_to_matter_become_0(age, kept):
     slots = torch.full((8,), 1e-36), torch.full((8,), 1e-36)
     slots[0][0], slots[1][1] = -1.0, 1.0
     twins.adam(ctx, w, g, slots, lr, torch.tensor(age), 0.9, 0.999, 1e-7, False)
-    make(ctx.finish)
+    finish.make(ctx.finish)
     assert [bool(s[5] != 0) for s in slots] == [kept, kept]
     assert (float(slots[0][0]), float(slots[1][1])) == pytest.approx((-0.9, 0.999))
 
