@@ -50,6 +50,11 @@ def numbers(b, state):
     return tree_map(lambda a: np.array(b.host(a)), state)
 
 
+def steps(state):
+    """Return the count of a state on the host (see `Backend.count`)."""
+    return sum(int(word) << 32 * i for i, word in enumerate(np.asarray(state.step).reshape(-1)))
+
+
 def flat(tree):
     found = []
     tree_map(lambda a: found.append(np.asarray(a)), tree)
@@ -62,7 +67,7 @@ def test_a_step_is_a_function_of_state_and_batch(parts):
     for first, second in zip(flat(one), flat(other), strict=True):
         np.testing.assert_array_equal(first, second)
     before = numbers(b, state())
-    assert b.counted(one.step) == 1
+    assert steps(one) == 1
     assert float(one.age) == 1.0
     assert bool(one.ok)
     assert float(one.lr) == 0.1
@@ -86,7 +91,7 @@ def test_several_batches_are_several_steps(parts):
     tolerance = 0 if b.name != "jax" else 1e-12
     for first, second in zip(flat(together), flat(numbers(b, one)), strict=True):
         np.testing.assert_allclose(first, second, rtol=tolerance, atol=tolerance)
-    assert b.counted(together.step) == float(together.age) == 3
+    assert steps(together) == float(together.age) == 3
 
 
 @pytest.mark.parametrize(("bad", "at"), [(X * 1e200, 0), (np.full_like(X, np.nan), 1)])
@@ -96,7 +101,7 @@ def test_a_bad_step_and_all_behind_it_are_held_back(parts, bad, at):
     batches = [batch(b)] * at + [batch(b, y=Y * 1e200 if at == 0 else Y, x=bad), batch(b), batch(b)]
     found = numbers(b, step(state(), batches))
     assert not bool(found.ok)  # sticky
-    assert b.counted(found.step) == at  # stands still
+    assert steps(found) == at  # stands still
     for name in ("weights", "slots", "stats", "age", "sums"):
         for one, other in zip(flat(getattr(found, name)), flat(getattr(expected, name)), strict=True):
             np.testing.assert_array_equal(one, other, err_msg=name)
