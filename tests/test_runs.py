@@ -1,7 +1,9 @@
 """What a run of `fit` leaves behind when it fails, is cut off, watched from other threads, or very long."""
 
 import copy
+import os
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 import xpnet as xn
 from xpnet.backend import get_backend
 from xpnet.callbacks import Callback, EarlyStopping, History
-from xpnet.errors import BusyError
+from xpnet.errors import BusyError, UnknownNameError
 from xpnet.layers import BatchNormalization, Dense, Dropout, Layer
 from xpnet.metrics import Metric
 from xpnet.optimizers import SGD, Adam
@@ -400,6 +402,43 @@ def test_three_threads_train_models_of_their_own():
         assert errors == []
     for model in models[1:]:
         same(model, models[0])
+
+
+def test_a_run_that_can_not_begin_leaves_what_was_unfinished(tmp_path):
+    with pytest.raises(InterruptedError):
+        make().fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(tmp_path / "model", 0, 5)])
+    model = xn.load_model(tmp_path / "model")
+    with pytest.raises(UnknownNameError):
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[EarlyStopping("nothing")])
+    model.fit(X, Y, batch_size=4, verbose=0)
+    assert model.step == 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or get_backend().name == "jax", reason="JAX does not fork")
+def test_a_forked_process_may_train_a_model_that_is_trained():
+    model, started, go_on = make(), threading.Event(), threading.Event()
+
+    class Waits(Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            started.set()
+            go_on.wait(20)
+
+    thread, errors = in_thread(lambda: model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Waits()]))
+    assert started.wait(20)
+    with model.access.lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            model.fit(X, Y, batch_size=4, verbose=0)
+            status = 0
+        finally:
+            os._exit(status)
+    go_on.set()
+    thread.join()
+    assert errors == []
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_history_is_there_after_an_interrupt():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from .errors import BusyError
 from .kernels.finish import make, result_of
@@ -24,6 +26,11 @@ class Access:
     """
 
     def __init__(self) -> None:
+        self.renew()
+        _all.add(self)
+
+    def renew(self) -> None:
+        """Let nobody train or read: a forked process has none of its parent's threads."""
         self.lock = threading.RLock()
         self.readers: set[object] = set()
         self._trainer: Trainer | None = None
@@ -123,6 +130,18 @@ class Commit:
         """Wait for those who look at the state."""
         while self.access.readers:
             time.sleep(1e-4)
+
+
+_all: WeakSet[Access] = WeakSet()
+
+
+def _after_fork() -> None:
+    for access in list(_all):
+        access.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _here() -> str:

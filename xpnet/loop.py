@@ -61,9 +61,9 @@ def fit(
     program = model.program()
     steps = math.ceil(len(data) / batch_size)
     names = program.names + ([f"val_{n}" for n in program.names] if validation is not None else [])
-    unfinished, model.unfinished = model.unfinished, None
-    run = model.run = Run(callbacks, model)
-    run.begin({"epochs": epochs, "steps": steps, "verbose": verbose, "metrics": names}, unfinished)
+    run = Run(callbacks, model)
+    run.begin({"epochs": epochs, "steps": steps, "verbose": verbose, "metrics": names}, model.unfinished)
+    unfinished, model.unfinished, model.run = model.unfinished, None, run
     progress = ProgressBar(verbose, epochs, steps)
     watched = [c for c in run.callbacks if type(c).on_train_batch_end is not Callback.on_train_batch_end]
     epoch_run = None
@@ -134,14 +134,14 @@ class _Epoch:
         self.rate: float | None = None
         self.commit = model.commit
         model.begin_epoch(self.step - self.done, self.rows, batch_size)
-        model.state = model.state._replace(sums=sums)
+        model.replace_state(sums=sums)
         feed.begin(model.stream.permutation(self.rows, model.epoch) if shuffle else None, self.step)
 
     def execute(self, start: int, stop: int, count: int) -> None:
         """Take a step for each of some batches of one size."""
         model, rate = self.model, self.program.optimizer.learning_rate
         if rate != self.rate:  # callbacks may change it at any time
-            model.state = model.state._replace(lr=model.backend.scalar(rate))
+            model.replace_state(lr=model.backend.scalar(rate))
             self.rate = rate
         batches = self.feed.batches(start, stop, count)
         self.feed.run(model.state, batches, self.commit)

@@ -298,7 +298,12 @@ class Sequential:
 
     def rewind(self) -> None:
         """Set the guard's flag back to before a step that was held back."""
-        self.state = self.state._replace(ok=self.backend.scalar(True, self.backend.xp.bool))
+        self.replace_state(ok=self.backend.scalar(True, self.backend.xp.bool))
+
+    def replace_state(self, **parts: Any) -> None:
+        """Exchange parts of the state."""
+        with self.access.lock:
+            self.state = self.state._replace(**parts)
 
     def begin_epoch(self, first_step: int, rows: int, batch_size: int) -> None:
         """Note that an epoch has begun, over so many rows, with the step of that number."""
@@ -367,8 +372,7 @@ class Sequential:
 
     @step.setter
     def step(self, step: int) -> None:
-        with self.access.lock:
-            self.state = self.state._replace(step=self.backend.count(number("step", step, 0, integer=True)))
+        self.replace_state(step=self.backend.count(number("step", step, 0, integer=True)))
 
     @property
     def epoch(self) -> int:
@@ -469,7 +473,7 @@ class Sequential:
             now = {**self._host_values(), **values}
             flats = [layout.from_host(now) for layout in (network.layout, network.stats_layout)]
             weights, stats = (backend.array(flat, backend.dtype_name) for flat in flats)
-            self.state = self.state._replace(weights=weights, stats=stats)
+            self.replace_state(weights=weights, stats=stats)
 
     def holds(self, layer: Layer) -> bool:
         """Return whether the layer's weights are part of the model's."""
