@@ -146,7 +146,6 @@ def handlers():
         signal.signal(number, handler)
 
 
-@pytest.mark.no_cover
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # thrown into a destructor
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="Windows has no such signals")
 @pytest.mark.parametrize("per_execution", [1, 5])

@@ -290,7 +290,6 @@ def survive(function):
         function()
 
 
-@pytest.mark.no_cover
 def test_exceptions_sent_into_a_thread(attacked):
     """One or two at a time, some hundreds in all."""
     work, check = attacked
@@ -330,7 +329,6 @@ def test_exceptions_sent_into_a_thread(attacked):
     assert not failed
 
 
-@pytest.mark.no_cover
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX signals")
 def test_signal_handlers_that_raise(attacked):
     work, check = attacked
