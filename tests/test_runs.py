@@ -340,16 +340,27 @@ def test_predictions_of_other_threads_are_of_one_step():
     assert errors == []
 
 
+class Waits(Callback):
+    """Waits before each batch until training may go on."""
+
+    def __init__(self):
+        self.started, self.go_on = threading.Event(), threading.Event()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.started.set()
+        self.go_on.wait(20)
+
+
+def trained_in_a_thread():
+    """Return a model that waits before its first step, what lets it go on, the thread and its errors."""
+    model, waits = make(), Waits()
+    thread, errors = in_thread(lambda: model.fit(X, Y, batch_size=4, verbose=0, callbacks=[waits]))
+    assert waits.started.wait(20)
+    return model, waits.go_on, thread, errors
+
+
 def test_a_model_is_trained_by_one_call_at_a_time():
-    model, started, go_on = make(), threading.Event(), threading.Event()
-
-    class Waits(Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            started.set()
-            go_on.wait(20)
-
-    thread, errors = in_thread(lambda: model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Waits()]))
-    assert started.wait(20)
+    model, go_on, thread, errors = trained_in_a_thread()
     for call in (
         lambda: model.fit(X, Y, verbose=0),
         lambda: model.train_on_batch(X, Y),
@@ -416,15 +427,7 @@ def test_a_run_that_can_not_begin_leaves_what_was_unfinished(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork") or get_backend().name == "jax", reason="JAX does not fork")
 def test_a_forked_process_may_train_a_model_that_is_trained():
-    model, started, go_on = make(), threading.Event(), threading.Event()
-
-    class Waits(Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            started.set()
-            go_on.wait(20)
-
-    thread, errors = in_thread(lambda: model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Waits()]))
-    assert started.wait(20)
+    model, go_on, thread, errors = trained_in_a_thread()
     with model.access.lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
         child = os.fork()

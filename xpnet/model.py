@@ -642,6 +642,10 @@ class Sequential:
     ) -> History:
         """Train for some epochs and return the `History`; a second call goes on from where it is.
 
+        Where the model was saved in the middle of a run, the first call after `load_model` goes on behind the last
+        step of that run, with what callbacks of the same classes knew. What is changed in the data meanwhile counts
+        from the next batch on (on a GPU that holds the data set, from the next call on).
+
         Args:
             x: inputs, shape (rows, ...): an array of any library, a list, or a pandas, polars or pyarrow table.
             y: targets, shape (rows, ...), or class numbers (rows,) for a sparse loss.
@@ -658,6 +662,7 @@ class Sequential:
 
         Raises:
             ShapeError, InvalidValueError, InvalidTypeError: the data do not fit; found before the first step.
+            BusyError: another call trains the model.
             NonFiniteError: a loss, gradient or weight was not finite; the model is as it was before that step.
         """
         compiled = self._need_compiled()
