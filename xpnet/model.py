@@ -643,8 +643,8 @@ class Sequential:
         """Train for some epochs and return the `History`; a second call goes on from where it is.
 
         Where the model was saved in the middle of a run, the first call after `load_model` goes on behind the last
-        step of that run, with what callbacks of the same classes knew. What is changed in the data meanwhile counts
-        from the next batch on (on a GPU that holds the data set, from the next call on).
+        step of that run, with what callbacks of the same classes knew. What is changed in the data during a call
+        counts from the next batch on (on a GPU that holds the data set, from the next call on).
 
         Args:
             x: inputs, shape (rows, ...): an array of any library, a list, or a pandas, polars or pyarrow table.
