@@ -348,7 +348,7 @@ class Sequential:
     @property
     def built(self) -> bool:
         """Whether the weights are there."""
-        return self._network is not None
+        return self._state is not None
 
     @property
     def network(self) -> Network:
