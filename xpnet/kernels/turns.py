@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 __all__ = ["pass_on", "take"]
 
-SLICE = 5e-3  # seconds: as long as Python's own turns
+SLICE = 2e-2  # seconds: four of Python's own turns
 SHORT = 1e-3  # seconds that a step takes if there is little to win from several at once
 
 
