@@ -326,6 +326,22 @@ def test_others_see_the_last_whole_step(tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_step_waits_for_who_looks_at_its_state():
+    """A prediction that began before training did: its weights are not written over meanwhile."""
+    model, looked = make(SGD(0.05)), []
+    model.fit(X, Y, batch_size=4, epochs=1, verbose=0)
+    with model.reading() as (weights, _):
+        before = np.array(model.backend.host(weights))
+        thread, errors = in_thread(lambda: model.fit(X, Y, batch_size=4, epochs=1, verbose=0))
+        thread.join(0.3)
+        looked.append(thread.is_alive())
+        np.testing.assert_array_equal(model.backend.host(weights), before)
+    thread.join()
+    assert errors == []
+    assert looked == [True]
+    assert model.step == 20
+
+
 def test_predictions_of_other_threads_are_of_one_step():
     """Equal batches give equal outputs."""
     model, x = make(SGD(0.05)), np.ones((3000, 3), np.float32)
@@ -364,6 +380,8 @@ def test_a_model_is_trained_by_one_call_at_a_time():
         lambda: model.train_on_batch(X, Y),
         lambda: model.compile("sgd", "mse"),
         lambda: model.to(dtype="float64"),
+        lambda: model.add(Dense(2)),
+        model.pop,
     ):
         with pytest.raises(BusyError, match=r"got a call in thread 'MainThread'$"):
             call()

@@ -116,6 +116,7 @@ class Sequential:
         Raises:
             InvalidValueError: the model was built by data, or trained. ShapeError: the layer does not fit.
         """
+        self.access.refuse("add")
         known = isinstance(self._layers[0], Input) if self._layers else isinstance(layer, Input)
         if self._network is not None and not (known and self.step == 0):
             raise InvalidValueError(f"layers can't be added to a model that is built; got {layer!r}")
@@ -135,6 +136,7 @@ class Sequential:
         Raises:
             InvalidValueError: there is no layer.
         """
+        self.access.refuse("pop")
         if not self._layers:
             raise InvalidValueError("pop takes the last layer of a model away; got a model of 0 layers")
         *rest, last = self._layers
