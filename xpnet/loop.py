@@ -133,8 +133,9 @@ class _Epoch:
             self.done, sums = unfinished.steps, model.backend.array(unfinished.sums, kind)
         self.rate: float | None = None
         self.commit = model.commit
-        model.begin_epoch(self.step - self.done, self.rows, batch_size)
+        model.end_epoch(0)  # sums belong to no epoch until the new ones are there
         model.replace_state(sums=sums)
+        model.begin_epoch(self.step - self.done, self.rows, batch_size)
         feed.begin(model.stream.permutation(self.rows, model.epoch) if shuffle else None, self.step)
 
     def execute(self, start: int, stop: int, count: int) -> None:
