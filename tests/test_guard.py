@@ -13,7 +13,10 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal((20, 1))
 
 
-@pytest.fixture(autouse=True, params=["1", "0"] if xn.get_backend().name in ("numpy", "torch") else [None])
+CHOICES = {"numpy": ["1", "numpy", "0"], "torch": ["1", "0"]}
+
+
+@pytest.fixture(autouse=True, params=CHOICES.get(xn.get_backend().name, [None]))
 def kernels(request, monkeypatch):
     """Twins on the CPU write in place, so that the guard is tried with and without them."""
     if request.param is not None:
