@@ -441,7 +441,8 @@ def test_a_run_that_can_not_begin_leaves_what_was_unfinished(tmp_path):
     assert model.step == 10
 
 
-@pytest.mark.skipif(not hasattr(os, "fork") or get_backend().name == "jax", reason="JAX does not fork")
+@pytest.mark.skipif(get_backend().name in ("jax", "torch"), reason="their own threads do not survive a fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
 def test_a_forked_process_may_train_a_model_that_is_trained():
     model, go_on, thread, errors = trained_in_a_thread()
     with model.access.lock, warnings.catch_warnings():
