@@ -1,14 +1,13 @@
 """What a run of `fit` leaves behind when it fails, is cut off, watched from other threads, or very long."""
 
 import copy
-import os
 import threading
-import warnings
 
 import numpy as np
 import pytest
 
 import xpnet as xn
+from xpnet.access import Access, _after_fork
 from xpnet.backend import get_backend
 from xpnet.callbacks import Callback, EarlyStopping, History
 from xpnet.errors import BusyError, UnknownNameError
@@ -441,24 +440,25 @@ def test_a_run_that_can_not_begin_leaves_what_was_unfinished(tmp_path):
     assert model.step == 10
 
 
-@pytest.mark.skipif(get_backend().name in ("jax", "torch"), reason="their own threads do not survive a fork")
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
-def test_a_forked_process_may_train_a_model_that_is_trained():
-    model, go_on, thread, errors = trained_in_a_thread()
-    with model.access.lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            model.fit(X, Y, batch_size=4, verbose=0)
-            status = 0
-        finally:
-            os._exit(status)
+def test_a_forked_process_finds_nobody_training():
+    """What is done in the child, done here: its parent's threads, which train or hold the lock, are not there."""
+    access, held, go_on = Access(), threading.Event(), threading.Event()
+
+    def holds():
+        with access.lock:
+            held.set()
+            go_on.wait(20)
+
+    with access.train("fit"):
+        thread, errors = in_thread(holds)
+        assert held.wait(20)
+        _after_fork()
+        assert not access.training
+        with access.train("fit"), access.lock:
+            assert access.training
     go_on.set()
     thread.join()
     assert errors == []
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_history_is_there_after_an_interrupt():
