@@ -311,6 +311,14 @@ def test_labels_that_change_during_fit_touch_no_memory_that_is_not_ours(last, ro
         np.testing.assert_array_equal(a, b)
 
 
+def test_weights_that_change_during_fit_are_named():
+    model, weight = xn.Sequential([Dense(1)], seed=0), np.ones(10)
+    model.compile("sgd", "mse")
+    with pytest.raises(NonFiniteError, match="sample weight of the batch is not finite; the data were"):
+        model.fit(np.ones((10, 2)), np.ones((10, 1)), sample_weight=weight, epochs=2, verbose=0,
+                  callbacks=[Changes(lambda: weight.fill(np.nan))])  # fmt: skip
+
+
 def test_large_data_that_change_during_fit_are_used():
     """The same numbers as of a new `fit` with them; NaN are caught."""
     x, y = np.ones((5000, 60), np.float32), np.ones((5000, 1), np.float32)

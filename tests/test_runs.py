@@ -430,6 +430,102 @@ def test_three_threads_train_models_of_their_own():
         same(model, models[0])
 
 
+def test_an_epoch_that_can_not_begin_leaves_it_too(tmp_path):
+    model = cut_off(tmp_path)
+
+    class Fails(Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Fails()])
+    assert model.unfinished.steps == 2
+
+
+def test_a_step_that_is_held_back_leaves_it_too(tmp_path):
+    model = cut_off(tmp_path)
+    model.optimizer.learning_rate = 1e7
+    with pytest.raises(xn.errors.NonFiniteError):
+        model.train_on_batch(X, Y)
+    assert model.unfinished.steps == 2
+
+
+def test_what_is_unfinished_goes_from_file_to_file(tmp_path):
+    model = cut_off(tmp_path)
+    model.save(tmp_path / "second")
+    again = xn.load_model(tmp_path / "second")
+    assert again.unfinished.steps == 2
+    for each in (model, again):
+        each.fit(X, Y, batch_size=8, verbose=0)
+    same(model, again)
+    assert model.step == again.step == 5
+
+
+def cut_off(tmp_path):
+    model = make()
+
+    class Stops(Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Stops()])
+    model.save(tmp_path / "cut")
+    return xn.load_model(tmp_path / "cut")
+
+
+def test_a_call_that_fails_undoes_nothing_of_what_another_thread_trains():
+    model = make()
+    model.build((3,))
+    inside, ended = threading.Event(), threading.Event()
+
+    class Bad:
+        """Rows that are asked for while the model trains, and are none."""
+
+        def __array__(self, dtype=None, copy=None):
+            inside.set()
+            ended.wait(30)
+            return np.ones((2, 7))
+
+    def call():
+        with pytest.raises(xn.errors.ShapeError):
+            model(Bad())
+
+    worker = threading.Thread(target=call)
+    worker.start()
+    assert inside.wait(30)
+    model.fit(X, Y, batch_size=8, verbose=0)
+    ended.set()
+    worker.join()
+    assert model.step == 5
+
+
+def test_weights_are_not_set_while_another_thread_trains():
+    model, refused = make(), []
+    model.build((3,))
+    weights = model.get_weights()
+
+    class Meanwhile(Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            model.set_weights(model.get_weights())  # the thread that trains may
+
+            def put():
+                with pytest.raises(BusyError, match="set_weights"):
+                    model.set_weights(weights)
+                with pytest.raises(BusyError, match="set_weights"):
+                    model.layers[0].set_weights(weights[:2])
+                refused.append(batch)
+
+            worker = threading.Thread(target=put)
+            worker.start()
+            worker.join()
+
+    model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Meanwhile()])
+    assert refused == [0, 1, 2, 3, 4]
+    model.set_weights(weights)
+
+
 def test_a_run_that_can_not_begin_leaves_what_was_unfinished(tmp_path):
     with pytest.raises(InterruptedError):
         make().fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(tmp_path / "model", 0, 5)])

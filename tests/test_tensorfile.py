@@ -219,9 +219,10 @@ def test_memory_of_a_save_and_a_load(dtype, tmp_path):
             tracemalloc.stop()
 
     saving, _ = peak(lambda: model.save(path))
-    size = path.stat().st_size
-    assert size > 3 * 500_000 * (4 if dtype == "float32" else 8)
-    assert saving < size + 2**20  # a copy of the state, which `fit` may go on with meanwhile
+    size, number = path.stat().st_size, 4 if dtype == "float32" else 8
+    assert size > 3 * 500_000 * number
+    moved = 0 if model.backend.device_name in (None, "cpu") else 502_000 * number  # one on its way
+    assert saving < size + moved + 2**20  # a copy of the state, which `fit` may go on with meanwhile
     loading, again = peak(lambda: xn.load_model(path))
     assert loading < 2.1 * size  # of which once is the model's
     np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])

@@ -233,6 +233,20 @@ def test_what_ends_a_step_is_made_once_whatever_is_thrown(count, monkeypatch, st
     assert order == ["last"]
 
 
+@pytest.mark.parametrize("error", [ValueError, IndexError])
+def test_a_piece_that_raises_is_told(count, monkeypatch, error):
+    monkeypatch.setattr(threads, "allowed", lambda: count)
+
+    def fails():
+        raise error("mine")
+
+    x = np.zeros(8)
+    pieces = [partial(np.add, x[i : i + 1], 1.0, x[i : i + 1]) for i in range(8)]
+    with pytest.raises(error, match="mine"):
+        threads.finish_shared(deque([*pieces[:4], fails, *pieces[4:]]), deque())
+    assert x.tolist() == [1.0] * 8  # the others were made
+
+
 def test_helpers_do_not_warn_of_what_the_guard_finds(two, waiting):
     together = threading.Barrier(2)
     large, out = np.full(1000, 1e300), np.empty((2, 1000))

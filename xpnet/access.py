@@ -40,13 +40,14 @@ class Access:
         """Whether a call of `fit` or `train_on_batch` is at work."""
         return self._trainer is not None
 
-    def refuse(self, what: str) -> None:
-        """Raise if the model is being trained.
+    def refuse(self, what: str, others: bool = False) -> None:
+        """Raise if the model is being trained; with `others`, only if another thread trains it.
 
         Raises:
             BusyError: saying that `what` must wait.
         """
-        if self._trainer is not None:
+        trainer = self._trainer
+        if trainer is not None and not (others and trainer.thread is threading.current_thread()):
             raise BusyError(f"{what} can't be called while the model is trained; got a call in {_here()}")
 
     @contextmanager

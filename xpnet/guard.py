@@ -56,8 +56,10 @@ def _replay(
     backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch, watch: Any
 ) -> None:
     ctx = Context(backend, True, b.draws)
-    # both were checked before the first step, but may have been written to since
+    # all were checked before the first step, but may have been written to since
     _look("the batch's input", backend.host(b.x), remedy=CHANGED)
+    if b.weight is not None:
+        _look("a sample weight of the batch", backend.host(b.weight), remedy=CHANGED)
     try:
         loss.check(backend.host(b.y), (b.x.shape[0], *network.output_shape))
     except XpnetError as error:

@@ -63,7 +63,7 @@ def fit(
     names = program.names + ([f"val_{n}" for n in program.names] if validation is not None else [])
     run = Run(callbacks, model)
     run.begin({"epochs": epochs, "steps": steps, "verbose": verbose, "metrics": names}, model.unfinished)
-    unfinished, model.unfinished, model.run = model.unfinished, None, run
+    unfinished = model.unfinished  # the model's until an epoch has begun: if that fails, nothing is lost
     progress = ProgressBar(verbose, epochs, steps)
     watched = [c for c in run.callbacks if type(c).on_train_batch_end is not Callback.on_train_batch_end]
     epoch_run = None
@@ -75,7 +75,7 @@ def fit(
             progress.begin(epoch)
             run.tell("on_epoch_begin", epoch, {})
             epoch_run = _Epoch(model, program, feed, batch_size, shuffle, epoch, unfinished)
-            unfinished = None
+            unfinished, model.unfinished, model.run = None, None, run
             groups = _groups(epoch_run.done, len(data), batch_size, steps_per_execution)
             progress.advance(epoch_run.done)
             for number, (start, stop, count) in enumerate(groups, math.ceil(epoch_run.done / steps_per_execution)):
@@ -101,8 +101,8 @@ def fit(
         raise
     finally:
         progress.close()
+    model.run, model.unfinished = None, None
     run.end()
-    model.run = None
     return run.history
 
 
@@ -244,11 +244,12 @@ def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> d
     state = model.state._replace(
         lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
     )
-    model.run, model.unfinished = None, None  # an epoch that was cut off can't go on behind this step
+    model.run = None
     model.end_epoch(0)
     program.run(state, batches, model.commit)
     if not bool(backend.host(model.state.ok)):
         model.rewind()
         batch = make_batches(model, program, data, rows, step, 1, class_weight)[0]
         raise non_finite(model, program, batch, f"step {model.step + 1}")
+    model.unfinished = None  # an epoch that was cut off can't go on behind this step
     return read_sums(backend, model.state.sums, program.names)

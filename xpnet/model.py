@@ -164,8 +164,13 @@ class Sequential:
         Raises:
             ShapeError: a layer can't take it, or the model is built for another shape.
         """
+        shape = rows_of(input_shape)
+        if self._network is not None:
+            check_input(self._network, shape, "inputs")
+            return
+        self.access.refuse("build")
         with self._as_before_on_error():
-            self._build(rows_of(input_shape))
+            self._build(shape)
 
     @contextmanager
     def _as_before_on_error(self, *new: Layer) -> Iterator[None]:
@@ -370,11 +375,12 @@ class Sequential:
     @property
     def step(self) -> int:
         """The training steps taken since the model was made: what the masks are functions of."""
-        return 0 if self._state is None else self.backend.counted(self.state.step)
+        with self.access.lock:
+            return 0 if self._state is None else self.backend.counted(self.state.step)
 
     @step.setter
     def step(self, step: int) -> None:
-        self.replace_state(step=self.backend.count(number("step", step, 0, integer=True)))
+        self.replace_state(step=self.backend.count(number("step", step, 0, 2**63 - 1, integer=True)))
 
     @property
     def epoch(self) -> int:
@@ -383,7 +389,7 @@ class Sequential:
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        self._progress = Progress(number("epoch", epoch, 0, integer=True))
+        self._progress = Progress(number("epoch", epoch, 0, 2**63 - 1, integer=True))
 
     @property
     def backend(self) -> Backend:
@@ -472,8 +478,9 @@ class Sequential:
         """Set some parameters and statistics by path, such as "dense_1/kernel"."""
         network, backend = self.network, self.backend
         with self.access.lock:
+            self.access.refuse("set_weights", others=True)
             now = {**self._host_values(), **values}
-            flats = [layout.from_host(now) for layout in (network.layout, network.stats_layout)]
+            flats = [layout.from_host(now) for layout in network.layouts]
             weights, stats = (backend.array(flat, backend.dtype_name) for flat in flats)
             self.replace_state(weights=weights, stats=stats)
 
@@ -483,7 +490,8 @@ class Sequential:
 
     def layer_values(self, layer: Layer) -> dict[str, np.ndarray]:
         """Return the host copies of one layer's parameters and statistics by name."""
-        return self._flats().values(str(self.network.key(layer)), [spec.name for spec in layer.specs])
+        with self.access.lock:
+            return self._flats().values(str(self.network.key(layer)), [spec.name for spec in layer.specs])
 
     def set_layer_weights(self, layer: Layer, values: Sequence[Any]) -> None:
         """Set one layer's parameters and statistics."""
@@ -765,6 +773,9 @@ class Sequential:
 
     def __call__(self, x: Any) -> Array:
         """Return `predict(x)`; builds the model at first use."""
+        if self.built:
+            return self.predict(x)  # this settles nothing, so it must undo nothing: others may train
+        self.access.refuse("a model that is not built")
         with self._as_before_on_error():
             self._ready(Data(x), build=True)
             return self.predict(x)

@@ -233,6 +233,8 @@ class Registry(Generic[T]):
             try:
                 with custom_object_scope(custom_objects):
                     return cls.from_config(config)
+            except InvalidTypeError:
+                raise
             except TypeError as error:
                 raise InvalidValueError(
                     f"{self.kind} {cls.__name__} can't be made ({error}); got {config}"

@@ -124,6 +124,10 @@ def _compile_config(model: Sequential) -> dict[str, Any] | None:
 def _unfinished(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any] | None:
     """Describe the run of `fit` that is at work, or was cut off."""
     run, progress = model.run, host.progress
+    if model.unfinished is not None:  # a file's, with which nobody has gone on yet
+        known = [[name, _without_arrays(state, tensors, f"callback.{i}")]
+                 for i, (name, state) in enumerate(model.unfinished.callbacks)]  # fmt: skip
+        return {**model.unfinished._asdict(), "callbacks": known}
     if run is None:
         return None
     states = [_without_arrays(c.get_state(), tensors, f"callback.{i}") for i, c in enumerate(run.callbacks)]

@@ -63,6 +63,8 @@ def finish_shared(pieces: deque[Callable[[], Any]], last: deque[Callable[[], Any
     except BaseException:
         _finish(job, last)
         raise
+    if job.errors:
+        raise job.errors[0]
 
 
 def _finish(job: Job, last: deque[Callable[[], Any]]) -> None:
@@ -76,8 +78,9 @@ def _drain_in_c(queue: deque[Callable[[], Any]]) -> None:
     """Make the calls of a queue, with no line of Python between taking one and making it."""
     try:
         deque(map(operator.call, iter(queue.popleft, None)), maxlen=0)
-    except IndexError:  # the queue's: no call of a step's end raises one
-        return
+    except IndexError:
+        if queue:  # a call's own
+            raise
 
 
 def split(size: int, piece: int) -> list[slice]:

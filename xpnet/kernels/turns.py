@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from threading import get_ident
 from time import perf_counter
 from typing import NamedTuple
@@ -41,16 +42,26 @@ _last = _Last()
 
 def take() -> float:
     """Wait for this thread's turn; return the time."""
-    global _turn
-    turn, me = _turn, get_ident()
-    if turn.thread != me and _last.short:
-        if turn.lock.acquire(timeout=SLICE):
-            _turn = Turn(me, perf_counter() + SLICE, turn.lock)
-        elif perf_counter() > _turn.until:  # its thread does something else
-            lock = threading.Lock()
-            lock.acquire()
-            _turn = Turn(me, perf_counter() + SLICE, lock)
+    now, me = perf_counter(), get_ident()
+    if _turn.thread != me and _last.short:
+        patience = now + SLICE
+        while now < patience:
+            turn = _turn
+            if turn.lock.acquire(timeout=max(0.0, min(patience, turn.until + SHORT) - now)):
+                _begin(me, turn.lock)
+                break
+            now = perf_counter()
+            if now > _turn.until:  # its thread does something else
+                lock = threading.Lock()
+                lock.acquire()
+                _begin(me, lock)
+                break
     return perf_counter()
+
+
+def _begin(me: int, lock: threading.Lock) -> None:
+    global _turn
+    _turn = Turn(me, perf_counter() + SLICE, lock)
 
 
 def pass_on(began: float) -> None:
@@ -60,7 +71,8 @@ def pass_on(began: float) -> None:
     _last.short = now - began < SHORT
     if turn.thread == get_ident() and (now > turn.until or not _last.short):
         _turn = Turn(lock=turn.lock)
-        turn.lock.release()
+        with suppress(RuntimeError):  # a signal handler that trained, too, has ended it
+            turn.lock.release()
 
 
 def _after_fork() -> None:
