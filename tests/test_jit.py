@@ -154,3 +154,20 @@ def test_a_fit_with_damaged_files_and_on_a_full_disk(tmp_path):
         assert scores == expected
         assert len(told) == number
         assert all("numba's cache" in message for message in told)
+
+
+def test_a_numba_that_refuses_this_numpy(tmp_path):
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 2.2 or less')")
+    environment = {**os.environ, "XPNET_BACKEND": "numpy"}
+    environment.pop("XPNET_KERNELS", None)
+
+    def fit(**variables):
+        script = [sys.executable, "-c", FIT, "free"]
+        done = subprocess.run(script, env={**environment, **variables}, capture_output=True, check=True)
+        return eval(done.stdout)
+
+    path = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
+    scores, told = fit(PYTHONPATH=path)
+    assert scores == fit(XPNET_KERNELS="numpy")[0]
+    assert [message[:26] for message in told] == ["numba is installed but can"]

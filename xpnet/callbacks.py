@@ -94,7 +94,7 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: a name in the logs. min_delta: by how much, >= 0, a value must be better to count.
-        patience: epochs in a row without anything better before it stops, which is never in the first epoch.
+        patience: epochs in a row without improvement before it stops; never in the first epoch.
         verbose: 1 prints at the end. mode: `"min"`, `"max"` or `"auto"`: as `Metric.direction` says; a loss is to
             shrink. baseline: a value that must be beaten before anything counts as better; no epoch that is the
             best so far stops training. restore_best_weights: whether the model ends with its best epoch's weights.

@@ -118,7 +118,7 @@ class Column:
 
 
 class Data:
-    """Inputs, and if given targets and weights, of the same number of rows.
+    """Inputs with optional targets and weights, all with the same number of rows.
 
     Args:
         x: shape (rows, ...); (rows,) is taken as (rows, 1). y: targets or None. sample_weight: (rows,) or None.

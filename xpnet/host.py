@@ -21,8 +21,8 @@ def numeric(x: Any, what: str = "the argument") -> np.ndarray:
         x: what the caller passed in. what: what errors call it.
 
     Raises:
-        InvalidTypeError: it holds something else, rows of different lengths, is sparse, or hands out its rows one
-            after the other. InvalidValueError: it has masked values.
+        InvalidTypeError: it is not numeric, has rows of different lengths, is sparse, or is an iterator or
+            loader. InvalidValueError: it has masked values.
     """
     kind = type(x).__name__
     _check_dense(x, what)

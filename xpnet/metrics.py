@@ -30,7 +30,7 @@ class Metric(Configurable):
         name: the key in `History`; None takes the class's. dtype: the precision when used alone.
 
     Attributes:
-        direction: `"min"` or `"max"`, which values are good ones (for `EarlyStopping`), None where nobody knows. A
+        direction: `"min"` or `"max"`, which values are good ones (for `EarlyStopping`), None if unknown. A
             subclass that overrides `rows`, `measure` or `for_shapes` inherits none.
 
     >>> metric = BinaryAccuracy()

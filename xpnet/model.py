@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Progress(NamedTuple):
-    """How many epochs were trained; of one that has begun its first step's number, its rows and batch size."""
+    """Epochs completed; for an epoch in progress the number of its first step, its rows and batch size."""
 
     epoch: int = 0
     first_step: int | None = None

@@ -80,7 +80,7 @@ class Network:
         return [*layers, *(a for a in (getattr(layer, "activation", None) for layer in layers) if a is not None)]
 
     def score_units(self, activation: str) -> list[Unit] | None:
-        """Return the units without the activation of that name at the end of the last, None if it has none."""
+        """Return the units with that activation removed from the last one, None if that ends in another."""
         position, key, layer = self.units[-1]
         bare = layer.without_activation(activation)
         return None if bare is None else [*self.units[:-1], Unit(position, key, bare)]

@@ -125,7 +125,7 @@ class Optimizer(Configurable):
         slices: Sequence[slice],
         factor: Array | None = None,
     ) -> tuple[Array, tuple[Array, ...]]:
-        """Return what `apply` does with the clipped gradient; what it takes, and in a step instead of it.
+        """Clip the gradient, then call `apply`. A step calls this method, with `apply`'s arguments and `slices`.
 
         Args:
             slices: where the variables lie, one after the other. factor: 0-d, what g is multiplied with before

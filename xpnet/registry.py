@@ -29,7 +29,7 @@ _registries: list[Registry[Any]] = []  # of all kinds
 
 @contextmanager
 def custom_object_scope(classes: Mapping[str, type] | None) -> Iterator[None]:
-    """Make classes of one's own known by name, in this thread, to whatever is made from a config meanwhile.
+    """While the block runs, let configs refer to these classes by name, in this thread only.
 
     Raises:
         InvalidTypeError: `classes` is no dictionary.

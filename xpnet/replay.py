@@ -90,7 +90,7 @@ class Replay:
         return step(state, batch, finish), finish
 
     def _settle(self, state: Tree) -> Tree:
-        """Return the state in the arrays that stay; at first, those that it comes in (it is donated)."""
+        """Copy the state into the permanent arrays and return them; the first state's own arrays become those."""
         if state is self.state:
             return state
         if self.state is None:

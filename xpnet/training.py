@@ -71,7 +71,7 @@ def _contexts(backend: Backend) -> Callable[..., Context]:
 
 
 def first_scale(backend: Backend, scale: float = FIRST_SCALE, streak: float = 0.0) -> tuple[Array, ...]:
-    """Return `TrainState.scale`: float16's least number is so large that gradients would be lost without."""
+    """Return `TrainState.scale`: without a scale, small gradients would round to zero in float16."""
     return (backend.scalar(scale), backend.scalar(streak)) if backend.narrow == "float16" else ()
 
 

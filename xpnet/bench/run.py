@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def count(text: str) -> int:
-    """Return the whole number from 1 on that an argument of a command is."""
+    """Parse a command-line argument as a whole number of at least 1."""
     return _whole(text, 1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -126,7 +127,17 @@ def _table(backend_name: str, choice: str) -> SimpleNamespace:
     for module, names in TWINS.get(backend_name, {}).items():
         if choice == "bodies" or (module == "numba" and choice != "fast"):
             continue
-        twins = importlib.import_module(f"{__name__}.{module}")
+        try:
+            twins = importlib.import_module(f"{__name__}.{module}")
+        except ImportError as error:
+            if module != "numba":
+                raise
+            warnings.warn(  # numba refuses a NumPy that is newer than itself
+                f"numba is installed but can't be used, so NumPy's own loops run; got {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            continue
         table.update({name: getattr(twins, name) for name in names})
     return SimpleNamespace(**table)
 

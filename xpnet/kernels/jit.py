@@ -34,7 +34,7 @@ def loop(function: Any) -> Any:
 
 
 class _Cache(FunctionCache):
-    """Numba's cache of a loop, which is compiled where the cache fails."""
+    """Numba's cache for one loop; if the cache fails, the loop is compiled again."""
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)

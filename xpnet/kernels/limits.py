@@ -4,8 +4,8 @@ threadpoolctl finds the libraries. The number is set by their own functions: thr
 thread of a process that asks set OpenBLAS' number, and ignores the others without a word.
 
 An exception may strike anywhere: Ctrl-C twice, a signal handler that raises, one that is sent into the thread. So
-what is to be restored is noted before it is changed, and a block counts as long as its `with` statement holds it.
-What blocks have left behind that ended without leaving is restored when the next one begins or ends.
+each old setting is noted before it is changed, and a block counts as open while its `with` statement is alive. If
+a block ends without running its exit, the next one to begin or end restores what it changed.
 """
 
 from __future__ import annotations

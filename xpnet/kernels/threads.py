@@ -35,7 +35,7 @@ ROWS = 1 << 15  # and elements of rows that are gathered
 
 
 def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
-    """Make all the calls, in any order, on at most so many threads: if not told, as BLAS might use."""
+    """Make all the calls, in any order, on at most `most` threads; by default as many as BLAS could use."""
     queue = deque(calls)
     wanted = min(count(), allowed() if most is None else most, len(queue)) - 1
     helping = free(count() - 1)[:wanted] if wanted > 0 else []

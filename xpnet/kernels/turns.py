@@ -19,7 +19,7 @@ from typing import NamedTuple
 __all__ = ["pass_on", "take"]
 
 SLICE = 2e-2  # seconds: four of Python's own turns
-SHORT = 1e-3  # seconds that a step takes if there is little to win from several at once
+SHORT = 1e-3  # seconds; a shorter step gains little from running beside others
 
 
 class Turn(NamedTuple):

@@ -249,7 +249,7 @@ class Layer(Configurable):
         self._alone = self._left = None
 
     def leave(self, model: Any, flats: Flats, key: str) -> None:
-        """Hear that `model`, which may be about to go, holds them no longer: there they are, under that key."""
+        """Read the weights from `flats` under `key` from now on: `model` gives them up."""
         owner = self._model and self._model()
         if owner is None or owner is model:
             self._model, self._left = None, (flats, key)
