@@ -461,14 +461,52 @@ def test_what_is_unfinished_goes_from_file_to_file(tmp_path):
     assert model.step == again.step == 5
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_an_epoch_goes_on_with_its_sums_in_another_precision(tmp_path, dtype):
+    """The mean is that of the whole epoch, though the model moves in its midst."""
+    whole, model = make(), make()
+    loss = whole.fit(X, Y, batch_size=8, verbose=0).history["loss"]
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Stops()])
+    if "float64" in dtype and model.backend.nearest("float64") != "float64":
+        pytest.skip("JAX without x64 has no float64")
+    model.to(dtype=dtype)
+    model.save(tmp_path / "model")
+    again = xn.load_model(tmp_path / "model")
+    np.testing.assert_allclose(again.fit(X, Y, batch_size=8, verbose=0).history["loss"], loss, rtol=1e-5)
+
+
+def test_a_callback_s_state_comes_back_as_it_was(tmp_path):
+    class Knows(Stops):
+        state = {"a.b": np.zeros(2), "a": {"b": np.ones(2)}}
+
+        def get_state(self):
+            return self.state
+
+    def save(callback):
+        model = make()
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(X, Y, batch_size=8, verbose=0, callbacks=[callback])
+        model.save(tmp_path / "model")
+
+    save(Knows())
+    found = dict(xn.load_model(tmp_path / "model").unfinished.callbacks)["Knows"]
+    assert found["a.b"].tolist() == [0.0, 0.0]
+    assert found["a"]["b"].tolist() == [1.0, 1.0]
+    Knows.state = {1: 5}
+    with pytest.raises(xn.errors.InvalidTypeError, match=r"must be strings; got \[1\]"):
+        save(Knows())
+
+
+class Stops(Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            raise KeyboardInterrupt
+
+
 def cut_off(tmp_path):
     model = make()
-
-    class Stops(Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if batch == 1:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Stops()])
     model.save(tmp_path / "cut")

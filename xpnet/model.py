@@ -24,7 +24,7 @@ from .params import Flats
 from .program import Compiled, Program, check_compile, check_head, make_program
 from .random import Stream, fresh_seed
 from .run import Run, Unfinished
-from .training import TrainState, first_scale, zero_sums
+from .training import TrainState, carried_sums, first_scale, zero_sums
 
 __all__ = ["Sequential"]
 
@@ -280,7 +280,7 @@ class Sequential:
             slots=tuple(backend.array(s, dtype) for s in host.slots),
             stats=backend.array(host.stats, dtype),
             age=backend.scalar(host.age),
-            sums=zero_sums(backend, ()),
+            sums=zero_sums(backend, ()) if host.sums is None else carried_sums(backend, host.sums),
             scale=first_scale(backend, *host.scale),
         )
 

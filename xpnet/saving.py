@@ -125,12 +125,11 @@ def _unfinished(model: Sequential, host: HostState, tensors: dict[str, np.ndarra
     """Describe the run of `fit` that is at work, or was cut off."""
     run, progress = model.run, host.progress
     if model.unfinished is not None:  # a file's, with which nobody has gone on yet
-        known = [[name, _without_arrays(state, tensors, f"callback.{i}")]
-                 for i, (name, state) in enumerate(model.unfinished.callbacks)]  # fmt: skip
+        known = [[name, _without_arrays(state, tensors)] for name, state in model.unfinished.callbacks]
         return {**model.unfinished._asdict(), "callbacks": known}
     if run is None:
         return None
-    states = [_without_arrays(c.get_state(), tensors, f"callback.{i}") for i, c in enumerate(run.callbacks)]
+    states = [_without_arrays(c.get_state(), tensors) for c in run.callbacks]
     return {
         "steps": 0 if progress.first_step is None else host.step - progress.first_step,
         "rows": progress.rows,
@@ -141,15 +140,22 @@ def _unfinished(model: Sequential, host: HostState, tensors: dict[str, np.ndarra
     }
 
 
-def _without_arrays(value: Any, tensors: dict[str, np.ndarray], name: str) -> Any:
-    """Return a value in which each array is replaced by the name of a tensor, to which it is added."""
+def _without_arrays(value: Any, tensors: dict[str, np.ndarray]) -> Any:
+    """Return a value in which each array is replaced by the name of a tensor, to which it is added.
+
+    Raises:
+        InvalidTypeError: a dictionary has keys that are no strings, which a file would make such.
+    """
     if isinstance(value, np.ndarray):
+        name = f"callback.{len(tensors)}"
         tensors[name] = value
         return {ARRAY: name}
     if isinstance(value, dict):
-        return {key: _without_arrays(v, tensors, f"{name}.{key}") for key, v in value.items()}
+        if not all(isinstance(key, str) for key in value):
+            raise InvalidTypeError(f"the keys in a callback's state must be strings; got {list(value)!r:.300}")
+        return {key: _without_arrays(v, tensors) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_arrays(v, tensors, f"{name}.{i}") for i, v in enumerate(value)]
+        return [_without_arrays(v, tensors) for v in value]
     return value
 
 

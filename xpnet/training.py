@@ -84,6 +84,16 @@ def zero_sums(backend: Backend, metrics: Sequence[Metric]) -> Array:
     return backend.zeros(shape, backend.xp.float64) if backend.wide else backend.zeros((2, *shape))
 
 
+def carried_sums(backend: Backend, sums: np.ndarray) -> Array:
+    """Return another backend's sums, host array, on this one (see `zero_sums`)."""
+    whole = np.asarray(sums, np.float64)
+    whole = whole.sum(axis=0) if whole.ndim == 3 else whole
+    if backend.wide:
+        return backend.array(whole)
+    high = whole.astype(np.float32)
+    return backend.array(np.stack([high, (whole - high).astype(np.float32)]))
+
+
 def make_step(
     backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, metrics: Sequence[Metric]
 ) -> Callable[..., TrainState]:
