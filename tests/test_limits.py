@@ -358,6 +358,17 @@ def test_signal_handlers_that_raise(attacked):
         signal.signal(signal.SIGALRM, former)
 
 
+def test_a_thread_that_rests_lets_others_have_its_turn(monkeypatch):
+    monkeypatch.setattr(turns, "SLICE", 60.0)
+    monkeypatch.setattr(turns, "_turn", turns.Turn(lock=threading.Lock()))
+    for _ in range(3):
+        turns.pass_on(turns.take())  # this thread's turn, which lasts a minute
+        other = threading.Thread(target=lambda: turns.pass_on(turns.take()), daemon=True)
+        other.start()
+        other.join(20)
+        assert not other.is_alive()
+
+
 # The same bits, whoever trains first, and in forked processes
 
 SCRIPT = """
