@@ -415,7 +415,7 @@ print(fit())""",
 }
 
 
-limited = pytest.mark.skipif(
+needs_twins = pytest.mark.skipif(
     os.environ.get("XPNET_KERNELS") in ("0", "bodies"), reason="nobody limits BLAS where only the bodies run"
 )
 
@@ -428,7 +428,7 @@ def run(code):
     return done.stdout.split()
 
 
-@limited
+@needs_twins
 def test_bits_do_not_depend_on_who_trains_first():
     pytest.importorskip("threadpoolctl")
     assert len({bits for code in FIRST.values() for bits in run(code)}) == 1
@@ -492,7 +492,7 @@ print(sum(status != 0 for status in ended))
 """
 
 
-@limited
+@needs_twins
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_children_forked_while_threads_train():
     assert run(FORKS) == ["0"]

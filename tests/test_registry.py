@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from xpnet import layers
 from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
 from xpnet.registry import Configurable, Registry, snake_case
 
@@ -134,3 +135,8 @@ def test_parts_are_made_at_any_depth():
 def test_repr_is_the_call_without_defaults():
     assert repr(Thing(2)) == "Thing(size=2)"
     assert repr(Thing(2, BigThing(), (3, 4))) == "Thing(size=2, inner=BigThing(), shape=(3, 4))"
+
+
+def test_a_wrong_type_in_a_config_stays_one():
+    with pytest.raises(InvalidTypeError, match="units"):
+        layers.get({"class_name": "Dense", "config": {"units": None}})

@@ -172,6 +172,18 @@ def test_means_over_many_batches_are_exact():
     assert read_sums(backend, big, ["loss"])["loss"] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("name", ["step", "epoch"])
+def test_counters_are_not_set_beyond_what_a_file_can_hold(name, tmp_path):
+    model = make()
+    model.build((3,))
+    setattr(model, name, 2**63 - 1)
+    model.save(tmp_path / "model")
+    assert getattr(xn.load_model(tmp_path / "model"), name) == 2**63 - 1
+    with pytest.raises(xn.errors.InvalidValueError, match=str(2**63)):
+        setattr(model, name, 2**63)
+    assert getattr(model, name) == 2**63 - 1
+
+
 # Runs that were cut off -----------------------------------------------------------------------------------------
 
 
@@ -278,6 +290,86 @@ def test_a_step_by_hand_ends_what_was_unfinished(tmp_path):
     model.train_on_batch(X[:4], Y[:4])
     model.save(tmp_path / "model")
     assert xn.load_model(tmp_path / "model").unfinished is None
+
+
+def cut_off(tmp_path):
+    """Return a model that a file brought, five steps into an epoch of ten."""
+    with pytest.raises(InterruptedError):
+        make().fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(tmp_path / "model", 0, 5)])
+    return xn.load_model(tmp_path / "model")
+
+
+def test_a_run_that_can_not_begin_leaves_what_was_unfinished(tmp_path):
+    model = cut_off(tmp_path)
+    with pytest.raises(UnknownNameError):
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[EarlyStopping("nothing")])
+    model.fit(X, Y, batch_size=4, verbose=0)
+    assert model.step == 10
+
+
+def test_an_epoch_that_can_not_begin_leaves_it_too(tmp_path):
+    model = cut_off(tmp_path)
+
+    class Fails(Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Fails()])
+    assert model.unfinished.steps == 5
+
+
+def test_a_step_that_is_held_back_leaves_it_too(tmp_path):
+    model = cut_off(tmp_path)
+    model.optimizer.learning_rate = 1e7
+    with pytest.raises(xn.errors.NonFiniteError):
+        model.train_on_batch(X, Y)
+    assert model.unfinished.steps == 5
+
+
+def test_what_is_unfinished_goes_from_file_to_file(tmp_path):
+    model = cut_off(tmp_path)
+    model.save(tmp_path / "second")
+    again = xn.load_model(tmp_path / "second")
+    assert again.unfinished.steps == 5
+    for each in (model, again):
+        each.fit(X, Y, batch_size=4, verbose=0)
+    same(model, again)
+    assert model.step == again.step == 10
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_an_epoch_goes_on_with_its_sums_in_another_precision(tmp_path, dtype):
+    """The mean is that of the whole epoch, though the model moves in its midst."""
+    model, path = make(), tmp_path / "model"
+    loss = make().fit(X, Y, batch_size=4, verbose=0).history["loss"]
+    with pytest.raises(InterruptedError):
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(path, 0, 5)])
+    model.to(dtype=dtype)
+    model.save(path)
+    np.testing.assert_allclose(
+        xn.load_model(path).fit(X, Y, batch_size=4, verbose=0).history["loss"], loss, rtol=1e-5
+    )
+
+
+def test_a_callback_s_state_comes_back_as_it_was(tmp_path):
+    class Knows(Callback):
+        state = {"a.b": np.zeros(2), "a": {"b": np.ones(2)}}
+
+        def get_state(self):
+            return self.state
+
+    def save(callback):
+        make().fit(X, Y, batch_size=4, verbose=0, callbacks=[callback, Save(tmp_path / "model", 0, 5)])
+
+    with pytest.raises(InterruptedError):
+        save(Knows())
+    found = dict(xn.load_model(tmp_path / "model").unfinished.callbacks)["Knows"]
+    assert found["a.b"].tolist() == [0.0, 0.0]
+    assert found["a"]["b"].tolist() == [1.0, 1.0]
+    Knows.state = {1: 5}
+    with pytest.raises(xn.errors.InvalidTypeError, match=r"must be strings; got \[1\]"):
+        save(Knows())
 
 
 # Other threads ---------------------------------------------------------------------------------------------------
@@ -430,89 +522,6 @@ def test_three_threads_train_models_of_their_own():
         same(model, models[0])
 
 
-def test_an_epoch_that_can_not_begin_leaves_it_too(tmp_path):
-    model = cut_off(tmp_path)
-
-    class Fails(Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            raise RuntimeError("mine")
-
-    with pytest.raises(RuntimeError, match="mine"):
-        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Fails()])
-    assert model.unfinished.steps == 2
-
-
-def test_a_step_that_is_held_back_leaves_it_too(tmp_path):
-    model = cut_off(tmp_path)
-    model.optimizer.learning_rate = 1e7
-    with pytest.raises(xn.errors.NonFiniteError):
-        model.train_on_batch(X, Y)
-    assert model.unfinished.steps == 2
-
-
-def test_what_is_unfinished_goes_from_file_to_file(tmp_path):
-    model = cut_off(tmp_path)
-    model.save(tmp_path / "second")
-    again = xn.load_model(tmp_path / "second")
-    assert again.unfinished.steps == 2
-    for each in (model, again):
-        each.fit(X, Y, batch_size=8, verbose=0)
-    same(model, again)
-    assert model.step == again.step == 5
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_an_epoch_goes_on_with_its_sums_in_another_precision(tmp_path, dtype):
-    """The mean is that of the whole epoch, though the model moves in its midst."""
-    whole, model = make(), make()
-    loss = whole.fit(X, Y, batch_size=8, verbose=0).history["loss"]
-
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Stops()])
-    if "float64" in dtype and model.backend.nearest("float64") != "float64":
-        pytest.skip("JAX without x64 has no float64")
-    model.to(dtype=dtype)
-    model.save(tmp_path / "model")
-    again = xn.load_model(tmp_path / "model")
-    np.testing.assert_allclose(again.fit(X, Y, batch_size=8, verbose=0).history["loss"], loss, rtol=1e-5)
-
-
-def test_a_callback_s_state_comes_back_as_it_was(tmp_path):
-    class Knows(Stops):
-        state = {"a.b": np.zeros(2), "a": {"b": np.ones(2)}}
-
-        def get_state(self):
-            return self.state
-
-    def save(callback):
-        model = make()
-        with pytest.raises(KeyboardInterrupt):
-            model.fit(X, Y, batch_size=8, verbose=0, callbacks=[callback])
-        model.save(tmp_path / "model")
-
-    save(Knows())
-    found = dict(xn.load_model(tmp_path / "model").unfinished.callbacks)["Knows"]
-    assert found["a.b"].tolist() == [0.0, 0.0]
-    assert found["a"]["b"].tolist() == [1.0, 1.0]
-    Knows.state = {1: 5}
-    with pytest.raises(xn.errors.InvalidTypeError, match=r"must be strings; got \[1\]"):
-        save(Knows())
-
-
-class Stops(Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        if batch == 1:
-            raise KeyboardInterrupt
-
-
-def cut_off(tmp_path):
-    model = make()
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Stops()])
-    model.save(tmp_path / "cut")
-    return xn.load_model(tmp_path / "cut")
-
-
 def test_a_call_that_fails_undoes_nothing_of_what_another_thread_trains():
     model = make()
     model.build((3,))
@@ -526,16 +535,12 @@ def test_a_call_that_fails_undoes_nothing_of_what_another_thread_trains():
             ended.wait(30)
             return np.ones((2, 7))
 
-    def call():
-        with pytest.raises(xn.errors.ShapeError):
-            model(Bad())
-
-    worker = threading.Thread(target=call)
-    worker.start()
+    thread, errors = in_thread(model, Bad())
     assert inside.wait(30)
     model.fit(X, Y, batch_size=8, verbose=0)
     ended.set()
-    worker.join()
+    thread.join()
+    assert [type(error) for error in errors] == [xn.errors.ShapeError]
     assert model.step == 5
 
 
@@ -547,31 +552,14 @@ def test_weights_are_not_set_while_another_thread_trains():
     class Meanwhile(Callback):
         def on_train_batch_end(self, batch, logs=None):
             model.set_weights(model.get_weights())  # the thread that trains may
-
-            def put():
-                with pytest.raises(BusyError, match="set_weights"):
-                    model.set_weights(weights)
-                with pytest.raises(BusyError, match="set_weights"):
-                    model.layers[0].set_weights(weights[:2])
-                refused.append(batch)
-
-            worker = threading.Thread(target=put)
-            worker.start()
-            worker.join()
+            for call in ((model.set_weights, weights), (model.layers[0].set_weights, weights[:2])):
+                thread, errors = in_thread(*call)
+                thread.join()
+                refused.extend(errors)
 
     model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Meanwhile()])
-    assert refused == [0, 1, 2, 3, 4]
+    assert [type(error) for error in refused] == [BusyError] * 10
     model.set_weights(weights)
-
-
-def test_a_run_that_can_not_begin_leaves_what_was_unfinished(tmp_path):
-    with pytest.raises(InterruptedError):
-        make().fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(tmp_path / "model", 0, 5)])
-    model = xn.load_model(tmp_path / "model")
-    with pytest.raises(UnknownNameError):
-        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[EarlyStopping("nothing")])
-    model.fit(X, Y, batch_size=4, verbose=0)
-    assert model.step == 10
 
 
 def test_a_forked_process_finds_nobody_training():

@@ -30,6 +30,8 @@ Array = Any  # an array of whichever library: the standard has no common type
 # that is not a product stay in float32 under a "mixed" one (P. Micikevicius et al., ICLR 2018).
 POLICIES = {"float32": None, "float64": None, "mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
 
+LARGEST_COUNT = 2**63 - 1  # of steps and epochs: see `Backend.count`
+
 
 class Backend:
     """One array library on one device, computing in one floating precision.

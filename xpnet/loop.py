@@ -16,7 +16,7 @@ from .errors import NonFiniteError
 from .feed import Feed, make_batches, make_feed
 from .guard import first_concerned
 from .run import Run, Unfinished
-from .training import Batch, read_sums, zero_sums
+from .training import Batch, carried_sums, read_sums, zero_sums
 
 __all__ = ["evaluate", "fit", "make_inference", "predict", "train_on_batch"]
 
@@ -101,7 +101,7 @@ def fit(
         raise
     finally:
         progress.close()
-    model.run, model.unfinished = None, None
+    model.run, model.unfinished = None, None  # done: a callback that saves the model now saves no run
     run.end()
     return run.history
 
@@ -129,8 +129,7 @@ class _Epoch:
         sums = zero_sums(model.backend, program.metrics)
         self.done = 0
         if unfinished is not None and unfinished.fits(self.rows, batch_size, sums.shape):
-            kind = str(model.backend.host(sums).dtype)
-            self.done, sums = unfinished.steps, model.backend.array(unfinished.sums, kind)
+            self.done, sums = unfinished.steps, carried_sums(model.backend, unfinished.sums)
         self.rate: float | None = None
         self.commit = model.commit
         model.end_epoch(0)  # sums belong to no epoch until the new ones are there

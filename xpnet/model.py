@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import loop
 from .access import Access, Commit
-from .backend import Array, Backend, get_backend, is_explicit, np, resolve
+from .backend import LARGEST_COUNT, Array, Backend, get_backend, is_explicit, np, resolve
 from .callbacks import History, check_callbacks, resolve_verbose
 from .context import numeric
 from .data import Data, class_factors
@@ -166,7 +166,7 @@ class Sequential:
         """
         shape = rows_of(input_shape)
         if self._network is not None:
-            check_input(self._network, shape, "inputs")
+            self._build(shape)  # which only checks it: others may train
             return
         self.access.refuse("build")
         with self._as_before_on_error():
@@ -380,7 +380,7 @@ class Sequential:
 
     @step.setter
     def step(self, step: int) -> None:
-        self.replace_state(step=self.backend.count(number("step", step, 0, 2**63 - 1, integer=True)))
+        self.replace_state(step=self.backend.count(number("step", step, 0, LARGEST_COUNT, integer=True)))
 
     @property
     def epoch(self) -> int:
@@ -389,7 +389,7 @@ class Sequential:
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        self._progress = Progress(number("epoch", epoch, 0, 2**63 - 1, integer=True))
+        self._progress = Progress(number("epoch", epoch, 0, LARGEST_COUNT, integer=True))
 
     @property
     def backend(self) -> Backend:
@@ -774,7 +774,7 @@ class Sequential:
     def __call__(self, x: Any) -> Array:
         """Return `predict(x)`; builds the model at first use."""
         if self.built:
-            return self.predict(x)  # this settles nothing, so it must undo nothing: others may train
+            return self.predict(x)  # with nothing to undo: others may train
         self.access.refuse("a model that is not built")
         with self._as_before_on_error():
             self._ready(Data(x), build=True)

@@ -90,7 +90,7 @@ class Replay:
         return step(state, batch, finish), finish
 
     def _settle(self, state: Tree) -> Tree:
-        """Copy the state into the permanent arrays and return them; the first state's own arrays become those."""
+        """Copy the state into the permanent arrays and return these; the first state's own become permanent."""
         if state is self.state:
             return state
         if self.state is None:

@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import losses, metrics, optimizers
-from .backend import np
+from .backend import LARGEST_COUNT, np
 from .errors import FileFormatError, InvalidTypeError, InvalidValueError, XpnetError, number
 from .layers import registry
 from .model import HostState, Sequential
 from .registry import custom_object_scope, plain
-from .run import Unfinished
+from .run import Run, Unfinished
 from .tensorfile import TYPES, TensorFile, raw, read_json, reading, type_of, write
 
 __all__ = ["load_model", "save_model"]
@@ -36,7 +36,6 @@ DTYPES = {  # of the tensors, by precision
     "mixed_float16": "float32",
     "mixed_bfloat16": "float32",
 }
-MOST = 2**63 - 1  # of what is counted
 ARRAY = "__array__"  # the key under which a callback's state names a tensor
 
 
@@ -68,7 +67,7 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
 def _tensors(model: Sequential, host: HostState) -> dict[str, np.ndarray]:
     """Return the state's arrays by name, as views."""
     tensors = {}
-    for layout, flat in zip(_layouts(model), (host.weights, host.stats)):
+    for layout, flat in zip(model.network.layouts, (host.weights, host.stats)):
         tensors.update(layout.views(np, flat))
     count = len(model.optimizer.slots) if model.optimizer is not None else 0
     tensors.update((SLOTS[VERSION].format(i), slot) for i, slot in enumerate(host.slots[:count]))
@@ -122,22 +121,23 @@ def _compile_config(model: Sequential) -> dict[str, Any] | None:
 
 
 def _unfinished(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any] | None:
-    """Describe the run of `fit` that is at work, or was cut off."""
-    run, progress = model.run, host.progress
-    if model.unfinished is not None:  # a file's, with which nobody has gone on yet
-        known = [[name, _without_arrays(state, tensors)] for name, state in model.unfinished.callbacks]
-        return {**model.unfinished._asdict(), "callbacks": known}
+    """Describe the run of `fit` that is at work or was cut off; if none, the one that a file brought."""
+    found = model.unfinished or _cut_off(model.run, host)
+    if found is None:
+        return None
+    callbacks = [[name, _without_arrays(state, tensors)] for name, state in found.callbacks]
+    return {**found._asdict(), "callbacks": callbacks}
+
+
+def _cut_off(run: Run | None, host: HostState) -> Unfinished | None:
+    """Return where a run of `fit` is, for the run that goes on with it."""
     if run is None:
         return None
-    states = [_without_arrays(c.get_state(), tensors) for c in run.callbacks]
-    return {
-        "steps": 0 if progress.first_step is None else host.step - progress.first_step,
-        "rows": progress.rows,
-        "batch_size": progress.batch_size,
-        "sums": None if progress.first_step is None else np.asarray(host.sums).tolist(),
-        "callbacks": [[type(c).__name__, state] for c, state in zip(run.callbacks, states)],
-        "told": run.told,
-    }
+    first, rows, batch_size = host.progress[1:]
+    callbacks = [(type(c).__name__, c.get_state()) for c in run.callbacks]
+    if first is None:  # between two epochs
+        return Unfinished(rows=rows, batch_size=batch_size, callbacks=callbacks, told=run.told)
+    return Unfinished(host.step - first, rows, batch_size, host.sums, callbacks, run.told)
 
 
 def _without_arrays(value: Any, tensors: dict[str, np.ndarray]) -> Any:
@@ -224,9 +224,9 @@ def load_model(
             unfinished = _run(description.get("unfinished"), file, arrays)
         slots = _slots(model, file, slot)
         _compare(file, model, slots, stored, set(arrays))
-        weights, stats = (np.empty(layout.size, stored) for layout in _layouts(model))
+        weights, stats = (np.empty(layout.size, stored) for layout in model.network.layouts)
         tensors = {name: np.empty_like(weights) for name in slots}
-        for layout, flat in zip(_layouts(model), (weights, stats)):
+        for layout, flat in zip(model.network.layouts, (weights, stats)):
             tensors.update(layout.views(np, flat))
         tensors.update(arrays)
         for key, room in tensors.items():
@@ -300,7 +300,7 @@ def _make_model(description: dict[str, Any], backend: Any, device: str | None, d
             [metrics.registry.get(m) for m in _of(list, config.get("weighted_metrics", []))],
         )
     shape = tuple(_of(int, n) for n in _of(list, description["model"]["input_shape"]))
-    if not all(0 < n <= MOST for n in shape):
+    if not all(0 < n <= LARGEST_COUNT for n in shape):
         raise ValueError(f"input_shape must be positive integers, not {list(shape)}")
     model.prepare(shape, learns)
     return model
@@ -318,8 +318,8 @@ def _counters(found: dict[str, Any]) -> dict[str, Any]:
     counters = {name: number(name, found[name], 0, integer=True) for name in ("step", "epoch")}
     counters["age"] = float(number("age", found["age"], 0))
     for name, value in counters.items():
-        if value > MOST:
-            raise FileFormatError(f"{name} must be at most {MOST}; got {value}")
+        if value > LARGEST_COUNT:
+            raise FileFormatError(f"{name} must be at most {LARGEST_COUNT}; got {value}")
     scale = _of(list, found.get("scale", []))
     if len(scale) not in (0, 2):
         raise FileFormatError(f"scale must have 0 or 2 numbers; got {scale}")
@@ -331,7 +331,9 @@ def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinis
     """Return the run of `fit` that a description tells of; make room for the arrays that callbacks know."""
     if found is None:
         return None
-    counts = [number(name, found[name], 0, MOST, integer=True) for name in ("steps", "rows", "batch_size")]
+    counts = [
+        number(name, found[name], 0, LARGEST_COUNT, integer=True) for name in ("steps", "rows", "batch_size")
+    ]
     sums = None if found["sums"] is None else np.array(_of(list, found["sums"]), np.float64)
     callbacks = [
         (_of(str, name), _of(dict, _with_arrays(state, file, arrays)))
@@ -355,10 +357,6 @@ def _with_arrays(value: Any, file: TensorFile, arrays: dict[str, np.ndarray]) ->
     return [_with_arrays(v, file, arrays) for v in value] if isinstance(value, list) else value
 
 
-def _layouts(model: Sequential) -> tuple[Any, Any]:
-    return model.network.layout, model.network.stats_layout
-
-
 def _slots(model: Sequential, file: TensorFile, name: str) -> list[str]:
     """Return what the optimizer's slots are called: none before the optimizer has made them, at the first step."""
     count = len(model.optimizer.slots) if model.optimizer is not None else 0
@@ -367,7 +365,7 @@ def _slots(model: Sequential, file: TensorFile, name: str) -> list[str]:
 
 def _compare(file: TensorFile, model: Sequential, slots: list[str], dtype: Any, others: set[str]) -> None:
     """Raise if a file's tensors, but for the others, are not those of its model, by names, types and shapes."""
-    wanted = {key: shape for layout in _layouts(model) for key, shape in layout.shapes.items()}
+    wanted = {key: shape for layout in model.network.layouts for key, shape in layout.shapes.items()}
     wanted.update((name, (model.network.layout.size,)) for name in slots)
     found = {(key, entry.dtype, entry.shape) for key, entry in file.entries.items() if key not in others}
     odd = sorted(found ^ {(key, type_of(dtype), shape) for key, shape in wanted.items()})

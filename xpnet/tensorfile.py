@@ -34,7 +34,6 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
-    stat.S_IFDIR: "a directory",
 }
 
 
@@ -176,7 +175,8 @@ def reading(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     """Open a safetensors file: one descriptor from its header to its last byte.
 
     Raises:
-        FileFormatError: it is not such a file, or not a file at all. OSError: it can't be opened.
+        FileFormatError: it is not such a file, or a FIFO, device or socket. OSError: it can't be opened, or is a
+            directory.
     """
     path = _checked(path)
     name = os.path.basename(path)

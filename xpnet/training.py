@@ -85,7 +85,7 @@ def zero_sums(backend: Backend, metrics: Sequence[Metric]) -> Array:
 
 
 def carried_sums(backend: Backend, sums: np.ndarray) -> Array:
-    """Return another backend's sums, host array, on this one (see `zero_sums`)."""
+    """Return host sums, whichever backend began them, in the form of this one (see `zero_sums`)."""
     whole = np.asarray(sums, np.float64)
     whole = whole.sum(axis=0) if whole.ndim == 3 else whole
     if backend.wide:

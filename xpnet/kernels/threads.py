@@ -60,7 +60,7 @@ def finish_shared(pieces: deque[Callable[[], Any]], last: deque[Callable[[], Any
     try:
         job.begin()
         _finish(job, last)
-    except BaseException:
+    except BaseException:  # one that strikes in `_finish`, too: it goes on where it was
         _finish(job, last)
         raise
     if job.errors:

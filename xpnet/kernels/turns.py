@@ -2,9 +2,9 @@
 
 NumPy lets go of Python's lock in each call on more than a few hundred numbers. Where other threads wait for the
 lock, this wakes one of them each time, which can take longer than the call: six threads that train a small network
-each took twice as long as one that trains six. So a thread that takes short steps goes on for `SLICE` before
-another one does, or until it rests. This affects only speed: nobody waits longer than that, and a turn that nobody
-ends is over by itself.
+each took twice as long as one that trains six. So a thread that takes short steps keeps its turn for `SLICE`, or
+until it rests. This affects only speed: no thread waits longer than that, and a turn that is never passed on
+expires.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Last(threading.local):
 
 
 _turn = Turn()
-_rests = math.inf  # since when the thread whose turn it is takes no step; not while it does
+_rests = math.inf  # when the thread whose turn it is ended its last step; inf while it takes one
 _last = _Last()
 
 
@@ -51,12 +51,12 @@ def take() -> float:
         patience = now + SLICE
         while now < patience:
             turn = _turn
-            look = min(patience, turn.until + SHORT if _rests == math.inf else now + REST)
-            if turn.lock.acquire(timeout=max(0.0, look - now)):
+            until = min(patience, turn.until + SHORT if _rests == math.inf else now + REST)
+            if turn.lock.acquire(timeout=max(0.0, until - now)):
                 _begin(me, turn.lock)
                 break
             now = perf_counter()
-            if now > _turn.until or now - _rests > REST:  # its thread does something else
+            if now > _turn.until or now - _rests > REST:  # its thread is doing something else
                 lock = threading.Lock()
                 lock.acquire()
                 _begin(me, lock)
@@ -67,8 +67,9 @@ def take() -> float:
 
 
 def _begin(me: int, lock: threading.Lock) -> None:
+    """Begin a turn; `lock` is held."""
     global _turn, _rests
-    _rests = math.inf
+    _rests = math.inf  # first: the former turn's rest is no reason to take this one
     _turn = Turn(me, perf_counter() + SLICE, lock)
 
 
