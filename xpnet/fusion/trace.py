@@ -193,7 +193,6 @@ class Symbol:
     """An array or a number of which only the place in the formula is known."""
 
     __slots__ = ("_place", "_tracer")
-    __array_ufunc__ = None  # NumPy's numbers leave operations to the symbol
     __hash__ = object.__hash__
 
     def __init__(self, tracer: _Tracer, place: int) -> None:
@@ -206,6 +205,12 @@ class Symbol:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NotElementwise(f"the attribute {name} of an array")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Symbol:
+        """Apply an operation whose left operand is one of NumPy's numbers."""
+        if method != "__call__" or kwargs or ufunc.__name__ not in ARITY:
+            raise NotElementwise(f"numpy.{ufunc.__name__}")
+        return self._tracer.apply(ufunc.__name__, *inputs)
 
     def __pos__(self) -> Symbol:
         return self
