@@ -17,16 +17,16 @@ from typing import Any, NamedTuple, NoReturn
 
 __all__ = ["Graph", "Node", "NotElementwise", "trace"]
 
-# The operations, under the names of the standard. Three kinds: real -> real, real -> Boolean, Boolean -> Boolean.
+# The operations, under the names of the standard: real -> real, real -> Boolean, Boolean -> Boolean. Others come
+# down to these: isnan(x) is x != x, isfinite(x) is |x| < inf, square(x) is x x.
 UNARY = {"negative", "abs", "sign", "sqrt", "exp", "expm1", "log", "log1p", "tanh"}
 BINARY = {"add", "subtract", "multiply", "divide", "pow", "maximum", "minimum"}
 COMPARISONS = {"greater", "greater_equal", "less", "less_equal", "equal", "not_equal"}
-TESTS = {"isfinite", "isnan"}
 LOGIC = {"logical_and", "logical_or", "logical_not"}
 # and "where" (Boolean, real, real) -> real, "astype" (Boolean) -> real: 1 or 0
-BOOLEAN = COMPARISONS | TESTS | LOGIC
+BOOLEAN = COMPARISONS | LOGIC
 ARITY = {
-    **dict.fromkeys(UNARY | TESTS | {"logical_not", "astype"}, 1),
+    **dict.fromkeys(UNARY | {"logical_not", "astype"}, 1),
     **dict.fromkeys(BINARY | COMPARISONS | {"logical_and", "logical_or"}, 2),
     "where": 3,
 }
@@ -106,7 +106,12 @@ def trace(make: Callable[[Any], Callable[..., Any]], arrays: int, numbers: int =
     tracer = _Tracer()
     given = [tracer.symbol("array", (i,), 1) for i in range(arrays)]
     given += [tracer.symbol("number", (i,), 0) for i in range(numbers)]
-    results = make(_Namespace(tracer))(*given)
+    try:
+        results = make(_Namespace(tracer))(*given)
+    except NotElementwise:
+        raise
+    except Exception as error:
+        raise NotElementwise(f"the formula raises on symbols; got {error!r}") from error
     outputs = [tracer.real(r) for r in (results if isinstance(results, (tuple, list)) else (results,))]
     return tracer.graph(outputs, arrays, numbers)
 
@@ -268,6 +273,12 @@ class _Namespace:
 
     def square(self, x: Any) -> Symbol:
         return self._tracer.apply("multiply", x, x)
+
+    def isnan(self, x: Any) -> Symbol:
+        return self._tracer.apply("not_equal", x, x)
+
+    def isfinite(self, x: Any) -> Symbol:
+        return self._tracer.apply("less", self._tracer.apply("abs", x), math.inf)
 
     def positive(self, x: Any) -> Symbol:
         return self._tracer.real(x)
