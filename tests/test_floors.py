@@ -9,7 +9,7 @@ import xpnet
 
 ROOT = Path(xpnet.__file__).parent
 FLOORS = {
-    0: {"errors", "tree", "registry", "backend", "tensorfile"},
+    0: {"errors", "tree", "settings", "registry", "backend", "tensorfile"},
     1: {"ops", "kernels", "params", "random", "host", "context", "initializers", "regularizers", "schedules"},
     2: {"activations", "layers", "losses", "optimizers", "metrics"},
     3: {"network", "training", "replay", "feed", "guard", "data", "callbacks", "loop", "run", "access"}

@@ -25,6 +25,7 @@ from . import (
 from .backend import available_backends, get_backend, use_backend
 from .model import Sequential
 from .saving import load_model
+from .settings import setting
 
 __version__ = "0.1.0"
 
@@ -45,5 +46,6 @@ __all__ = [
     "metrics",
     "optimizers",
     "regularizers",
+    "setting",
     "use_backend",
 ]

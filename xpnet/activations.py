@@ -12,6 +12,7 @@ from .backend import Array, np
 from .context import enter
 from .errors import InvalidTypeError, InvalidValueError, number
 from .registry import Configurable, Registry
+from .settings import setting
 
 __all__ = ["Activation", "LeakyReLU", "Linear", "ReLU", "Sigmoid", "Softmax", "Step", "Tanh", "get"]
 
@@ -112,8 +113,7 @@ class LeakyReLU(Activation):
         negative_slope: 0.01 as in the notes and PyTorch (Keras has 0.2).
     """
 
-    def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = number("negative_slope", negative_slope)
+    negative_slope: float = setting(number, default=0.01)
 
     def forward(self, xp: Any, z: Array) -> Array:
         """Return z or negative_slope * z."""

@@ -10,13 +10,15 @@ from typing import Any
 
 from .backend import np
 from .errors import InvalidTypeError, InvalidValueError, number, one_of, unknown_name
+from .registry import Configurable
+from .settings import flag, optional, setting
 
 __all__ = ["Callback", "EarlyStopping", "History", "ProgressBar"]
 
 Logs = dict[str, float]
 
 
-class Callback:
+class Callback(Configurable):
     """Base class: override what you need; `self.model` and `self.params` are set before training.
 
     `fit` passes `logs` to every hook: what was measured by name, {} where nothing was. `on_train_batch_end` gets
@@ -109,23 +111,17 @@ class EarlyStopping(Callback):
         InvalidValueError: before the first epoch, if the mode is `"auto"` and the metric has no direction.
     """
 
-    def __init__(
-        self,
-        monitor: str = "val_loss",
-        min_delta: float = 0.0,
-        patience: int = 0,
-        verbose: int = 0,
-        mode: str = "auto",
-        baseline: float | None = None,
-        restore_best_weights: bool = False,
-        start_from_epoch: int = 0,
-    ) -> None:
-        self.mode = one_of("mode", mode, ("auto", "min", "max"))
-        self.monitor, self.verbose, self.baseline = monitor, verbose, baseline
-        self.min_delta = number("min_delta", min_delta, 0)
-        self.patience = number("patience", patience, 0, integer=True)
-        self.start_from_epoch = number("start_from_epoch", start_from_epoch, 0, integer=True)
-        self.restore_best_weights = restore_best_weights
+    monitor: str = setting(default="val_loss")
+    min_delta: float = setting(number, 0, default=0.0)
+    patience: int = setting(number, 0, integer=True, default=0)
+    verbose: int = setting(default=0)
+    mode: str = setting(one_of, ("auto", "min", "max"), default="auto")
+    baseline: float | None = setting(optional(number), default=None)
+    restore_best_weights: bool = setting(flag, default=False)
+    start_from_epoch: int = setting(number, 0, integer=True, default=0)
+
+    def __post_init__(self) -> None:
+        """Begin with nothing seen."""
         self._begin()
 
     def _begin(self) -> None:

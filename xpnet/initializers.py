@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from .backend import Array, get_backend, np
-from .errors import number, one_of
+from .errors import InvalidValueError, number, one_of
 from .random import INIT, Stream, fresh_seed
 from .registry import Configurable, Registry
+from .settings import optional, setting
 
 __all__ = [
     "Constant",
@@ -31,7 +31,7 @@ __all__ = [
 class Initializer(Configurable):
     """Base class: subclasses give `draw`."""
 
-    seed: int | None = None
+    seed: int | None = None  # where it is no setting
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Return a host array of that shape in float64, its numbers taken from `rng`."""
@@ -76,8 +76,7 @@ class Constant(Initializer):
         value: a finite number.
     """
 
-    def __init__(self, value: float = 0.0) -> None:
-        self.value = number("value", value)
+    value: float = setting(number, default=0.0)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Return the constant."""
@@ -91,8 +90,9 @@ class RandomNormal(Initializer):
         mean, stddev: of the distribution. seed: an integer, or None to follow the model's seed.
     """
 
-    def __init__(self, mean: float = 0.0, stddev: float = 0.05, seed: int | None = None) -> None:
-        self.mean, self.stddev, self.seed = number("mean", mean), number("stddev", stddev, 0), _seed(seed)
+    mean: float = setting(number, default=0.0)
+    stddev: float = setting(number, 0, default=0.05)
+    seed: int | None = setting(optional(number), 0, integer=True, default=None)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Return mean + stddev * N(0, 1)."""
@@ -106,12 +106,14 @@ class RandomUniform(Initializer):
         minval, maxval: the interval. seed: an integer, or None to follow the model's seed.
     """
 
-    def __init__(self, minval: float = -0.05, maxval: float = 0.05, seed: int | None = None) -> None:
-        self.minval, self.maxval, self.seed = (
-            number("minval", minval),
-            number("maxval", maxval, minval),
-            _seed(seed),
-        )
+    minval: float = setting(number, default=-0.05)
+    maxval: float = setting(number, default=0.05)
+    seed: int | None = setting(optional(number), 0, integer=True, default=None)
+
+    def check_settings(self) -> None:
+        """Compare the ends of the interval."""
+        if self.maxval < self.minval:
+            raise InvalidValueError(f"maxval must be at least minval, {self.minval:g}; got {self.maxval:g}")
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Return uniform numbers."""
@@ -129,17 +131,10 @@ class VarianceScaling(Initializer):
         distribution: `"uniform"` or `"truncated_normal"`. seed: an integer, or None.
     """
 
-    def __init__(
-        self,
-        scale: float = 1.0,
-        mode: str = "fan_in",
-        distribution: str = "truncated_normal",
-        seed: int | None = None,
-    ) -> None:
-        self.scale = number("scale", scale, 0, open_low=True)
-        self.mode = one_of("mode", mode, ("fan_in", "fan_out", "fan_avg"))
-        self.distribution = one_of("distribution", distribution, ("uniform", "truncated_normal"))
-        self.seed = _seed(seed)
+    scale: float = setting(number, 0, open_low=True, default=1.0)
+    mode: str = setting(one_of, ("fan_in", "fan_out", "fan_avg"), default="fan_in")
+    distribution: str = setting(one_of, ("uniform", "truncated_normal"), default="truncated_normal")
+    seed: int | None = setting(optional(number), 0, integer=True, default=None)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Return uniform or truncated normal numbers of the wanted variance."""
@@ -169,55 +164,44 @@ def fans(shape: tuple[int, ...]) -> tuple[float, float]:
     return shape[-2] * field, shape[-1] * field
 
 
-class _Scaled(VarianceScaling):
-    rule: tuple[float, str, str]
-
-    def __init__(self, seed: int | None = None) -> None:
-        super().__init__(*self.rule, seed=seed)
-
-
-class GlorotUniform(_Scaled):
+class GlorotUniform(VarianceScaling):
     """Uniform in +-sqrt(6 / (fan_in + fan_out)) (X. Glorot, Y. Bengio, AISTATS 2010).
 
     Args:
         seed: an integer, or None to follow the model's seed.
     """
 
-    rule = (1.0, "fan_avg", "uniform")
+    scale, mode, distribution = 1.0, "fan_avg", "uniform"
 
 
-class GlorotNormal(_Scaled):
+class GlorotNormal(VarianceScaling):
     """Truncated normal of variance 2 / (fan_in + fan_out) (Glorot, Bengio 2010). Args: seed."""
 
-    rule = (1.0, "fan_avg", "truncated_normal")
+    scale, mode, distribution = 1.0, "fan_avg", "truncated_normal"
 
 
-class HeUniform(_Scaled):
+class HeUniform(VarianceScaling):
     """Uniform in +-sqrt(6 / fan_in) (K. He et al., ICCV 2015). Args: seed."""
 
-    rule = (2.0, "fan_in", "uniform")
+    scale, mode, distribution = 2.0, "fan_in", "uniform"
 
 
-class HeNormal(_Scaled):
+class HeNormal(VarianceScaling):
     """Truncated normal of variance 2 / fan_in (He et al. 2015). Args: seed."""
 
-    rule = (2.0, "fan_in", "truncated_normal")
+    scale, mode, distribution = 2.0, "fan_in", "truncated_normal"
 
 
-class LecunUniform(_Scaled):
+class LecunUniform(VarianceScaling):
     """Uniform in +-sqrt(3 / fan_in) (Y. LeCun et al., "Efficient BackProp", 1998). Args: seed."""
 
-    rule = (1.0, "fan_in", "uniform")
+    scale, mode, distribution = 1.0, "fan_in", "uniform"
 
 
-class LecunNormal(_Scaled):
+class LecunNormal(VarianceScaling):
     """Truncated normal of variance 1 / fan_in (LeCun et al. 1998). Args: seed."""
 
-    rule = (1.0, "fan_in", "truncated_normal")
-
-
-def _seed(seed: Any) -> int | None:
-    return None if seed is None else number("seed", seed, 0, integer=True)
+    scale, mode, distribution = 1.0, "fan_in", "truncated_normal"
 
 
 registry: Registry[Initializer] = Registry("initializer", Initializer)

@@ -12,9 +12,10 @@ from typing import Any
 
 from .backend import Array, floating, np, traced
 from .context import Context, enter, numeric
-from .errors import InvalidTypeError, InvalidValueError, ShapeError, number, unknown_name
+from .errors import InvalidTypeError, InvalidValueError, ShapeError, number, one_of
 from .ops import columns
 from .registry import Configurable, Registry, overrides
+from .settings import flag, part, setting
 
 __all__ = [
     "BinaryCrossentropy",
@@ -29,6 +30,10 @@ __all__ = [
 
 REDUCTIONS = ("sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none")
 EPSILON = 1e-7  # probabilities are clipped to [EPSILON, 1 - EPSILON]
+
+
+def _reduction(name: str, value: Any) -> str:
+    return one_of(name, value or "none", REDUCTIONS)
 
 
 class Loss(Configurable):
@@ -50,13 +55,9 @@ class Loss(Configurable):
     fuses: str | None = None  # the activation with which it is computed from scores
     sparse = False  # whether targets are class numbers
 
-    def __init__(
-        self, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: str | None = None
-    ) -> None:
-        self.reduction = reduction or "none"
-        if self.reduction not in REDUCTIONS:
-            raise unknown_name("reduction", reduction, REDUCTIONS)
-        self.name, self.dtype = name, floating(dtype)
+    reduction: str = setting(_reduction, default="sum_over_batch_size", kw_only=True)
+    name: str | None = setting(default=None, kw_only=True)
+    dtype: str | None = part(floating, default=None, kw_only=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -227,17 +228,8 @@ class MeanAbsoluteError(Loss):
 class _CrossEntropy(Loss):
     """What the cross-entropies of probabilities share: scores or not, and smoothed targets."""
 
-    def __init__(
-        self,
-        from_logits: bool = False,
-        label_smoothing: float = 0.0,
-        reduction: str | None = "sum_over_batch_size",
-        name: str | None = None,
-        dtype: str | None = None,
-    ) -> None:
-        super().__init__(reduction, name, dtype)
-        self.from_logits = bool(from_logits)
-        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
+    from_logits: bool = setting(flag, default=False)
+    label_smoothing: float = setting(number, 0, 1, default=0.0)
 
     def _smooth(self, y: Array, chance: float) -> Array:
         """Return y (1 - s) + s * chance, where chance is that of a blind guess."""
@@ -340,15 +332,7 @@ class SparseCategoricalCrossentropy(_OfShares, Loss):
     fuses = "softmax"
     sparse = True
 
-    def __init__(
-        self,
-        from_logits: bool = False,
-        reduction: str | None = "sum_over_batch_size",
-        name: str | None = None,
-        dtype: str | None = None,
-    ) -> None:
-        super().__init__(reduction, name, dtype)
-        self.from_logits = bool(from_logits)
+    from_logits: bool = setting(flag, default=False)
 
     def check(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
         """Compare the shapes; targets are whole numbers from 0 to C - 1."""

@@ -9,6 +9,7 @@ from .backend import Array, floating, np, traced
 from .context import Context, enter
 from .errors import InvalidTypeError, NotBuiltError, ShapeError, number
 from .registry import Configurable, Registry, overrides
+from .settings import part, setting
 
 __all__ = [
     "Accuracy",
@@ -47,8 +48,12 @@ class Metric(Configurable):
         if any(overrides(cls, method, "direction") for method in ("rows", "measure", "for_shapes")):
             cls.direction = None
 
-    def __init__(self, name: str | None = None, dtype: str | None = None) -> None:
-        self.name, self.dtype = name or self.default_name, floating(dtype)
+    name: str = setting(default=None, kw_only=True)
+    dtype: str | None = part(floating, default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Begin without sums."""
+        self.name = self.name or self.default_name
         self._sums: tuple[Array, Array | float] | None = None
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
@@ -145,9 +150,7 @@ class BinaryAccuracy(Metric):
     default_name = "binary_accuracy"
     direction = "max"
 
-    def __init__(self, threshold: float = 0.5, name: str | None = None, dtype: str | None = None) -> None:
-        super().__init__(name, dtype)
-        self.threshold = number("threshold", threshold)
+    threshold: float = setting(number, default=0.5)
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return the share of hits of each row."""

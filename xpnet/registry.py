@@ -6,13 +6,15 @@ import inspect
 import numbers
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from functools import cache
+from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
 
 from .errors import InvalidTypeError, InvalidValueError, UnknownNameError, unknown_name
+from .settings import Setting, changes, constructor, part, setting, settings_of
 
-__all__ = ["Configurable", "Registry", "custom_object_scope", "overrides", "plain", "snake_case"]
+__all__ = ["Configurable", "Registry", "custom_object_scope", "fingerprint", "overrides", "plain", "snake_case"]
 
 T = TypeVar("T", bound="Configurable")
 
@@ -76,12 +78,57 @@ def overrides(part: Any, name: str, other: str) -> bool:
     return first < second
 
 
+@dataclass_transform(eq_default=False, field_specifiers=(setting, part))
 class Configurable:
-    """An object that its constructor's arguments, kept under the same names, describe completely."""
+    """An object that its constructor's arguments, kept under the same names, describe completely.
+
+    A class declares its arguments as settings (`xpnet.setting`) and gets its constructor from them. A class with
+    an `__init__` of its own keeps its arguments as attributes of the same names.
+    """
+
+    _settings: ClassVar[Mapping[str, Setting]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the constructor of a class, unless it has its own."""
+        super().__init_subclass__(**kwargs)
+        before, cls._settings = cls._settings, settings_of(cls)
+        if "__init__" not in vars(cls) and list(cls._settings.items()) != list(before.items()):
+            setattr(cls, "__init__", constructor(cls))  # noqa: B010 - a method
+
+    def __post_init__(self) -> None:
+        """Prepare what is no setting, when the settings are there."""
+
+    def check_settings(self) -> None:
+        """Raise if settings do not go together; called after the constructor and after each assignment."""
+
+    def check_change(self, name: str, value: Any) -> None:
+        """Raise if a `fixed` setting can't change any more."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check a setting whenever it is assigned; if that fails, it keeps its value."""
+        declared = self._settings.get(name)
+        if declared is None:
+            object.__setattr__(self, name, value)
+        else:
+            self._assign(name, declared, value)
+        changes.count += 1
+
+    def _assign(self, name: str, declared: Setting, value: Any) -> None:
+        value, kept = declared.checked(name, value), vars(self)
+        if declared.fixed:
+            self.check_change(name, value)
+        before = dict(kept)
+        kept[name] = value
+        try:
+            self.check_settings()
+        except Exception:
+            kept.clear()
+            kept.update(before)
+            raise
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values (numbers, strings, lists, dictionaries)."""
-        return {name: plain(getattr(self, name)) for name in _arguments(type(self)) if hasattr(self, name)}
+        return {name: plain(value) for name, value in _given(self).items()}
 
     @classmethod
     def from_config(cls: type[T], config: dict[str, Any]) -> T:
@@ -94,11 +141,47 @@ class Configurable:
 
     def __repr__(self) -> str:
         """Return the constructor's call, without what is left at its default."""
-        parameters = inspect.signature(type(self).__init__).parameters.values()
-        given = {p.name: getattr(self, p.name, p.default) for p in parameters if hasattr(self, p.name)}
-        shown = [f"{p.name}={given[p.name]!r}" for p in parameters
-                 if p.name in given and not _is_default(given[p.name], p.default)]  # fmt: skip
+        parameters = inspect.signature(type(self).__init__).parameters
+        shown = [f"{name}={value!r}" for name, value in _given(self).items()
+                 if not _is_default(value, parameters[name].default)]  # fmt: skip
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _given(part: Any) -> dict[str, Any]:
+    """Return the constructor's arguments that a part keeps as attributes."""
+    cls: Any = type(part)
+    values = {name: getattr(part, name) for name in _arguments(cls) if hasattr(part, name)}
+    return {name: value for name, value in values.items() if not isinstance(value, Setting)}
+
+
+def fingerprint(value: Any, leave_out: Collection[str] = ()) -> Any:
+    """Return something that compares equal as long as the settings of a part, and of its parts, do not change.
+
+    Args:
+        value: a part, a container of parts, or anything else. leave_out: names of settings that do not count.
+    """
+    if isinstance(value, Configurable):
+        own = [(k, fingerprint(v, leave_out)) for k, v in _given(value).items() if k not in leave_out]
+        return _Same(value), tuple(own)
+    if isinstance(value, Mapping):
+        return type(value), tuple((k, fingerprint(v, leave_out)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(fingerprint(v, leave_out) for v in value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return type(value), value
+    return _Same(value)
+
+
+class _Same:
+    """Equal to another of the same object, which it keeps alive."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _is_default(value: Any, default: Any) -> bool:
@@ -162,10 +245,11 @@ def _made(value: Any) -> Any:
     return value
 
 
-def _arguments(cls: type) -> list[str]:
+@cache
+def _arguments(cls: Any) -> tuple[str, ...]:
     """Return the names of the constructor's arguments."""
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
-    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
 def _classes(name: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from .backend import Array, np
 from .context import enter
 from .errors import InvalidTypeError, UnknownNameError, number
 from .registry import Configurable, Registry
+from .settings import setting
 
 __all__ = ["L1", "L1L2", "L2", "Regularizer", "get"]
 
@@ -41,8 +42,7 @@ class L1(Regularizer):
         l1: the factor, >= 0.
     """
 
-    def __init__(self, l1: float = 0.01) -> None:
-        self.l1 = number("l1", l1, 0)
+    l1: float = setting(number, 0, default=0.01)
 
 
 class L2(Regularizer):
@@ -52,8 +52,7 @@ class L2(Regularizer):
         l2: the factor, >= 0.
     """
 
-    def __init__(self, l2: float = 0.01) -> None:
-        self.l2 = number("l2", l2, 0)
+    l2: float = setting(number, 0, default=0.01)
 
 
 class L1L2(Regularizer):
@@ -63,8 +62,8 @@ class L1L2(Regularizer):
         l1, l2: the factors, >= 0.
     """
 
-    def __init__(self, l1: float = 0.0, l2: float = 0.0) -> None:
-        self.l1, self.l2 = number("l1", l1, 0), number("l2", l2, 0)
+    l1: float = setting(number, 0, default=0.0)
+    l2: float = setting(number, 0, default=0.0)
 
 
 registry: Registry[Regularizer] = Registry("regularizer", Regularizer)

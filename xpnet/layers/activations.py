@@ -7,6 +7,8 @@ from typing import Any
 from .. import activations, initializers, regularizers
 from ..backend import Array
 from ..context import Context
+from ..errors import number
+from ..settings import part, setting
 from .base import Backward, Layer
 
 __all__ = ["Activation", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "Tanh"]
@@ -27,11 +29,7 @@ class Activation(Layer):
 
     ends_in_activation = True
 
-    def __init__(
-        self, activation: Any, name: str | None = None, dtype: str | None = None, trainable: bool = True
-    ) -> None:
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
-        self.activation = activations.get(activation)
+    activation: Any = part(activations.get)
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return f(x); the backward is f'(x) dy."""
@@ -44,35 +42,28 @@ class Activation(Layer):
         return y, backward
 
 
-class _Fixed(Activation):
-    function: type[activations.Activation]
-
-    def __init__(self, name: str | None = None, dtype: str | None = None, trainable: bool = True) -> None:
-        super().__init__(self.function(), name=name, dtype=dtype, trainable=trainable)
-
-
-class ReLU(_Fixed):
+class ReLU(Activation):
     """y = max(x, 0). Args: name, dtype, trainable (see `Layer`)."""
 
-    function = activations.ReLU
+    activation = activations.ReLU()
 
 
-class Sigmoid(_Fixed):
+class Sigmoid(Activation):
     """y = 1 / (1 + exp(-x)). Args: name, dtype, trainable (see `Layer`)."""
 
-    function = activations.Sigmoid
+    activation = activations.Sigmoid()
 
 
-class Tanh(_Fixed):
+class Tanh(Activation):
     """y = tanh(x). Args: name, dtype, trainable (see `Layer`)."""
 
-    function = activations.Tanh
+    activation = activations.Tanh()
 
 
-class Softmax(_Fixed):
+class Softmax(Activation):
     """y = exp(x) / sum(exp(x)) along the last axis. Args: name, dtype, trainable (see `Layer`)."""
 
-    function = activations.Softmax
+    activation = activations.Softmax()
 
 
 class LeakyReLU(Activation):
@@ -82,16 +73,12 @@ class LeakyReLU(Activation):
         negative_slope: 0.01 as in PyTorch (Keras has 0.3 here). name, dtype, trainable: see `Layer`.
     """
 
-    def __init__(
-        self,
-        negative_slope: float = 0.01,
-        name: str | None = None,
-        dtype: str | None = None,
-        trainable: bool = True,
-    ) -> None:
-        leaky = activations.LeakyReLU(negative_slope)
-        super().__init__(leaky, name=name, dtype=dtype, trainable=trainable)
-        self.negative_slope = leaky.negative_slope
+    negative_slope: float = setting(number, default=0.01)
+
+    @property  # type: ignore[misc]
+    def activation(self) -> activations.Activation:
+        """The function with the slope as it is."""
+        return activations.LeakyReLU(self.negative_slope)
 
 
 class PReLU(Layer):
@@ -107,17 +94,8 @@ class PReLU(Layer):
     [[-3.0, 3.0]]
     """
 
-    def __init__(
-        self,
-        alpha_initializer: Any = "zeros",
-        alpha_regularizer: Any = None,
-        name: str | None = None,
-        dtype: str | None = None,
-        trainable: bool = True,
-    ) -> None:
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
-        self.alpha_initializer = initializers.get(alpha_initializer)
-        self.alpha_regularizer = regularizers.get(alpha_regularizer)
+    alpha_initializer: Any = part(initializers.get, default="zeros", fixed=True)
+    alpha_regularizer: Any = part(regularizers.get, default=None)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Declare alpha, one for each input."""

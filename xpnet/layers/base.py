@@ -12,11 +12,18 @@ from ..context import Context, enter, numeric
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError
 from ..params import DrawSpec, Flats, Layout, ParamSpec
 from ..random import Stream, fresh_seed, keep_mask
-from ..registry import Configurable, Registry, overrides
+from ..registry import Configurable, Registry, fingerprint, overrides
+from ..settings import flag, part, setting
 
 __all__ = ["Backward", "Layer", "registry"]
 
 Backward = Callable[..., tuple[Array | None, dict[str, Array]]]
+
+
+def _layer_name(what: str, name: Any) -> str | None:
+    if name is not None and (not isinstance(name, str) or not name or "/" in name):
+        raise InvalidValueError(f"a layer's name must be a string without '/', not empty; got {name!r}")
+    return name
 
 
 class Layer(Configurable):
@@ -47,10 +54,12 @@ class Layer(Configurable):
 
     ends_in_activation = False  # whether the last thing that `forward` does is to apply `self.activation`
 
-    def __init__(self, *, name: str | None = None, dtype: str | None = None, trainable: bool = True) -> None:
-        if name is not None and (not isinstance(name, str) or not name or "/" in name):
-            raise InvalidValueError(f"a layer's name must be a string without '/', not empty; got {name!r}")
-        self.name, self.dtype, self.trainable = name, floating(dtype), bool(trainable)
+    name: str | None = setting(_layer_name, default=None, kw_only=True)
+    dtype: str | None = part(floating, default=None, kw_only=True)
+    trainable: bool = setting(flag, default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Begin without shapes and weights."""
         self.input_shape: tuple[int, ...] | None = None
         self.output_shape: tuple[int, ...] | None = None
         self.specs: list[ParamSpec] = []
@@ -58,6 +67,13 @@ class Layer(Configurable):
         self._alone: dict[str, np.ndarray] | None = None  # the values, while no model holds them
         self._left: tuple[Flats, str] | None = None  # where they are, and under which name, if a model left them
         self._model: Any = None  # weak reference to the model that holds them
+
+    def check_change(self, name: str, value: Any) -> None:
+        """Refuse to change what has decided the shapes or the first values of the weights."""
+        if self.built and fingerprint(value) != fingerprint(getattr(self, name)):
+            raise InvalidValueError(
+                f"{name} can't change once a layer is built: make a new {type(self).__name__}; got {value!r}"
+            )
 
     # What a subclass defines --------------------------------------------------------------------------
 
@@ -212,7 +228,7 @@ class Layer(Configurable):
         """
         if not self.ends_in_activation or overrides(self, "forward", "ends_in_activation"):
             return None
-        own = vars(self).get("activation")
+        own = getattr(self, "activation", None)
         exact = activations.registry.classes.get(activation, type(own))  # no subclass that bears the name, too
         if type(own) is not exact or own is None or own.name != activation:
             return None

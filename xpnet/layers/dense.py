@@ -8,6 +8,7 @@ from .. import activations, initializers, regularizers
 from ..backend import Array
 from ..context import Context
 from ..errors import ShapeError, number
+from ..settings import flag, part, setting
 from .base import Backward, Layer
 
 __all__ = ["Dense"]
@@ -38,27 +39,13 @@ class Dense(Layer):
 
     ends_in_activation = True
 
-    def __init__(
-        self,
-        units: int,
-        activation: Any = None,
-        use_bias: bool = True,
-        kernel_initializer: Any = "glorot_uniform",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        name: str | None = None,
-        dtype: str | None = None,
-        trainable: bool = True,
-    ) -> None:
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
-        self.units = number("units", units, 1, integer=True)
-        self.activation = activations.get(activation)
-        self.use_bias = bool(use_bias)
-        self.kernel_initializer = initializers.get(kernel_initializer)
-        self.bias_initializer = initializers.get(bias_initializer)
-        self.kernel_regularizer = regularizers.get(kernel_regularizer)
-        self.bias_regularizer = regularizers.get(bias_regularizer)
+    units: int = setting(number, 1, integer=True, fixed=True)
+    activation: Any = part(activations.get, default=None)
+    use_bias: bool = setting(flag, default=True, fixed=True)
+    kernel_initializer: Any = part(initializers.get, default="glorot_uniform", fixed=True)
+    bias_initializer: Any = part(initializers.get, default="zeros", fixed=True)
+    kernel_regularizer: Any = part(regularizers.get, default=None)
+    bias_regularizer: Any = part(regularizers.get, default=None)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Declare kernel (in, units) and bias (units,)."""

@@ -8,6 +8,7 @@ from typing import Any
 from ..backend import Array
 from ..context import Context
 from ..errors import number
+from ..settings import setting
 from .base import Backward, Layer
 
 __all__ = ["Dropout"]
@@ -29,11 +30,7 @@ class Dropout(Layer):
     [[1.0, 2.0]]
     """
 
-    def __init__(
-        self, rate: float, name: str | None = None, dtype: str | None = None, trainable: bool = True
-    ) -> None:
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
-        self.rate = number("rate", rate, 0, 1, open_high=True)
+    rate: float = setting(number, 0, 1, open_high=True)
 
     def ensure_built(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Declare the mask, with the rate as it is now, and return the shape."""

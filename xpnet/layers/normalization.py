@@ -8,6 +8,7 @@ from .. import initializers, regularizers
 from ..backend import Array
 from ..context import Context
 from ..errors import ShapeError, number
+from ..settings import flag, part, setting
 from .base import Backward, Layer
 
 __all__ = ["BatchNormalization"]
@@ -31,31 +32,16 @@ class BatchNormalization(Layer):
     [[1.0, 2.0]]
     """
 
-    def __init__(
-        self,
-        momentum: float = 0.99,
-        epsilon: float = 1e-3,
-        center: bool = True,
-        scale: bool = True,
-        beta_initializer: Any = "zeros",
-        gamma_initializer: Any = "ones",
-        moving_mean_initializer: Any = "zeros",
-        moving_variance_initializer: Any = "ones",
-        beta_regularizer: Any = None,
-        gamma_regularizer: Any = None,
-        name: str | None = None,
-        dtype: str | None = None,
-        trainable: bool = True,
-    ) -> None:
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
-        self.momentum, self.epsilon = number("momentum", momentum, 0, 1), number("epsilon", epsilon, 0)
-        self.center, self.scale = bool(center), bool(scale)
-        self.beta_initializer = initializers.get(beta_initializer)
-        self.gamma_initializer = initializers.get(gamma_initializer)
-        self.moving_mean_initializer = initializers.get(moving_mean_initializer)
-        self.moving_variance_initializer = initializers.get(moving_variance_initializer)
-        self.beta_regularizer = regularizers.get(beta_regularizer)
-        self.gamma_regularizer = regularizers.get(gamma_regularizer)
+    momentum: float = setting(number, 0, 1, default=0.99)
+    epsilon: float = setting(number, 0, default=1e-3)
+    center: bool = setting(flag, default=True, fixed=True)
+    scale: bool = setting(flag, default=True, fixed=True)
+    beta_initializer: Any = part(initializers.get, default="zeros", fixed=True)
+    gamma_initializer: Any = part(initializers.get, default="ones", fixed=True)
+    moving_mean_initializer: Any = part(initializers.get, default="zeros", fixed=True)
+    moving_variance_initializer: Any = part(initializers.get, default="ones", fixed=True)
+    beta_regularizer: Any = part(regularizers.get, default=None)
+    gamma_regularizer: Any = part(regularizers.get, default=None)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Declare gamma and beta, and the running mean and variance, each of shape (features,)."""
@@ -75,18 +61,16 @@ class BatchNormalization(Layer):
         xp, features = ctx.xp, len(self.input_shape or ())
         axes = tuple(range(-1 - features, -1))
         shape = (*params["moving_mean"].shape[:-1], *(1,) * features, -1)
-        gamma, beta, mean, var = (
-            xp.reshape(params[name], shape) if name in params else None
-            for name in ("gamma", "beta", "moving_mean", "moving_variance")
-        )
+        rows = {name: xp.reshape(value, shape) for name, value in params.items()}
+        gamma, beta = rows.get("gamma"), rows.get("beta")
         if ctx.training and self.learns(ctx):
             y, batch_mean, batch_var, backward = ctx.ops.batch_norm(ctx, x, gamma, beta, axes, self.epsilon)
             keep = self.momentum
             for name, new in (("moving_mean", batch_mean), ("moving_variance", batch_var)):
                 ctx.record(name, keep * ctx.recorded(name, params[name]) + (1.0 - keep) * new)
             return y, backward
-        factor = 1.0 / xp.sqrt(var + self.epsilon)
-        xh = (x - mean) * factor
+        factor = 1.0 / xp.sqrt(rows["moving_variance"] + self.epsilon)
+        xh = (x - rows["moving_mean"]) * factor
         y = xh if gamma is None else xh * gamma
 
         def inference_backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from ..backend import Array
 from ..context import Context
 from ..errors import ShapeError
+from ..settings import part
 from .base import Backward, Layer, rows_of
 
 __all__ = ["Flatten", "Input"]
@@ -19,9 +20,6 @@ class Flatten(Layer):
     >>> Flatten()([[[1.0, 2.0], [3.0, 4.0]]]).tolist()
     [[1.0, 2.0, 3.0, 4.0]]
     """
-
-    def __init__(self, name: str | None = None, dtype: str | None = None, trainable: bool = True) -> None:
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the one size."""
@@ -48,11 +46,7 @@ class Input(Layer):
         ShapeError: the shape is not made of positive integers, or an input has another.
     """
 
-    def __init__(
-        self, shape: Any, name: str | None = None, dtype: str | None = None, trainable: bool = True
-    ) -> None:
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
-        self.shape = rows_of(shape)
+    shape: tuple[int, ...] = part(rows_of, fixed=True)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Compare the shapes."""
