@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,11 @@ from cupy_like import Array, CupyLike, inside_a_step
 from xpnet import activations, initializers, kernels, ops
 from xpnet.backend import BACKENDS, _make, get_backend
 from xpnet.context import Arena, Context
+from xpnet.fusion import cuda as fusion
+from xpnet.fusion.trace import trace
 from xpnet.kernels import blas, check, cuda, cupy, cupy_flat
 from xpnet.kernels import device as makers
+from xpnet.kernels.generated import activation_kernels
 from xpnet.params import Layout, ParamSpec
 from xpnet.random import DRAW, Stream, keep_mask
 
@@ -34,6 +38,7 @@ if get_backend().name != "numpy":
 from test_ops import CASES, compare, hosts
 
 SOURCE = Path(cuda.__file__).with_name("cuda_kernels.cu")
+HELPERS = SOURCE.with_name("cuda_helpers.cu").read_text()
 twins = SimpleNamespace(**{**vars(cupy_flat), **vars(cupy)})
 NAMES = set(re.findall(r"__global__ void (\w+)\(", SOURCE.read_text()))
 NULL = np.uintp(0)
@@ -50,9 +55,15 @@ class Device:
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
         self.real = self.dtype.type
+        self.backend = self.backend_of(dtype)
         self.tolerance = TOLERANCES.get(dtype)
         self._module = cuda.module(dtype)
         self._guarded = []
+
+    @staticmethod
+    def backend_of(dtype):
+        """Return what kernels are made for."""
+        return SimpleNamespace(name="", dtype_name=dtype, narrow=None)
 
     def room(self, shape, dtype=None):
         """Return memory in which all bits are set (NaN, -1), as are those around it."""
@@ -69,11 +80,15 @@ class Device:
         return array
 
     def run(self, name, grid, block, *args):
+        """Launch a kernel of `cuda_kernels.cu`."""
+        self.launch(self._module.get_function(name), grid, block, *args)
+
+    def launch(self, kernel, grid, block, *args):
         """Launch a kernel and look at the surroundings."""
-        self._module.get_function(name)(grid, block, args)
+        kernel(grid, block, args)
         for memory in self._guarded:
-            assert (memory[:GUARD] == 255).all(), f"{name} wrote before an array"
-            assert (memory[-GUARD:] == 255).all(), f"{name} wrote behind an array"
+            assert (memory[:GUARD] == 255).all(), f"{kernel.name} wrote before an array"
+            assert (memory[-GUARD:] == 255).all(), f"{kernel.name} wrote behind an array"
 
     def close(self, found, wanted, **tolerance):
         np.testing.assert_allclose(found.values, wanted, **(tolerance or self.tolerance))
@@ -87,7 +102,7 @@ def compiler(monkeypatch):
     monkeypatch.setattr(cupy_like, "KNOW_CUPY", (*cupy_like.KNOW_CUPY, "test_ops"))  # its cases write to views
     monkeypatch.setitem(sys.modules, "cupy", cuda_on_host.cupy)
     monkeypatch.setitem(sys.modules, "nvmath", None)  # products by cupy.matmul
-    caches = (cuda.module, cuda.kernel_of, _make, kernels._table, blas.available)
+    caches = (cuda.module, cuda.kernel_of, cuda.kernel_made_by, _make, kernels._table, blas.available)
     for cache in caches:
         cache.cache_clear()
     RawKernel.launched.clear()
@@ -117,48 +132,92 @@ def draw(rng, shape, dtype, odd=False):
 
 def test_every_kernel_is_run_here():
     text = Path(__file__).read_text()
-    assert len(NAMES) == 23
+    assert len(NAMES) == 21
     assert {name for name in NAMES if f'"{name}"' not in text} == set()
 
 
 # Layers -------------------------------------------------------------------------------------------------
 
-KINDS = ["linear", "relu", "tanh", "sigmoid"]
+
+class Swish(activations.Activation):
+    """A user's, whose derivative reads the scores."""
+
+    def forward(self, xp, z):
+        return z / (1.0 + xp.exp(-z))
+
+    def backward(self, xp, da, z, a):
+        s = 1.0 / (1.0 + xp.exp(-z))
+        return da * (s + a * (1.0 - s))
+
+
+class Everything(activations.Activation):
+    """Of no use, but with every operation that a formula may have."""
+
+    def forward(self, xp, z):
+        size = xp.minimum(xp.abs(z), xp.full_like(z, 3.0))
+        even = (xp.isfinite(z) & ~xp.isnan(z)) | (z == 0.0)
+        roots = xp.sqrt(size) + xp.log(1.0 + size) - xp.log1p(size) + xp.expm1(-size) + size**1.5
+        return xp.where(even & (z != 1.0), xp.sign(z) * roots, xp.tanh(xp.exp(z))) + xp.astype(z >= 0.5, z.dtype)
+
+    def backward(self, xp, da, z, a):
+        steep = xp.where((z <= 2.0) | (z > 2.5), xp.maximum(da, a), -da)
+        return xp.where(xp.logical_not(a < 0.1), steep / 2.0, xp.square(z) - xp.positive(a))
+
+
+ACTIVATIONS = {
+    **{name: activations.get(name) for name in ("linear", "relu", "tanh", "sigmoid", "leaky_relu")},
+    "leaky_relu, steep": activations.LeakyReLU(0.5),
+    "leaky_relu, negative": activations.LeakyReLU(-0.3),
+    "swish": Swish(),
+    "everything": Everything(),
+}
+NOT_ELEMENTWISE = {activations.Softmax, activations.Step}  # and what has no derivative
+
+
+def test_the_table_has_every_activation():
+    known = {type(f) for f in ACTIVATIONS.values()} | NOT_ELEMENTWISE
+    assert set(activations.registry.classes.values()) <= known
+    for cls in NOT_ELEMENTWISE:
+        assert activation_kernels(Device.backend_of("float32"), cls()) is None
+
+
+def test_everything_is_there():
+    graph = trace(lambda xp: lambda z: Everything().forward(xp, z), 1)
+    back = trace(lambda xp: lambda *arrays: Everything().backward(xp, *arrays), 3)
+    assert {node.op for node in (*graph.nodes, *back.nodes) if node.is_operation} == set(fusion.OPERATIONS)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (33, 10), (2, 300), (64, 32), (0, 3)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_bias_act(device, kind, shape):
-    rng, f = np.random.default_rng(1), activations.get(kind)
-    for odd in (False, True):
-        for grid, block in GRIDS:
-            for bias in (draw(rng, shape[1], device.dtype), None):
-                z = draw(rng, shape, device.dtype, odd)
-                out, b = device.put(z), NULL if bias is None else device.put(bias)
-                device.run("bias_act", grid, block, out, b, np.int32(shape[0]), np.int32(shape[1]),
-                           np.int32(KINDS.index(kind)))  # fmt: skip
-                device.close(out, f.forward(np, z if bias is None else z + bias))
-
-
-def test_kinds_are_those_of_the_twin():
-    assert {name: i for i, name in enumerate(KINDS)} == cupy._KINDS
-    assert re.search(r"enum \{ (.*) \}", SOURCE.read_text())[1].lower().split(", ") == KINDS
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_bias_act(device, name, shape):
+    rng, f = np.random.default_rng(1), ACTIVATIONS[name]
+    made = activation_kernels(device.backend, f)
+    for odd, (grid, block), with_bias, keep in product((False, True), GRIDS, (True, False), (True, False)):
+        z, bias = draw(rng, shape, device.dtype, odd), draw(rng, shape[1], device.dtype)
+        on, b = device.put(z), device.put(bias) if with_bias else NULL
+        y = device.room(shape) if keep else on
+        device.launch(made.bias_act, grid, block, on, b, y, *made.constants, *map(np.int32, shape))
+        scores = z + bias if with_bias else z
+        device.close(y, f.forward(np, scores))
+        if keep:
+            np.testing.assert_array_equal(on.values, scores)
 
 
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize(("rows", "units"), [(1, 1), (7, 5), (33, 32), (300, 33), (3, 70), (0, 2)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_act_backward(device, kind, rows, units, odd):
-    rng, f = np.random.default_rng(2), activations.get(kind)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_act_backward(device, name, rows, units, odd):
+    rng, f = np.random.default_rng(2), ACTIVATIONS[name]
     z, dy = draw(rng, (rows, units), device.dtype, odd), draw(rng, (rows, units), device.dtype, odd)
     y = f.forward(np, z)
     wanted = f.backward(np, dy, z, y)
-    given = device.put(dy), device.put(y) if kind != "linear" else NULL
-    sizes = np.int32(rows), np.int32(units), np.int32(KINDS.index(kind))
+    made = activation_kernels(device.backend, f)
+    given = [device.put(dy), device.put(z) if made.keeps_scores else NULL, NULL if made.linear else device.put(y)]
+    sizes = *made.slopes, np.int32(rows), np.int32(units)
     across = -(-units // 32)
     for chunks in (1, 3, 40):
         dz, partial, sums = device.room(dy.shape), device.room((chunks, units)), device.room((units,))
-        device.run("act_backward", (across, chunks), WARPS, *given, dz, partial, *sizes)
+        device.launch(made.act_backward, (across, chunks), WARPS, *given, dz, partial, *sizes)
         device.run("column_sums", (across,), WARPS, partial, sums, np.int32(chunks), np.int32(units))
         device.close(dz, wanted)
         # what differs by the order of additions is as large as the rounding of the terms
@@ -168,10 +227,18 @@ def test_act_backward(device, kind, rows, units, odd):
         if chunks == 1:
             np.testing.assert_array_equal(partial.values[0], sums.values)
         only_sums, only_dz = device.room((chunks, units)), device.room(dy.shape)
-        device.run("act_backward", (across, chunks), WARPS, *given, NULL, only_sums, *sizes)
-        device.run("act_backward", (across, chunks), WARPS, *given, only_dz, NULL, *sizes)
+        device.launch(made.act_backward, (across, chunks), WARPS, *given, NULL, only_sums, *sizes)
+        device.launch(made.act_backward, (across, chunks), WARPS, *given, only_dz, NULL, *sizes)
         np.testing.assert_array_equal(only_sums.values, partial.values)
         np.testing.assert_array_equal(only_dz.values, dz.values)
+
+
+def test_where_scores_are_kept(compiler):
+    """Memory for them, and its traffic, is spent only on derivatives that read them."""
+    kept = {
+        name for name, f in ACTIVATIONS.items() if activation_kernels(Device.backend_of("float32"), f).keeps_scores
+    }
+    assert kept == {"leaky_relu, negative", "swish", "everything"}
 
 
 @pytest.mark.parametrize(("rows", "units"), [(1, 1), (8, 31), (9, 65), (100, 3)])
@@ -617,13 +684,13 @@ def test_a_derivative_is_rounded_and_its_sums_are_not(compiler, narrow):
     device, rng = Device("float32"), np.random.default_rng(16)
     z, dy = (rng.standard_normal((9, 40)).astype(np.float32) for _ in range(2))
     sizes = np.int32(9), np.int32(40)
-    kernel = cuda.kernel_of("act_backward", "float32", None, narrow)
-    for kind, name in enumerate(KINDS):
-        f = activations.get(name)
-        y = f.forward(np, z)
+    device.backend.narrow = narrow
+    for f in ACTIVATIONS.values():
+        y, made = f.forward(np, z), activation_kernels(device.backend, f)
         dz, sums = device.room(z.shape, cuda.KEPT_IN[narrow]), device.room((1, 40))
-        kernel((2, 1), WARPS, (device.put(dy), device.put(y), dz, sums, *sizes, np.int32(kind)))
-        wanted = f.backward(np, dy, y, y)
+        given = (device.put(a) for a in (dy, z, y))
+        device.launch(made.act_backward, (2, 1), WARPS, *given, dz, sums, *made.slopes, *sizes)
+        wanted = f.backward(np, dy, z, y)
         np.testing.assert_allclose(sums.values, wanted.sum(0)[None], rtol=1e-5, atol=1e-5)
         found = dz.values if narrow == "float16" else (dz.values.astype(np.uint32) << 16).view(np.float32)
         np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=2.0**-8, atol=1e-7)
@@ -1135,7 +1202,7 @@ def nvrtc_options(monkeypatch, dtype, source=None, narrow=None):
 def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, source, narrow):
     given = nvrtc_options(monkeypatch, dtype, source, narrow)
     options = [f"--gpu-architecture={architecture}", "-ftz=true", *given]
-    log, ptx = nvrtc.compile(SOURCE.read_text(), options)
+    log, ptx = nvrtc.compile(HELPERS + SOURCE.read_text(), options)
     assert log.strip("\0\n ") == ""  # no warning either
     entries = set(re.findall(r"\.entry (\w+)", ptx))
     assert entries == ({"gather"} if source else NAMES - {"gather"})
