@@ -24,7 +24,7 @@ from ..errors import NO, YES, MissingExtraError, switch, unknown_name
 
 __all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "usable", "using"]
 
-_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
+_OPTIMIZERS = ("update",)
 _GRADIENT = ("pack", "penalize", "sound", "tally")
 _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..fusion.trace import Graph
+
 __all__ = [
     "GRID", "KEPT_IN", "NULL", "SOURCES", "WARPS", "by_warp", "fit", "kernel_made_by", "kernel_of", "module",
     "over", "total",
@@ -55,9 +57,14 @@ def kernel_of(name: str, dtype: str, source: str | None = None, narrow: str | No
 
 
 @lru_cache
-def kernel_made_by(write: Callable[..., str], dtype: str, narrow: str | None, *args: Any) -> Any:
-    """Return the kernel whose code is `write(*args)`; the rest as for `module`."""
-    code = write(*args)
+def kernel_made_by(
+    write: Callable[..., str], key: tuple[Any, ...], dtype: str, narrow: str | None = None, **settings: Any
+) -> Any:
+    """Return the kernel whose code `write(graph, **settings)` returns, for graphs of a structure, `Graph.key`.
+
+    The rest: see `module`.
+    """
+    code = write(Graph(*key, constants=()), **settings)
     (name,) = re.findall(r"__global__ void (\w+)", code)
     return _compiled(code, dtype, None, narrow).get_function(name)
 

@@ -245,7 +245,7 @@ extern "C" __global__ void rescale(bool* ok, const bool* alive, i64* step, A* sc
     }
 }
 
-// Regularizers and optimizers, over flat arrays in place ---------------------------------------------------
+// Regularizers ---------------------------------------------------------------------------------------------
 
 // g += l1 sign(w) + 2 l2 w, and partial[block] = the block's share of sum(l1 |w| + l2 w^2): 12 B. Block: whole warps.
 extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, A* __restrict__ partial, A l1, A l2,
@@ -259,72 +259,6 @@ extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, 
     }
     total = block_sum(total, room);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
-}
-
-// What the optimizers share: nothing is written where *ok is false (ok may be null), and the gradient is *factor g
-// (factor may be null: g itself). `shrink` is lr decay, the share of the weights that decays.
-template <class Update>
-__device__ inline void optimize(const A* g, const A* factor, const bool* ok, i64 n, Update update) {
-    if (ok && !*ok) return;
-    const A f = factor ? *factor : A(1);
-    for (EACH(i, n)) update(i, f * g[i]);
-}
-
-// w' = w - shrink w - lr g: 12 B.
-extern "C" __global__ void sgd(A* __restrict__ w, const A* __restrict__ g, const A* lr, A decay, const A* factor,
-                               const bool* ok, i64 n) {
-    const A rate = *lr, shrink = rate * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) { w[i] -= shrink * w[i] + rate * slope; });
-}
-
-// q = w - shrink w,  v' = momentum v - lr g,  w' = q + v', or with nesterov  w' = q + momentum v' - lr g: 20 B.
-extern "C" __global__ void sgd_momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
-                                        A momentum, int nesterov, A decay, const A* factor, const bool* ok, i64 n) {
-    const A rate = *lr, shrink = rate * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) {
-        const A step = rate * slope, new_v = momentum * v[i] - step;
-        w[i] += (nesterov ? momentum * new_v - step : new_v) - shrink * w[i];
-        v[i] = new_v;
-    });
-}
-
-// v' = beta v + rest g,  w' = w - shrink w - lr v', where rest = 1 - beta: 20 B.
-extern "C" __global__ void momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
-                                    A beta, A rest, A decay, const A* factor, const bool* ok, i64 n) {
-    const A rate = *lr, shrink = rate * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) {
-        v[i] = beta * v[i] + rest * slope;
-        w[i] -= shrink * w[i] + rate * v[i];
-    });
-}
-
-// s' = rho s + rest g^2,  w' = w - shrink w - lr g / root, where rest = 1 - rho and root is sqrt(s' + epsilon) with
-// `inside`, else sqrt(s') + epsilon: 20 B.
-extern "C" __global__ void rmsprop(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ s, const A* lr,
-                                   A rho, A rest, A epsilon, int inside, A decay, const A* factor, const bool* ok,
-                                   i64 n) {
-    const A rate = *lr, shrink = rate * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) {
-        const A new_s = rho * s[i] + rest * (slope * slope);
-        s[i] = new_s;
-        w[i] -= shrink * w[i] + rate * slope / (inside ? sqrt(new_s + epsilon) : sqrt(new_s) + epsilon);
-    });
-}
-
-// m' = b1 m + rest1 g,  v' = b2 v + rest2 g^2,  c = 1 - b^age = -expm1(age log(b)),
-// w' = w - shrink w - lr sqrt(c2)/c1 m' / (sqrt(v') + epsilon), epsilon times sqrt(c2) with `corrected`: 28 B.
-// rest = 1 - b and ln = log(b) come from the host (b = 0: ln = -infinity, c = 1).
-extern "C" __global__ void adam(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ m, A* __restrict__ v,
-                                const A* lr, const A* age, A b1, A rest1, A ln1, A b2, A rest2, A ln2, A epsilon,
-                                int corrected, A decay, const A* factor, const bool* ok, i64 n) {
-    const A root2 = sqrt(-expm1(*age * ln2)), rate = *lr * root2 / -expm1(*age * ln1);
-    const A small = corrected ? epsilon * root2 : epsilon, shrink = *lr * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) {
-        const A new_m = b1 * m[i] + rest1 * slope, new_v = b2 * v[i] + rest2 * (slope * slope);
-        m[i] = new_m;
-        v[i] = new_v;
-        w[i] -= shrink * w[i] + rate * new_m / (sqrt(new_v) + small);
-    });
 }
 
 #endif

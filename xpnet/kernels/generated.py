@@ -7,22 +7,25 @@ what the formula gives on NumPy's arrays. One that gives something else is not u
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import ops
 from ..backend import Backend, NumpyBackend
-from ..fusion.cuda import activation_source, derivative_source
-from ..fusion.trace import Graph, NotElementwise, trace
+from ..fusion.cuda import activation_source, derivative_source, update_source
+from ..fusion.trace import NotElementwise, trace
+from ..fusion.update import update_graph
 from . import CHECKS
 from .cuda import KEPT_IN, NULL, WARPS, kernel_made_by, over
 
-__all__ = ["ActivationKernels", "activation_kernels", "close"]
+__all__ = ["ActivationKernels", "UpdateKernel", "activation_kernels", "close", "update_kernel"]
 
 Array = Any  # a CuPy array
 
-ROWS, UNITS = 67, 37  # of the arrays that kernels are checked on: no multiple of a warp
+ROWS, UNITS, SIZE = 67, 37, 3000  # of the arrays that kernels are checked on: no multiple of a warp
 SHARE = {"float32": 1e-4, "float64": 1e-10}  # of the largest number: what rounding may change
 
 _verdicts: dict[Any, bool] = {}  # by device and kernel: whether it is right
@@ -76,12 +79,12 @@ def activation_kernels(backend: Backend, activation: Any) -> ActivationKernels |
     except NotElementwise:
         return None
     dtype, real = backend.dtype_name, np.dtype(backend.dtype_name).type
-    key = (dtype, backend.narrow, _structure(forward), _structure(backward))
+    key = (dtype, backend.narrow, forward.key, backward.key)
 
     def made() -> ActivationKernels:
         return ActivationKernels(
-            kernel_made_by(activation_source, dtype, None, key[2]),
-            kernel_made_by(derivative_source, dtype, backend.narrow, key[3]),
+            kernel_made_by(activation_source, forward.key, dtype),
+            kernel_made_by(derivative_source, backward.key, dtype, backend.narrow),
             tuple(map(real, forward.constants)),
             tuple(map(real, backward.constants)),
             all(graph.nodes[graph.outputs[0]] == ("array", (0,), 1, False) for graph in (forward, backward)),
@@ -110,6 +113,76 @@ def _activation_right(backend: Backend, activation: Any, kernels: ActivationKern
     return all(close(backend.host(a), np.asarray(b, host.dtype), share) for a, b in pairs)
 
 
+class UpdateKernel(NamedTuple):
+    """A kernel that takes an optimizer's step, and its constants."""
+
+    kernel: Any
+    constants: tuple[Any, ...]
+
+    def launch(
+        self, arrays: Sequence[Array], new: Sequence[Array], numbers: Sequence[Array | None], ok: Array | None
+    ) -> tuple[Any, ...]:
+        """Return what to call the kernel with: grid, block, arguments.
+
+        Args:
+            arrays: w, g and the slots. new: where the new weights and slots go; none where they go over the old
+                ones. numbers: lr, age, and factor or None. ok: whether anything is to be written, None for yes.
+        """
+        n = arrays[0].size
+        pointers = (NULL if a is None else a for a in (*arrays, *new, *numbers))
+        return *over(n), (*pointers, *self.constants, NULL if ok is None else ok, np.int64(n))
+
+
+def update_kernel(
+    backend: Backend, optimizer: Any, slots: int, decay: float, scaled: bool, in_place: bool
+) -> UpdateKernel | None:
+    """Return the kernel for `ops.update`; None if the formula is not elementwise, or the kernel wrong.
+
+    Args:
+        slots: how many there are. decay: see `ops.update`. scaled: whether there is a factor.
+        in_place: whether new weights and slots are written over the old ones.
+    """
+    graph = update_graph(optimizer, slots, decay, scaled)
+    if graph is None:
+        return None
+    dtype = backend.dtype_name
+    key = (dtype, in_place, graph.key)
+
+    def made() -> UpdateKernel:
+        kernel = kernel_made_by(update_source, graph.key, dtype, in_place=in_place)
+        return UpdateKernel(kernel, tuple(map(np.dtype(dtype).type, graph.constants)))
+
+    def check() -> bool:
+        return _update_right(backend, optimizer, decay, scaled, in_place, made())
+
+    return made() if _right(backend, key, f"the optimizer {optimizer!r}", check) else None
+
+
+@np.errstate(all="ignore")
+def _update_right(
+    backend: Backend, optimizer: Any, decay: float, scaled: bool, in_place: bool, made: UpdateKernel
+) -> bool:
+    """Compare the fourth update of weights that the formula has taken three times; before it, one is held back."""
+    host, rng = NumpyBackend(dtype=backend.dtype_name), np.random.default_rng(0)
+    lr, age, factor = host.scalar(0.1), host.scalar(0.0), host.scalar(0.5) if scaled else None
+
+    def draw() -> np.ndarray:
+        return rng.standard_normal(SIZE).astype(host.dtype)
+
+    w, slots = draw(), optimizer.first_slots(host, (SIZE,))
+    for _ in range(4):
+        old, g, age = (w, *slots), draw(), age + host.scalar(1.0)
+        w, slots = ops.update(SimpleNamespace(xp=host.xp), optimizer, w, g, slots, lr, age, decay, factor)
+    arrays = [backend.array(a) for a in (old[0], g, *old[1:])]
+    new = [] if in_place else [backend.array(a) for a in old]
+    numbers = [None if a is None else backend.scalar(float(a)) for a in (lr, age, factor)]
+    for ok in (False, True):
+        made.kernel(*made.launch(arrays, new, numbers, backend.scalar(ok, backend.xp.bool)))
+    share = SHARE[backend.dtype_name]
+    results = new or [arrays[0], *arrays[2:]]
+    return all(close(backend.host(a), np.asarray(b), share) for a, b in zip(results, (w, *slots), strict=True))
+
+
 def _right(backend: Backend, key: tuple[Any, ...], what: str, check: Callable[[], bool]) -> bool:
     """Return whether kernels are right on a device, by `check`, once a process; if not, a warning tells."""
     if backend.name not in CHECKS:
@@ -129,7 +202,3 @@ def _right(backend: Backend, key: tuple[Any, ...], what: str, check: Callable[[]
                 stacklevel=3,
             )
     return _verdicts[key]
-
-
-def _structure(graph: Graph) -> Graph:
-    return graph._replace(constants=())
