@@ -566,8 +566,8 @@ class Sequential:
             self._program = make_program(self._need_compiled(), self.network, self.backend, self.stream)
         state = self.state
         if len(state.slots) != len(self._program.optimizer.slots):
-            zeros = tuple(self.backend.zeros(state.weights.shape) for _ in self._program.optimizer.slots)
-            self.state = state._replace(slots=zeros)
+            slots = self._program.optimizer.first_slots(self.backend, tuple(state.weights.shape))
+            self.state = state._replace(slots=slots)
         return self._program
 
     def _need_compiled(self) -> Compiled:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn
 
@@ -57,7 +59,8 @@ class Node(NamedTuple):
         return self.op not in ("array", "number", "constant")
 
 
-class Graph(NamedTuple):
+@dataclass(frozen=True, eq=False)  # compared and hashed as an object, which is fast; the structure is `key`
+class Graph:
     """What a formula computes.
 
     Attributes:
@@ -73,12 +76,12 @@ class Graph(NamedTuple):
     numbers: int
     constants: tuple[float, ...]
 
-    @property
+    @cached_property
     def key(self) -> tuple[Any, ...]:
         """The structure: the same for two formulas that differ only in the values of constants; hashable."""
-        return self[:4]
+        return self.nodes, self.outputs, self.arrays, self.numbers
 
-    @property
+    @cached_property
     def reads(self) -> frozenset[int]:
         """The numbers of the arrays that are read: the memory of others may be used again."""
         return frozenset(node.args[0] for node in self.nodes if node.op == "array")
