@@ -58,13 +58,17 @@ def kernel_of(name: str, dtype: str, source: str | None = None, narrow: str | No
 
 @lru_cache
 def kernel_made_by(
-    write: Callable[..., str], key: tuple[Any, ...], dtype: str, narrow: str | None = None, **settings: Any
+    write: Callable[..., str],
+    key: tuple[Any, Any, int, int],
+    dtype: str,
+    narrow: str | None = None,
+    **settings: Any,
 ) -> Any:
     """Return the kernel whose code `write(graph, **settings)` returns, for graphs of a structure, `Graph.key`.
 
     The rest: see `module`.
     """
-    code = write(Graph(*key, constants=()), **settings)
+    code = write(Graph(*key, ()), **settings)
     (name,) = re.findall(r"__global__ void (\w+)", code)
     return _compiled(code, dtype, None, narrow).get_function(name)
 

@@ -9,6 +9,7 @@ Here stand layers, losses and metrics; what works on flat arrays is in `cupy_fla
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ def _solid(ctx: Any, a: Array) -> Array:
 
 # Layers ---------------------------------------------------------------------------------------------------
 
+# What the kernels apply where an activation is not elementwise.
+_IDENTITY = SimpleNamespace(forward=lambda xp, z: z, backward=lambda xp, dy, z, y: dy)
+
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
     """Twin of `ops.affine`: bias and activation in one pass, derivative and bias gradient in another.
@@ -48,7 +52,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     if narrow and not available():
         return ops.affine(ctx, x, kernel, bias, activation)
     fused = activation_kernels(ctx.backend, activation)
-    passes = fused or activation_kernels(ctx.backend, _Identity)
+    passes = fused or activation_kernels(ctx.backend, _IDENTITY)
     if passes is None:
         return ops.affine(ctx, x, kernel, bias, activation)
     rows, units = x.shape[0], kernel.shape[1]
@@ -75,18 +79,6 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         return (product(dz, kernel16.T, ctx.empty(x.shape)) if want_dx else None), grads
 
     return y, backward
-
-
-class _Identity:
-    """What is applied in the kernels where an activation can't be."""
-
-    @staticmethod
-    def forward(xp: Any, z: Array) -> Array:
-        return z
-
-    @staticmethod
-    def backward(xp: Any, da: Array, z: Array, a: Array) -> Array:
-        return da
 
 
 def _factor(ctx: Any, a: Array) -> Array:

@@ -15,13 +15,13 @@ import numpy as np
 
 from .. import ops
 from ..backend import Backend, NumpyBackend
+from ..fusion.activation import Z, activation_graphs
 from ..fusion.cuda import activation_source, derivative_source, update_source
-from ..fusion.trace import NotElementwise, trace
 from ..fusion.update import update_graph
 from . import CHECKS
 from .cuda import KEPT_IN, NULL, WARPS, kernel_made_by, over
 
-__all__ = ["ActivationKernels", "UpdateKernel", "activation_kernels", "close", "update_kernel"]
+__all__ = ["SHARE", "ActivationKernels", "UpdateKernel", "activation_kernels", "close", "update_kernel"]
 
 Array = Any  # a CuPy array
 
@@ -73,11 +73,10 @@ class ActivationKernels(NamedTuple):
 
 def activation_kernels(backend: Backend, activation: Any) -> ActivationKernels | None:
     """Return the kernels for an activation; None if its formulas are not elementwise, or the kernels wrong."""
-    try:
-        forward = trace(lambda xp: lambda z: activation.forward(xp, z), 1)
-        backward = trace(lambda xp: lambda da, z, a: activation.backward(xp, da, z, a), 3)
-    except NotElementwise:
+    graphs = activation_graphs(activation)
+    if graphs is None:
         return None
+    forward, backward = graphs
     dtype, real = backend.dtype_name, np.dtype(backend.dtype_name).type
     key = (dtype, backend.narrow, forward.key, backward.key)
 
@@ -88,7 +87,7 @@ def activation_kernels(backend: Backend, activation: Any) -> ActivationKernels |
             tuple(map(real, forward.constants)),
             tuple(map(real, backward.constants)),
             all(graph.nodes[graph.outputs[0]] == ("array", (0,), 1, False) for graph in (forward, backward)),
-            1 in backward.reads,
+            Z in backward.reads,
         )
 
     def check() -> bool:
