@@ -98,9 +98,12 @@ OPTIMIZERS = {
     "Momentum": [{}, {"beta": 0.0}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
     "RMSprop": [
         {}, {"epsilon_on": "root"}, {"epsilon": 1e-12}, {"weight_decay": 0.1, "global_clipnorm": 0.1},
+        {"momentum": 0.5}, {"centered": True, "momentum": 0.5},
     ],
+    "Adagrad": [{}, {"epsilon": 0.0}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
+    "Lamb": [{}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
     "Adam": [
-        {}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999},
+        {}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999}, {"amsgrad": True},
         {"clipnorm": 0.1}, {"clipvalue": 0.01}, {"global_clipnorm": 0.1},
     ],
     "AdamW": [{}, {"weight_decay": 0.3, "global_clipnorm": 0.1}],

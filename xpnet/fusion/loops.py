@@ -8,7 +8,6 @@ that a damaged or foreign file does no harm. Where no file can be written, each 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .numbers import TEMPLATES, numbers_of
@@ -46,11 +46,13 @@ def source_of(graph: Graph, homes: Sequence[int | None], flush: Sequence[int] = 
     own = [f"r{o}" for o, home in enumerate(homes) if home is None]
     arrays = [*(f"a{i}" for i in range(graph.arrays)), *own]
     lines = [
+        "import math",
         f"def loop(numbers, {', '.join(arrays)}):",
         "    one, zero = numbers.dtype.type(1), numbers.dtype.type(0)",
+        *(f"    n{k} = numbers[{k}]" for k in range(len(used))),
+        "    small = numbers[-1]",
+        f"    for i in range({arrays[0]}.size):",
     ]
-    lines += [f"    n{k} = numbers[{k}]" for k in range(len(used))]
-    lines += [f"    small = numbers[{len(used)}]", f"    for i in range({arrays[0]}.size):"]
     for i, (op, args, rank, _) in enumerate(graph.nodes):
         if not rank:
             continue
@@ -80,19 +82,20 @@ def loop_of(
 
 @lru_cache(maxsize=256)
 def _loop(source: str, compile_loop: Callable[[Any], Any]) -> Any:
-    space: dict[str, Any] = {"math": math, "__name__": "xpnet_loop"}
-    exec(compile(source, _file_of(source), "exec"), space)
-    return compile_loop(space["loop"])
-
-
-def _file_of(source: str) -> str:
-    """Return the name of a file with this source, written if need be; without one, a name that is no file."""
     text = source.encode()
-    name = f"loop_{hashlib.sha256(text).hexdigest()[:20]}.py"
+    name = f"xpnet_loop_{hashlib.sha256(text).hexdigest()[:20]}"
+    module = ModuleType(name)
+    sys.modules[name] = module  # where numba looks for it when it reads what it has kept
+    exec(compile(source, _file_of(name, text), "exec"), vars(module))
+    return compile_loop(module.loop)
+
+
+def _file_of(name: str, text: bytes) -> str:
+    """Return the path of a file with this text, written if need be; without one, what is no path."""
     folder = cache_folder()
     if folder is None:
         return f"<{name}>"
-    path = folder / "loops" / name
+    path = folder / "loops" / f"{name}.py"
     try:
         if not path.is_file() or path.read_bytes() != text:
             _write(path, text)
