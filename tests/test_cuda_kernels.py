@@ -760,6 +760,7 @@ LAUNCHED = {
     "softmax_cross_entropy": {"softmax_ce"},
     "hits": {"hits"},
     "row_total": {"sum_scaled"},
+    "join": set(),
     "pack": set(),
     "penalize": {"penalize", "sum_scaled"},
     "sound": {"sum_squares", "within", "all_finite"},

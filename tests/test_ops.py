@@ -404,6 +404,11 @@ def penalize_case(op, ctx, rng, n, m):
     return out
 
 
+def join_case(op, ctx, rng, n, m):
+    parts = [at(ctx, rng.standard_normal(size), ctx.backend.dtype_name) for size in (n, m, 1, *range(2, 9))]
+    return [op(ctx, parts), op(ctx, parts[:1]), op(ctx, [at(ctx, rng.standard_normal((2, n))) for _ in range(2)])]
+
+
 def pack_case(op, ctx, rng, n, m):
     out, dtype = [], ctx.backend.dtype_name
     layout = Layout(
@@ -539,6 +544,7 @@ CASES = {
     "softmax_cross_entropy": softmax_case,
     "sigmoid_cross_entropy": sigmoid_case,
     "penalize": penalize_case,
+    "join": join_case,
     "pack": pack_case,
     "sound": sound_case,
     "tally": tally_case,

@@ -26,6 +26,7 @@ __all__ = [
     "clip_values",
     "dropout",
     "hits",
+    "join",
     "one_hot",
     "pack",
     "penalize",
@@ -224,6 +225,11 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: tuple[Array, dict
     `room` is the flat array whose views were offered as `into`, and those views by path; or None.
     """
     return layout.pack(ctx.xp, parts)
+
+
+def join(ctx: Any, parts: Sequence[Array]) -> Array:
+    """Return arrays of shape (..., size) as one, each behind the other."""
+    return ctx.xp.concat(list(parts), axis=-1)
 
 
 def sound(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[Array], *others: Array) -> Array:

@@ -144,7 +144,9 @@ def make_step(
         kept = s.weights, s.slots, s.stats
         if sure:
             number, age, sums = tally(ok)
-            weights, slots, stats = backend.when(ok, lambda kept: update(kept, age), kept)
+            # a twin may have put off the counting to the end of the step, for twins that do so too
+            now = s.age + 1.0 if age is s.age and optimizer.has_own_update else age
+            weights, slots, stats = backend.when(ok, lambda kept: update(kept, now), kept)
         else:
             new = update(kept, s.age + 1.0)
             ok = ctx.ops.sound(ctx, ok, s.lr, limit, new[:1])

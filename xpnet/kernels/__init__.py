@@ -36,7 +36,7 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
     "jax": {"jax": ("pack", "product")},
     "cupy": {
         "cupy": (*_NETWORK, "hits", "row_total"),
-        "cupy_flat": (*_GRADIENT, *_CLIPPING, "rescale", "update"),
+        "cupy_flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),
     },
 }
 RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed

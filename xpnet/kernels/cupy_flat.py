@@ -7,6 +7,7 @@ but the flag by launches that end the step (`ctx.later`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ Array = Any  # a CuPy array
 # The flat gradient, and the guard -------------------------------------------------------------------------
 
 
-def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
-    """Twin of `ops.pack`: copies only what is not in its place already.
+# `cupy.concatenate` copies the addresses of more than 8 arrays from the host, which no capture allows.
 
-    `cupy.concatenate` would copy the addresses of more than 8 arrays from the host, which no capture allows.
-    """
+
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
+    """Twin of `ops.pack`: copies only what is not in its place already."""
     if room is None and not ctx.inplace:
         return ops.pack(ctx, layout, parts, room)
     flat = ctx.empty((layout.size,)) if room is None else room[0]
@@ -33,6 +34,17 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
     for path, part in parts.items():
         if part is not views[path]:
             views[path][...] = part
+    return flat
+
+
+def join(ctx: Any, parts: Sequence[Array]) -> Array:
+    """Twin of `ops.join`."""
+    if not (ctx.inplace and parts and all(part.ndim == 1 and part.dtype == ctx.dtype for part in parts)):
+        return ops.join(ctx, parts)
+    flat, done = ctx.empty((sum(part.size for part in parts),)), 0
+    for part in parts:
+        flat[done : done + part.size] = part
+        done += part.size
     return flat
 
 
@@ -162,7 +174,7 @@ def update(
     if alike and fit(ctx, *arrays, lr, age, *_given(factor)):
         made = update_kernel(ctx.backend, optimizer, len(slots), decay, factor is not None, in_place)
     if made is None:
-        return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
+        return ops.update(ctx, optimizer, w, g, slots, lr, _counted(ctx, age), decay, factor)
     numbers = (lr, age, factor)
     if in_place:
         if w.size:
@@ -172,3 +184,9 @@ def update(
     if w.size:
         made.kernel(*made.launch(arrays, new, numbers, None))
     return new[0], tuple(new[1:])
+
+
+def _counted(ctx: Any, age: Array) -> Array:
+    """Return the age as the body is to read it: `tally` may have put off the launch that counts it up."""
+    put_off = any(a is age for call in ctx.finish for a in call.args[-1])
+    return age + 1.0 if put_off else age

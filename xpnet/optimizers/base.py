@@ -160,7 +160,7 @@ class Optimizer(Configurable):
             new, new_slots = self._apply_group(ctx, parts[0], parts[1], tuple(parts[2:]), lr, age, factor, [group])
             given.append([parts[0], *parts[2:]])
             results.append([new, *new_slots])
-        w, *kept = (_joined(ctx.xp, *columns) for columns in zip((w, *slots), zip(*given), zip(*results)))
+        w, *kept = (_joined(ctx, *columns) for columns in zip((w, *slots), zip(*given), zip(*results)))
         return w, tuple(kept)
 
     def _apply_group(
@@ -181,6 +181,12 @@ class Optimizer(Configurable):
         return self.apply(ctx, w, g, slots, rate, age, *(() if factor is None else (factor,)), **more)
 
     # What a step calls --------------------------------------------------------------------------------
+
+    @property
+    def has_own_update(self) -> bool:
+        """Whether its class overrides what makes an update of the formula."""
+        own = ("apply", "apply_variables", "advance")
+        return any(getattr(type(self), name) is not getattr(Optimizer, name) for name in own)
 
     @property
     def decay(self) -> float:
@@ -312,11 +318,11 @@ def _patterns(given: Any) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _joined(xp: Any, flat: Array, given: Sequence[Array], results: Sequence[Array]) -> Array:
+def _joined(ctx: Context, flat: Array, given: Sequence[Array], results: Sequence[Array]) -> Array:
     """Return the results of the groups as one array: the flat one, if they have been or will be written to it."""
     if all(new is old for new, old in zip(results, given)):
         return flat
-    return xp.concat(results, axis=-1) if flat.ndim else results[-1]
+    return ctx.ops.join(ctx, results) if flat.ndim else results[-1]
 
 
 registry: Registry[Optimizer] = Registry("optimizer", Optimizer)

@@ -60,12 +60,14 @@ class Lamb(Optimizer):
             if self.decay and variable.decays(self.excluded):
                 part = part - (rate * self.decay) * part
             parts.append(part - rate * _ratio(xp, part, r[..., where]) * r[..., where])
-        return xp.concat(parts, axis=-1), (m, v)
+        return (ctx.ops.join(ctx, parts) if parts else w), (m, v)
 
 
 def _ratio(xp: Any, w: Array, r: Array) -> Array:
     """Return |w|/|r|, 1 where one of them is 0; for arrays (..., size) the shape is (..., 1), else ()."""
-    long, short = (xp.sqrt(xp.vecdot(a, a)) for a in (w, r))
+    long, short = (
+        xp.sqrt(xp.sum(a * a, axis=-1)) for a in (w, r)
+    )  # vecdot is a product, which not every graph takes
     one = xp.ones_like(long)
     both = (long > 0) & (short > 0)
     ratio = xp.where(both, long / xp.where(both, short, one), one)
