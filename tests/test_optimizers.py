@@ -11,7 +11,7 @@ import pytest
 
 import xpnet as xn
 from xpnet import initializers, optimizers
-from xpnet.backend import get_backend, use_backend
+from xpnet.backend import use_backend
 from xpnet.context import Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
 from xpnet.ops import bias_correction
@@ -349,7 +349,6 @@ def test_a_setting_changed_before_training_cannot_bring_nan_past_the_guard():
 LATER = "settings that change at any time: issue 'One formula, every machine'"
 
 
-@pytest.mark.xfail(get_backend().name != "jax", strict=True, reason=LATER)  # there the setting itself waits
 def test_nor_can_one_changed_between_steps():
     model, opt = xn.Sequential([xn.layers.Input((3,)), xn.layers.Dense(1)], seed=0), Adam()
     model.compile(opt, "mse")

@@ -9,6 +9,7 @@ from typing import Any
 
 from .backend import Array, np
 from .data import Column, Data, blocks, class_weights, weigh
+from .program import Program
 from .replay import Replay
 from .training import Batch, TrainState
 from .tree import Stack
@@ -32,6 +33,12 @@ class Feed:
         self.order: np.ndarray | None = None
         self.run = program.run
         self.step = 0
+
+    def follow(self, program: Program) -> None:
+        """Feed another program of the same model: one made with other settings."""
+        self.program, self.run = program, program.run
+        if program.recorder is not None:
+            program.recorder.begin_feeding()
 
     def begin(self, order: np.ndarray | None, step: int) -> None:
         """Begin an epoch at a step, with the order of its rows (None: as they are)."""
@@ -68,7 +75,13 @@ class DeviceFeed(Feed):
         self, model: Any, program: Any, data: Data, class_weight: Any, x: Array, y: Array, weight: Array | None
     ) -> None:
         super().__init__(model, program, data, class_weight)
-        backend, pick = model.backend, program.maker.pick
+        self._held = x, y, weight
+        self._order: Array = None
+        self._record(program)
+
+    def _record(self, program: Program) -> None:
+        """Take the program's steps on batches of what is held."""
+        (x, y, weight), backend, pick = self._held, self.model.backend, program.maker.pick
         target = getattr(backend.xp, program.target_dtype or backend.dtype_name)
 
         def step(state: TrainState, batch: tuple[Array], finish: list[Any] | None = None) -> TrainState:
@@ -79,7 +92,11 @@ class DeviceFeed(Feed):
 
         # recordings of its own: the addresses of the data are in them, and both go with the feed
         self.run = Replay(step, program.recorder)
-        self._order: Array = None
+
+    def follow(self, program: Program) -> None:
+        """Feed another program of the same model: one made with other settings."""
+        super().follow(program)
+        self._record(program)
 
     def begin(self, order: np.ndarray | None, step: int) -> None:
         """Begin an epoch: its order goes to the device once."""

@@ -15,7 +15,9 @@ from .data import Data
 from .errors import NonFiniteError
 from .feed import Feed, make_batches, make_feed
 from .guard import first_concerned
+from .program import Program
 from .run import Run, Unfinished
+from .settings import changes
 from .training import Batch, carried_sums, read_sums, zero_sums
 
 __all__ = ["evaluate", "fit", "make_inference", "predict", "train_on_batch"]
@@ -74,7 +76,7 @@ def fit(
                 break
             progress.begin(epoch)
             run.tell("on_epoch_begin", epoch, {})
-            epoch_run = _Epoch(model, program, feed, batch_size, shuffle, epoch, unfinished)
+            epoch_run = _Epoch(model, feed, batch_size, shuffle, epoch, unfinished)
             unfinished, model.unfinished, model.run = None, None, run
             groups = _groups(epoch_run.done, len(data), batch_size, steps_per_execution)
             progress.advance(epoch_run.done)
@@ -116,17 +118,17 @@ class _Epoch:
     def __init__(
         self,
         model: Any,
-        program: Any,
         feed: Feed,
         batch_size: int,
         shuffle: bool,
         epoch: int,
         unfinished: Unfinished | None,
     ) -> None:
-        self.model, self.program, self.feed = model, program, feed
+        self.model, self.feed = model, feed
+        self._look()
         self.batch_size, self.rows, self.epoch = batch_size, len(feed.data), epoch
         self.step = model.step
-        sums = zero_sums(model.backend, program.metrics)
+        sums = zero_sums(model.backend, self.program.metrics)
         self.done = 0
         if unfinished is not None and unfinished.fits(self.rows, batch_size, sums.shape):
             self.done, sums = unfinished.steps, carried_sums(model.backend, unfinished.sums)
@@ -139,13 +141,27 @@ class _Epoch:
 
     def execute(self, start: int, stop: int, count: int) -> None:
         """Take a step for each of some batches of one size."""
+        if changes.count != self._seen:  # callbacks may change settings at any time
+            self._look()
         model, rate = self.model, self.program.optimizer.learning_rate
-        if rate != self.rate:  # callbacks may change it at any time
+        if rate != self.rate:
             model.replace_state(lr=model.backend.scalar(rate))
             self.rate = rate
         batches = self.feed.batches(start, stop, count)
         self.feed.run(model.state, batches, self.commit)
         self.feed.step += count
+
+    def _look(self) -> None:
+        """Take up settings that have changed."""
+        self._seen = changes.count
+        program = self.model.program()
+        if program is not self.feed.program:
+            self.feed.follow(program)
+
+    @property
+    def program(self) -> Program:
+        """The program that takes the steps."""
+        return self.feed.program
 
     def settle(self) -> None:
         """Take the guard's flag back, if it has held a step back."""

@@ -24,6 +24,7 @@ from .params import Flats
 from .program import Compiled, Program, check_compile, check_head, make_program
 from .random import Stream, fresh_seed
 from .run import Run, Unfinished
+from .settings import changes
 from .training import TrainState, carried_sums, first_scale, zero_sums
 
 __all__ = ["Sequential"]
@@ -103,6 +104,8 @@ class Sequential:
         self.compiled: Compiled | None = None
         self._program: Program | None = None
         self._inference: Any = None
+        self._slots: tuple[str, ...] = ()  # the names of the optimizer's slots in the state
+        self._seen = -1  # how many changes of settings there were at the last look
         for layer in layers or ():
             self._append(layer)
         if self._layers and isinstance(self._layers[0], Input):
@@ -237,7 +240,7 @@ class Sequential:
             weights, stats = (backend.array(flat, backend.dtype_name) for flat in flats)
             state = state._replace(weights=weights, stats=stats)
         if not (stay and keep):
-            state = state._replace(slots=(), age=backend.scalar(0.0))
+            state, self._slots = state._replace(slots=(), age=backend.scalar(0.0)), ()
         self._network, self._state, self._program, self._inference = network, state, None, None
 
     def __del__(self) -> None:
@@ -562,13 +565,32 @@ class Sequential:
 
     def program(self) -> Program:
         """Return what `compile` was given, made ready for the backend (once)."""
+        self.refresh()
         if self._program is None:
             self._program = make_program(self._need_compiled(), self.network, self.backend, self.stream)
-        state = self.state
-        if len(state.slots) != len(self._program.optimizer.slots):
-            zeros = tuple(self.backend.zeros(state.weights.shape) for _ in self._program.optimizer.slots)
-            self.state = state._replace(slots=zeros)
+            self._give_slots(tuple(self._program.optimizer.slots))
         return self._program
+
+    def _give_slots(self, names: tuple[str, ...]) -> None:
+        """Let the state have the optimizer's slots: those that it has already stay as they are."""
+        state, zeros = self.state, self.backend.zeros
+        known = dict(zip(self._slots or names, state.slots))
+        slots = tuple(known[name] if name in known else zeros(state.weights.shape) for name in names)
+        self.state, self._slots = state._replace(slots=slots), names
+
+    def refresh(self) -> None:
+        """Take up settings that have changed since the last look: they count from the next step on."""
+        if self._seen == changes.count or self._network is None or self._state is None:
+            return
+        with self.access.lock:
+            if self.access.taken:  # by a thread that will look itself, before its next step
+                return
+            seen, network = changes.count, self._network
+            if network.settings != Network.settings_of(self._layers):
+                self._lay_out(Network(self._layers, network.input_shape, network.learns), keep=True)
+            elif self._program is not None and self._program.settings != self._need_compiled().settings():
+                self._program = None
+            self._seen = seen
 
     def _need_compiled(self) -> Compiled:
         if self.compiled is None:
@@ -577,6 +599,7 @@ class Sequential:
 
     def inference(self) -> Any:
         """Return the compiled forward pass (once)."""
+        self.refresh()
         if self._inference is None:
             self._inference = loop.make_inference(self)
         return self._inference

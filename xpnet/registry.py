@@ -158,15 +158,20 @@ def fingerprint(value: Any, leave_out: Collection[str] = ()) -> Any:
     """Return something that compares equal as long as the settings of a part, and of its parts, do not change.
 
     Args:
-        value: a part, a container of parts, or anything else. leave_out: names of settings that do not count.
+        value: a part, or a list of parts. leave_out: names of settings that do not count.
     """
-    if isinstance(value, Configurable):
-        own = [(k, fingerprint(v, leave_out)) for k, v in _given(value).items() if k not in leave_out]
-        return _Same(value), tuple(own)
+    if not isinstance(value, Configurable):
+        return _mark(value, leave_out)
+    return type(value), tuple((k, _mark(v, leave_out)) for k, v in _given(value).items() if k not in leave_out)
+
+
+def _mark(value: Any, leave_out: Collection[str]) -> Any:
+    if isinstance(value, Configurable):  # another object may hide another state
+        return _Same(value), fingerprint(value, leave_out)
     if isinstance(value, Mapping):
-        return type(value), tuple((k, fingerprint(v, leave_out)) for k, v in value.items())
+        return type(value), tuple((k, _mark(v, leave_out)) for k, v in value.items())
     if isinstance(value, (list, tuple)):
-        return type(value), tuple(fingerprint(v, leave_out) for v in value)
+        return type(value), tuple(_mark(v, leave_out) for v in value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
     return _Same(value)
