@@ -169,7 +169,7 @@ def _own(value: Configurable, leave_out: Collection[str], around: tuple[int, ...
 
 
 def _mark(value: Any, leave_out: Collection[str], around: tuple[int, ...]) -> Any:
-    """Return what stands for a value. Args: around: what it is in, lest something that contains itself has no end."""
+    """Return what stands for a value. Args: around: what it is in (something may contain itself)."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
     if id(value) in around:
