@@ -77,7 +77,7 @@ class Graph:
     constants: tuple[float, ...]
 
     @cached_property
-    def key(self) -> tuple[Any, ...]:
+    def key(self) -> tuple[tuple[Node, ...], tuple[int, ...], int, int]:
         """The structure: the same for two formulas that differ only in the values of constants; hashable."""
         return self.nodes, self.outputs, self.arrays, self.numbers
 
