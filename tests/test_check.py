@@ -115,7 +115,7 @@ def test_training_goes_on_without_them(monkeypatch, wrong):
     assert len(caught) == 1
     assert trained()[1:] == tuple(found)  # without another warning
     assert found == expected
-    assert model.program().recorder is None
+    assert model.session.program().recorder is None
 
 
 IN_FORMULAS = {  # what the warning names; the mistake; how it shows
@@ -174,6 +174,6 @@ def test_the_switch_that_asks_for_the_bodies_checks_nothing(monkeypatch):
 
 def test_streams_and_handles_go_on_to_the_model(device):
     model, *_ = trained()
-    assert model.program().recorder is not None
+    assert model.session.program().recorder is not None
     assert len(device.streams) == 3
     assert len(device.cublas.handles) == 1

@@ -107,7 +107,7 @@ def same_bits(model, other):
 
 def recordings(model):
     """Return all recordings of a model's steps."""
-    recorder = model.program().recorder
+    recorder = model.session.program().recorder
     assert recorder is not None
     return [recording for r, found in made if r is recorder for recording in found.values()]
 
@@ -122,7 +122,7 @@ def same_with_and_without(layers, y=CLASSES, *args, optimizer=lambda: "adam", ep
     with without_graphs():
         plain = make(layers, *args, optimizer=optimizer(), **kwargs)
         expected = fit(plain, y, epochs, **fitting)
-        assert not isinstance(plain.program().run, Replay)
+        assert not isinstance(plain.session.program().run, Replay)
     model = make(layers, *args, optimizer=optimizer(), **kwargs)
     found = fit(model, y, epochs, **fitting)
     assert len(recordings(model)) == 2
@@ -346,7 +346,7 @@ def test_the_switches(monkeypatch, switch):
         monkeypatch.setenv(switch, "0")
     model = make(small(), graph=switch != "graph=False")
     fit(model, epochs=2)
-    assert not isinstance(model.program().run, Replay)
+    assert not isinstance(model.session.program().run, Replay)
 
 
 # State --------------------------------------------------------------------------------------------------
@@ -817,7 +817,7 @@ def test_streams_and_workspaces_are_taken_over_by_later_models(device):
     models = [make(small()) for _ in range(3)]
     for model in models:
         fit(model, epochs=2)
-    assert len({m.program().run.recorder.stream.ptr for m in models}) == 3
+    assert len({m.session.program().run.recorder.stream.ptr for m in models}) == 3
     same_bits(models[0], models[2])
 
 

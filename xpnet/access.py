@@ -40,6 +40,11 @@ class Access:
         """Whether a call of `fit` or `train_on_batch` is at work."""
         return self._trainer is not None
 
+    @property
+    def taken(self) -> bool:
+        """Whether another thread trains the model."""
+        return self._trainer is not None and self._trainer.thread is not threading.current_thread()
+
     def refuse(self, what: str, others: bool = False) -> None:
         """Raise if the model is being trained; with `others`, only if another thread trains it.
 

@@ -11,7 +11,7 @@ from .errors import InvalidValueError, ShapeError
 from .layers import Layer
 from .params import DrawSpec, Layout, ParamSpec
 from .random import Stream, keep_mask
-from .registry import snake_case
+from .registry import fingerprint, snake_case
 
 __all__ = ["Network", "Unit"]
 
@@ -34,7 +34,8 @@ class Network:
         learns: whether each of the layers is trainable; None asks the layers.
 
     Attributes:
-        learns: as above. frozen: the keys of those that are not trainable.
+        settings: of the layers (see `settings_of`). learns: as above. frozen: the keys of those that are not
+            trainable.
         units: the layers at their places. layout, stats_layout: of the trainable parameters, and of the
             running statistics and frozen ones. draws: (key, slot, spec) of the masks.
         input_shape, output_shape: without the batch axis.
@@ -53,6 +54,7 @@ class Network:
         self.draws: list[tuple[str, int, DrawSpec]] = []
         seen: set[int] = set()
         name_layers(layers)
+        self.settings = self.settings_of(layers)
         self.learns = [bool(layer.trainable) for layer in layers] if learns is None else list(learns)
         self.frozen = frozenset(str(layer.name) for layer, own in zip(layers, self.learns) if not own)
         for position, layer in enumerate(layers):
@@ -73,6 +75,11 @@ class Network:
         # where memory is written to in place, the same few buffers come back at every step
         self._views: list[tuple[Array, Array, dict[str, dict[str, Array]]]] = []
         self._room: tuple[Array, dict[str, dict[str, Array]], dict[str, Array]] | None = None
+
+    @staticmethod
+    def settings_of(layers: Sequence[Layer]) -> Any:
+        """Return what compares equal as long as no setting changes that a network goes by."""
+        return fingerprint(list(layers), leave_out=("trainable", "dtype"))
 
     def parts(self) -> list[Any]:
         """Return all objects whose code a step runs: layers and their activations."""

@@ -11,6 +11,7 @@ from .errors import InvalidValueError, number
 from .fusion.update import update_graph
 from .network import Network
 from .random import Stream
+from .registry import fingerprint
 from .replay import Replay
 from .training import make_evaluation, make_step
 
@@ -40,6 +41,11 @@ class Compiled(NamedTuple):
         both = (*self.metrics, *self.weighted_metrics)
         return dict(zip(self.names, ("min", *(m.direction for m in both))))
 
+    def settings(self) -> Any:
+        """Return what compares equal as long as no setting changes that a step goes by."""
+        parts = [self.optimizer, self.loss, *self.metrics, *self.weighted_metrics]
+        return fingerprint(parts, leave_out=("learning_rate", "dtype"))  # the rate is part of a step's state
+
 
 class Program(NamedTuple):
     """A compiled model made ready for its backend: what `loop` runs.
@@ -50,6 +56,7 @@ class Program(NamedTuple):
         step: `step(state, batch, finish=None) -> state`. run: `run(state, batches, commit)`, compiled or recorded.
         evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
         recorder: what records its steps, or None. maker: what makes masks and batches on the device, or None.
+        settings: those of optimizer, loss and metrics (see `Compiled.settings`).
     """
 
     optimizer: optimizers.Optimizer
@@ -63,6 +70,7 @@ class Program(NamedTuple):
     evaluation: Any
     recorder: Any = None
     maker: Any = None
+    settings: Any = None
 
     @property
     def host_masks(self) -> bool:
@@ -89,11 +97,16 @@ def check_compile(
         bool(graph),
         _metrics(weighted),
     )
-    if compiled.loss.reduction == "none":
-        raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
+    check_reduction(compiled.loss)
     if len(set(compiled.names)) < len(compiled.names):
         raise InvalidValueError(f"metrics must have different names; got {compiled.names[1:]}")
     return compiled
+
+
+def check_reduction(loss: losses.Loss) -> None:
+    """Raise if the loss is not one number."""
+    if loss.reduction == "none":
+        raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
 
 
 def _metrics(given: Any) -> list[metrics.Metric]:
@@ -115,7 +128,8 @@ def check_head(network: Network, loss: losses.Loss) -> None:
 
 def make_program(compiled: Compiled, network: Network, backend: Backend, stream: Stream) -> Program:
     """Return the compiled step and evaluation for a network on a backend; `stream` is that of its masks."""
-    optimizer, loss = compiled.optimizer, compiled.loss
+    optimizer, loss, settings = compiled.optimizer, compiled.loss, compiled.settings()
+    check_reduction(loss)
     check_head(network, loss)
     outputs = (1, *network.output_shape)
     targets = loss.target_shape(outputs)
@@ -143,6 +157,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
         make_evaluation(backend, network, loss, chosen),
         recorder,
         maker,
+        settings,
     )
 
 

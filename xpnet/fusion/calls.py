@@ -89,7 +89,7 @@ def contract(graph: Graph) -> Graph:
 
 def _term(nodes: Sequence[Node], uses: Counter[int], place: int, x: int) -> tuple[str, tuple[int, ...]] | None:
     """Return the kind and the operands of the operation that adds a term to x; None for an ordinary term."""
-    if nodes[x].rank == 0:
+    if nodes[x].rank == 0 or nodes[place].rank == 0:
         return None
     number: tuple[int, ...] = ()
     once = uses[place] == 1

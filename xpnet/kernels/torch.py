@@ -214,7 +214,11 @@ def update(
     new = (w, *slots) if over else tuple(torch.empty_like(a) for a in (w, *slots))
     calls, found = plan(graph, homes(graph, over)), numbers_of(graph)
     values = found.work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
-    numbers = {**found.fixed, **dict(zip(found.changing, values))}
+    most = torch.finfo(w.dtype).max  # PyTorch refuses a number that is beyond it, but not infinity
+    numbers = {
+        node: math.copysign(math.inf, value) if abs(value) > most else value
+        for node, value in (*found.fixed.items(), *zip(found.changing, values))
+    }
     places = {Place("array", i): a for i, a in enumerate((w, g, *slots))}
     places.update((Place("result", o), a) for o, a in enumerate(new))
     places.update((Place("real", k), ctx.empty(w.shape)) for k in range(calls.reals))
@@ -247,7 +251,7 @@ _WITH_NUMBER = {
     "product": (3, torch.addcmul, "value"),
     "quotient": (3, torch.addcdiv, "value"),
 }
-_CALLS = {op: getattr(torch, op, None) for op in ARITY if op != "astype"}
+_CALLS = {op: getattr(torch, op) for op in ARITY if op not in ("astype", "equal")} | {"equal": torch.eq}
 
 
 @lru_cache

@@ -67,6 +67,7 @@ class Layer(Configurable):
         self._alone: dict[str, np.ndarray] | None = None  # the values, while no model holds them
         self._left: tuple[Flats, str] | None = None  # where they are, and under which name, if a model left them
         self._model: Any = None  # weak reference to the model that holds them
+        self._declared: Any = None  # the settings with which `build` was called
 
     def check_change(self, name: str, value: Any) -> None:
         """Refuse to change what has decided the shapes or the first values of the weights."""
@@ -138,15 +139,32 @@ class Layer(Configurable):
         """
         shape = tuple(input_shape)
         if self.input_shape is None:
-            self.specs, self.draws = [], []
-            self.output_shape = tuple(self.build(shape))
-            self.input_shape = shape
+            self._declare(shape)
         elif self.input_shape != shape:
             raise ShapeError(
                 f"layer {self.name or type(self).__name__} takes inputs of shape (batch, "
                 f"{', '.join(map(str, self.input_shape))}); got {('batch', *shape)}"
             )
+        elif self._declared != fingerprint(self):
+            self._declare(shape)
         return tuple(self.output_shape or ())
+
+    def _declare(self, shape: tuple[int, ...]) -> None:
+        """Call `build`, for the first time or since a setting has changed: a penalty, or a rate."""
+        before = self.specs, self.draws, self.output_shape
+        self.specs, self.draws = [], []
+        try:
+            self.output_shape = tuple(self.build(shape))
+            now, then = ([(s.name, s.shape, s.trainable) for s in specs] for specs in (self.specs, before[0]))
+            if self.built and (now, self.output_shape) != (then, before[2]):
+                raise InvalidValueError(
+                    f"layer {self.name} is built: a setting that has changed since must not change its weights, "
+                    f"{then}; got {now}"
+                )
+        except BaseException:
+            self.specs, self.draws, self.output_shape = before
+            raise
+        self.input_shape, self._declared = shape, fingerprint(self)
 
     @np.errstate(all="ignore")
     def __call__(self, x: Any, training: bool = False) -> Array:
@@ -291,7 +309,7 @@ class Layer(Configurable):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what `copy` and pickle keep: the values, but not the model that holds them."""
-        return {**self.__dict__, "_alone": self.values(), "_left": None, "_model": None}
+        return {**self.__dict__, "_alone": self.values(), "_left": None, "_model": None, "_declared": None}
 
 
 def rows_of(shape: Any) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ..backend import Array
@@ -32,13 +31,11 @@ class Dropout(Layer):
 
     rate: float = setting(number, 0, 1, open_high=True)
 
-    def ensure_built(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Declare the mask, with the rate as it is now, and return the shape."""
-        shape = super().ensure_built(input_shape)
-        self.draws = []
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Declare the mask."""
         if self.rate:
-            self.add_draw("keep", shape, self.rate)
-        return shape
+            self.add_draw("keep", input_shape, self.rate)
+        return input_shape
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return the masked and rescaled input."""
