@@ -108,7 +108,9 @@ def test_training_goes_on_without_them(monkeypatch, wrong):
     with pytest.MonkeyPatch.context() as m:
         m.setenv("XPNET_KERNELS", "bodies")
         _, *expected = trained()
-    compile_with(monkeypatch, "p - t) * factor", "p + t) * factor" if wrong == "a number" else "nothing)")
+    compile_with(
+        monkeypatch, "p - t) * factor", "p + t) * factor" if wrong == "a number" else "undefined) * factor"
+    )
     why = r"fail their check there \(" + ("softmax_cross_entropy" if wrong == "a number" else "RuntimeError: ")
     with pytest.warns(RuntimeWarning, match=why) as caught:
         model, *found = trained()
@@ -119,36 +121,39 @@ def test_training_goes_on_without_them(monkeypatch, wrong):
 
 
 IN_FORMULAS = {  # what the warning names; the mistake; how it shows
-    "an update": ("optimizer Adam", "t4 = c0 * s0_i", "t4 = c0 + s0_i", "other numbers"),
-    "an update that is held back": ("optimizer Adam", "if (ok && !*ok) return", "if (ok && n == 0) return", "other numbers"),
-    "an update that is no code": ("optimizer Adam", "t4 = c0 * s0_i", "t4 = nothing", "RuntimeError: "),
-    "a function": ("activation ReLU", "y > x || y != y ? y : x", "x", "other numbers"),
-    "scores and bias": ("activation ReLU", "y[i] = f(score)", "y[i] = f(z[i])", "other numbers"),
-    "a derivative": ("activation ReLU", "dz[i] = XP_N(d)", "dz[i] = XP_N(d + d)", "other numbers"),
-    "the sums of a derivative": ("activation ReLU", "total += d;", "total = d;", "other numbers"),
-}  # fmt: skip
+    "an update": ("optimizer Adam(", "g_i * g_i", "g_i + g_i", "it gives other numbers"),
+    "an update that is held back": ("optimizer Adam(", "if (ok && !*ok)", "if (!ok)", "it gives other numbers"),
+    "an update that is no code": ("optimizer Adam(", "g_i * g_i", "nothing * g_i", "RuntimeError: "),
+    "an activation": ("activation 'relu' ", "larger(z_i, c0)", "smaller(z_i, c0)", "it gives other numbers"),
+    "a derivative": ("activation 'relu' ", "y_i > c0", "y_i >= c0", "it gives other numbers"),
+    "all activations": ("activation 'relu' ", "y[i] = f(score)", "y[i] = f(score) + 1", "it gives other numbers"),
+    "scores and bias": ("activation 'relu' ", "if (bias && y != z) z[i] = score;", "", "it gives other numbers"),
+    "all derivatives": ("activation 'relu' ", "dz[i] = XP_N(d)", "dz[i] = XP_N(d + d)", "it gives other numbers"),
+    "the sums": ("activation 'relu' ", "total += d;", "total = d;", "it gives other numbers"),
+}
 
 
 @pytest.mark.parametrize("where", IN_FORMULAS)
 def test_a_kernel_made_from_a_formula_is_checked_at_its_first_use(monkeypatch, where):
-    """One that is wrong is not used, and the rest is: training goes on, recorded."""
+    """One that is wrong is not used: training goes on with the body."""
     _, *expected = trained()
     what, old, new, why = IN_FORMULAS[where]
-    with pytest.MonkeyPatch.context() as m:
-        generated._verdicts.clear()
-        cuda.kernel_made_by.cache_clear()
-        spoilt = compile_with(m, old, new)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model, *found = trained()
-            assert trained()[1:] == tuple(found)
+    generated._verdicts.clear()
+    cuda.kernel_made_by.cache_clear()
+    spoilt = compile_with(monkeypatch, old, new)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, *found = trained()
+        assert trained()[1:] == tuple(found)
     assert spoilt
-    told = [str(w.message) for w in caught]
-    assert len(told) == len(set(told))
-    assert any(f"made from the {what}" in text and f"({why}" in text.replace("it gives ", "") for text in told)
-    assert model.program().recorder is not None
-    for a, b in zip(found[0], expected[0], strict=True):
-        np.testing.assert_allclose(found[0][a], expected[0][b], rtol=1e-4)
+    refused = [str(w.message) for w in caught if "is not captured" not in str(w.message)]
+    assert len(refused) == len(set(refused)) <= 2  # each once; where all are wrong, linear is too
+    assert any(text.startswith(f"the CUDA kernel made from the {what}") and f"({why}" in text for text in refused)
+    if not where.startswith("all") and where not in ("scores and bias", "the sums"):
+        assert len(refused) == len(caught) == 1  # the others are used, and captured
+        assert model.session.program().recorder is not None
+    for name, values in found[0].items():
+        np.testing.assert_allclose(values, expected[0][name], rtol=1e-4)
 
 
 def test_what_is_right_is_checked_once(monkeypatch):
@@ -165,7 +170,7 @@ def test_what_is_right_is_checked_once(monkeypatch):
 
 def test_the_switch_that_asks_for_the_bodies_checks_nothing(monkeypatch):
     monkeypatch.setenv("XPNET_KERNELS", "bodies")
-    compile_with(monkeypatch, "p - t) * factor", "nothing")
+    compile_with(monkeypatch, "p - t) * factor", "undefined")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(1)

@@ -25,7 +25,9 @@ from xpnet import activations, initializers, kernels, ops, optimizers
 from xpnet.backend import BACKENDS, _make, get_backend
 from xpnet.context import Arena, Context
 from xpnet.fusion import cuda as fusion
+from xpnet.fusion.activation import activation_graphs
 from xpnet.fusion.trace import trace
+from xpnet.fusion.update import update_graph
 from xpnet.kernels import blas, check, cuda, cupy, cupy_flat
 from xpnet.kernels import device as makers
 from xpnet.kernels.generated import activation_kernels, update_kernel
@@ -1281,6 +1283,42 @@ def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, sou
         rest = re.sub(r"\.entry tally\(.*?\n}", "", ptx, flags=re.DOTALL)  # which adds up in double
         assert re.findall(r"\.f64\b", rest) == []  # nothing is computed in double by accident
     assert not re.search(r"\b(atom|red)\.", ptx)
+
+
+def sources_from_formulas():
+    """Return the code of every kernel that the tables' activations and optimizers make, by a name of its own."""
+    code = {}
+    for name, activation in ACTIVATIONS.items():
+        forward, backward = activation_graphs(activation)
+        code[f"{name} forward"] = fusion.activation_source(forward)
+        code[f"{name} backward"] = fusion.derivative_source(backward)
+    for name, optimizer in OPTIMIZERS.items():
+        for way, (decay, factor, in_place) in WAYS.items():
+            graph = update_graph(optimizer, len(optimizer.slots), decay, factor is not None)
+            code[f"{name} {way}"] = fusion.update_source(graph, in_place)
+    names = {re.sub(r"\W", "_", name): text for name, text in code.items()}
+    return {name: re.sub(r"void \w+\(", f"void {name}(", text) for name, text in names.items()}
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    ("dtype", "narrow"), [("float32", None), ("float64", None), ("float32", "float16"), ("float32", "bfloat16")]
+)
+def test_nvrtc_compiles_what_formulas_make(nvrtc, monkeypatch, architecture, dtype, narrow):
+    sources = sources_from_formulas()
+    assert len(sources) == 2 * len(ACTIVATIONS) + 3 * len(OPTIMIZERS)
+    given = nvrtc_options(monkeypatch, dtype, None, narrow)
+    options = [f"--gpu-architecture={architecture}", "-ftz=true", *given]
+    log, ptx = nvrtc.compile(HELPERS + "\n".join(sources.values()), options)
+    assert log.strip("\0\n ") == ""
+    entries = dict(re.findall(r"\.entry (\w+)\((.*?)\n}", ptx, flags=re.DOTALL))
+    assert set(entries) == set(sources)
+    assert [name for name in entries if ".local" in entries[name]] == []
+    if dtype == "float32":
+        assert [name for name in entries if re.search(r"\.f64\b", entries[name])] == []
+    assert not re.search(r"\b(atom|red)\.", ptx)
+    reads = "ld.global.nc"  # by the cache for what nobody writes: the compiler knows that arrays do not overlap
+    assert [name for name in entries if "forward" not in name and reads not in entries[name]] == []
 
 
 def test_nvrtc_reports_warnings(nvrtc):

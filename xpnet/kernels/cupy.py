@@ -34,7 +34,7 @@ def _solid(ctx: Any, a: Array) -> Array:
 # Layers ---------------------------------------------------------------------------------------------------
 
 # What the kernels apply where an activation is not elementwise.
-_IDENTITY = SimpleNamespace(forward=lambda xp, z: z, backward=lambda xp, dy, z, y: dy)
+_IDENTITY = SimpleNamespace(name="linear", forward=lambda xp, z: z, backward=lambda xp, dy, z, y: dy)
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:

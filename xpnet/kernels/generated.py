@@ -93,7 +93,7 @@ def activation_kernels(backend: Backend, activation: Any) -> ActivationKernels |
     def check() -> bool:
         return _activation_right(backend, activation, made())
 
-    return made() if _right(backend, key, f"the activation {activation!r}", check) else None
+    return made() if _right(backend, key, f"the activation {activation.name!r}", check) else None
 
 
 def _activation_right(backend: Backend, activation: Any, kernels: ActivationKernels) -> bool:
