@@ -137,7 +137,7 @@ class _Epoch:
         """Take a step for each of some batches of one size."""
         if changes.count != self._seen:  # callbacks may change settings at any time
             self._look()
-        session, rate = self.session, self.program.optimizer.learning_rate
+        session, rate = self.session, self.program.optimizer.fixed_rate
         if rate != self.rate:
             session.replace_state(lr=session.backend.scalar(rate))
             self.rate = rate
@@ -184,8 +184,12 @@ def non_finite(session: Session, program: Program, batch: Batch, where: str) -> 
     )
     return NonFiniteError(
         f"training stopped in {where}: {culprit}. Weights, optimizer and statistics are as they "
-        f"were before that step; got learning rate {program.optimizer.learning_rate:g}"
+        f"were before that step; got learning rate {_text(program.optimizer.learning_rate)}"
     )
+
+
+def _text(rate: Any) -> str:
+    return f"{rate:g}" if isinstance(rate, float) else repr(rate)
 
 
 def _groups(done: int, rows: int, batch_size: int, per_execution: int) -> Iterator[tuple[int, int, int]]:
@@ -237,7 +241,7 @@ def train_on_batch(session: Session, data: Data, class_weight: Mapping[int, floa
     rows, step = slice(0, len(data)), session.step
     batches = make_batches(session, program, data, rows, step, 1, class_weight, program.host_masks)
     state = session.state._replace(
-        lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
+        lr=backend.scalar(program.optimizer.fixed_rate), sums=zero_sums(backend, program.metrics)
     )
     session.run = None
     session.end_epoch(0)

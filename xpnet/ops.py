@@ -366,7 +366,7 @@ def update(
     slots: tuple[Array, ...],
     lr: Array,
     age: Array,
-    decay: float = 0.0,
+    decay: Any = 0.0,
     factor: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return the new weights and slots by the formula of an optimizer (see `xpnet.optimizers`).
@@ -377,10 +377,11 @@ def update(
         w, g: weights and gradient, shape (..., size). slots: what the optimizer keeps, of the same shape or 0-d.
         lr, age: 0-d; `age` counts updates from 1.
         decay: takes  lr decay w  away from the weights first ("decoupled weight decay": I. Loshchilov, F. Hutter,
-            ICLR 2019). factor: 0-d and at most 1, or None: what the gradient is multiplied with first.
+            ICLR 2019); a number or a schedule.
+        factor: 0-d and at most 1, or None: what the gradient is multiplied with first.
     """
     g = _scaled(g, factor)
-    w = w - (lr * decay) * w if decay else w
+    w = w - (lr * at_age(ctx.xp, decay, age)) * w if decay else w
     numbers = optimizer.numbers(ctx.xp, lr, age)
     new = optimizer.formula(ctx.xp)(w, g, *slots, *numbers)
     new = new if isinstance(new, (tuple, list)) else (new,)
@@ -398,13 +399,18 @@ LIMITS = {"float32": 1e18, "float64": 1e150}
 LARGEST_RATE = 1e6
 
 
-def never_overflows(beta: float, epsilon: float = 1.0, decay: float = 0.0) -> bool:
+def never_overflows(beta: float, epsilon: float = 1.0, decay: Any = 0.0) -> bool:
     """Return whether an optimizer with these numbers turns what is within `LIMITS` into finite numbers.
 
     The largest update is LARGEST_RATE * 1e18 / epsilon, the largest decay LARGEST_RATE * decay * 1e18, the largest
     average or sum 1e18^2 / (1 - beta). A `factor`, at most 1, makes none of them larger.
     """
-    return beta <= 0.9999 and epsilon >= 1e-10 and decay <= 1e3
+    return beta <= 0.9999 and epsilon >= 1e-10 and getattr(decay, "bound", decay) <= 1e3
+
+
+def at_age(xp: Any, value: Any, age: Array) -> Any:
+    """Return a number, or what a schedule gives for the update of that age (which counts from 1)."""
+    return value.at(xp, age - 1.0) if hasattr(value, "at") else value
 
 
 def bias_correction(xp: Any, beta: float, age: Array) -> Array:

@@ -116,6 +116,7 @@ def make_step(
 
     def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
+        lr = optimizer.rate_at(ctx.xp, s.lr, s.age)
         y, backward = network.forward(ctx, s.weights, s.stats, b.x, units)
         value, dy, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
         alive = s.ok & (s.scale[0] > 1.0) if s.scale else None  # before twins write over the flag
@@ -129,7 +130,7 @@ def make_step(
 
         new_stats = network.new_stats(ctx, s.stats)
         parts = _parts(ctx, value, b, prediction, metrics)
-        ok = ctx.ops.sound(ctx, s.ok, s.lr, limit, (g, s.weights), value, new_stats)
+        ok = ctx.ops.sound(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
         # a step that only costs itself counts in the logs, if its loss is a number
         counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
         sure = optimizer.never_overflows
@@ -139,7 +140,7 @@ def make_step(
             return ctx.ops.tally(ctx, taken, counted, s.step, s.age, s.sums, parts)
 
         def update(kept: tuple[Array, tuple[Array, ...], Array], age: Array) -> Any:
-            return *optimizer.advance(ctx, kept[0], g, kept[1], s.lr, age, variables, factor), new_stats
+            return *optimizer.advance(ctx, kept[0], g, kept[1], lr, age, variables, factor), new_stats
 
         kept = s.weights, s.slots, s.stats
         if sure:
@@ -149,7 +150,7 @@ def make_step(
             weights, slots, stats = backend.when(ok, lambda kept: update(kept, now), kept)
         else:
             new = update(kept, s.age + 1.0)
-            ok = ctx.ops.sound(ctx, ok, s.lr, limit, new[:1])
+            ok = ctx.ops.sound(ctx, ok, lr, limit, new[:1])
             counted = ok if alive is None else counted
             number, age, sums = tally(ok)
             weights, slots, stats = backend.when(ok, lambda _: new, kept)

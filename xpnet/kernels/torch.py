@@ -279,9 +279,10 @@ def _adam(
     t, beta_1, beta_2, epsilon = float(age), optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
     means, squares = ([slot] for slot in slots)
     scaled = g if factor is None else torch.mul(g, factor, out=ctx.empty(g.shape))
+    shrink = float(ops.at_age(torch, decay, age))
     ctx.later(
         _fused_adam,
-        [w], [scaled], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2, weight_decay=decay,
+        [w], [scaled], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2, weight_decay=shrink,
         eps=epsilon if optimizer.epsilon_on == "corrected" else epsilon / math.sqrt(1.0 - beta_2**t),
         amsgrad=False, maximize=False,
     )  # fmt: skip
