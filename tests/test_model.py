@@ -818,7 +818,7 @@ def test_layers_are_taken_away_by_pop_only():
         model.layers.pop()  # a tuple: it can't disagree with what the model computes
     assert model.pop() is last
     assert [layer.name for layer in model.layers] == ["input", "dense", "batch_normalization"]
-    assert (model.output_shape, model.count_params(), model.optimizer.slots) == ((4,), 32, ("velocity",))
+    assert (model.output_shape, model.count_params(), list(model.optimizer.slots)) == ((4,), 32, ["velocity"])
     same(model.get_weights(), weights[:-2])
     same(last.get_weights(), weights[-2:])
     assert model.predict(X).shape == (22, 4)
