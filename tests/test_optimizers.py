@@ -435,7 +435,7 @@ def test_momentum_given_later_has_a_velocity():
     for one, other in zip(*(model.get_weights() for model in models), strict=True):
         np.testing.assert_array_equal(one, other)
     models[0].optimizer.momentum = 0.0
-    assert not models[0].optimizer.slots
+    assert models[0].optimizer.slots == ()
 
 
 def test_the_settings_are_plain_numbers():

@@ -12,33 +12,30 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from .numbers import numbers_of
 from .trace import Graph, Node
 
-__all__ = ["Call", "Place", "Plan", "contract", "plan"]
-
-
-class Place(NamedTuple):
-    """Where a value is.
-
-    Attributes:
-        kind: "array" (an argument), "result" (memory for a result), "real" or "bool" (scratch memory), "number".
-        which: the number of the argument, result or piece of scratch memory; for "number" the node's position.
-    """
-
-    kind: str
-    which: int
+__all__ = ["Call", "Plan", "contract", "plan"]
 
 
 class Call(NamedTuple):
-    """One operation, see `trace`; or "copy". "where" does not write to the place of its second operand."""
+    """One operation, see `trace`; or "copy". The memory is given by its number, see `Plan`.
+
+    "where" does not write to the memory of its second operand.
+    """
 
     op: str
-    args: tuple[Place, ...]
-    out: Place
+    args: tuple[int, ...]
+    out: int
 
 
 class Plan(NamedTuple):
-    """The calls in order, and how many pieces of scratch memory they need: of real numbers, and of Booleans."""
+    """The calls in order, and what they work on.
+
+    The memory is numbered: first the arrays that the formula takes, then memory for each result that overwrites no
+    array, then scratch memory for real numbers (`reals` pieces), then for Booleans (`bools`), and at last the
+    numbers, in the order of `numbers_of(graph).nodes`.
+    """
 
     calls: tuple[Call, ...]
     reals: int
@@ -105,46 +102,59 @@ def _term(nodes: Sequence[Node], uses: Counter[int], place: int, x: int) -> tupl
     return ("scaled", (x, place, *number)) if number else None
 
 
+class _Place(NamedTuple):
+    """Where a value is: "array", "result", "real" or "bool" memory of that number, or the "number" of a node."""
+
+    kind: str
+    which: int
+
+
 class _Planner:
     def __init__(self, graph: Graph, homes: Sequence[int | None]) -> None:
-        self.nodes = list(graph.nodes)
-        self.homes = [Place("result", o) if i is None else Place("array", i) for o, i in enumerate(homes)]
-        self.outputs: dict[int, Place] = {}  # node -> where its value is to be
+        self.graph, self.nodes = graph, list(graph.nodes)
+        self.homes = [_Place("result", o) if i is None else _Place("array", i) for o, i in enumerate(homes)]
+        self.outputs: dict[int, _Place] = {}  # node -> where its value is to be
         for place, home in zip(graph.outputs, self.homes):
             node = self.nodes[place]
-            stays = node.op == "array" and home == Place("array", node.args[0])
+            stays = node.op == "array" and home == _Place("array", node.args[0])
             if place in self.outputs or not (stays or (node.rank and node.is_operation)):
                 self.nodes.append(Node("copy", (place,), 1, False))
                 place = len(self.nodes) - 1
             self.outputs[place] = home
         self.last = {arg: i for i, node in enumerate(self.nodes) if self._is_call(node) for arg in node.args}
         self.last.update(dict.fromkeys(self.outputs, len(self.nodes)))
-        self.at: dict[int, Place] = {}
+        self.at: dict[int, _Place] = {}
         self.count = {"real": 0, "bool": 0}
-        self.free: list[Place] = []
+        self.free: list[_Place] = []
 
     def _is_call(self, node: Node) -> bool:
         return node.is_operation and node.rank == 1
 
     def plan(self) -> Plan:
-        calls = []
+        calls: list[tuple[str, list[_Place], _Place]] = []
         read = set()
         for i, node in enumerate(self.nodes):
             if node.op == "array":
-                self.at[i] = Place("array", node.args[0])
+                self.at[i] = _Place("array", node.args[0])
                 read.add(self.at[i])
             elif node.rank == 0:
-                self.at[i] = Place("number", i)
+                self.at[i] = _Place("number", i)
         self.free = [home for home in self.homes if home not in read]
         for i, node in enumerate(self.nodes):
             if self._is_call(node):
-                calls.append(Call(node.op, tuple(self.at[arg] for arg in node.args), self._place(i, node)))
+                calls.append((node.op, [self.at[arg] for arg in node.args], self._place(i, node)))
         for i, home in self.outputs.items():
             if self.at[i] != home:
-                calls.append(Call("copy", (self.at[i],), home))
-        return Plan(tuple(calls), self.count["real"], self.count["bool"])
+                calls.append(("copy", [self.at[i]], home))
+        places = [_Place("array", i) for i in range(self.graph.arrays)]
+        places += [home for home in self.homes if home.kind == "result"]
+        places += [_Place(kind, k) for kind, count in self.count.items() for k in range(count)]
+        places += [_Place("number", node) for node in numbers_of(self.graph).nodes]
+        index = {place: k for k, place in enumerate(places)}
+        numbered = (Call(op, tuple(index[arg] for arg in args), index[out]) for op, args, out in calls)
+        return Plan(tuple(numbered), self.count["real"], self.count["bool"])
 
-    def _place(self, i: int, node: Node) -> Place:
+    def _place(self, i: int, node: Node) -> _Place:
         """Choose where the result of an operation goes."""
         ends = [self.at[arg] for arg in dict.fromkeys(node.args) if self.last[arg] == i]
         ends = [place for place in ends if place.kind in self.count or place in self.homes]
@@ -161,7 +171,7 @@ class _Planner:
         if fits:
             place = fits[0]
         else:
-            place = Place(kind, self.count[kind])
+            place = _Place(kind, self.count[kind])
             self.count[kind] += 1
         self.free = [p for p in (*self.free, *ends) if p != place]
         self.at[i] = place

@@ -69,6 +69,7 @@ def source_of(graph: Graph, homes: Sequence[int | None], flush: Sequence[int] = 
     return "\n".join(lines) + "\n"
 
 
+@lru_cache(maxsize=256)
 def loop_of(
     graph: Graph, homes: tuple[int | None, ...], flush: tuple[int, ...], compile_loop: Callable[[Any], Any]
 ) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +54,7 @@ def _graph(optimizer: Any, slots: int, decay: float, scaled: bool) -> Graph | No
         return None
 
 
+@lru_cache(maxsize=256)
 def fading(graph: Graph) -> tuple[int, ...]:
     """Return the numbers of the outputs that are slots which decay: s' = number * s + something, or - something.
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import ops
-from ..fusion.calls import Place, plan
+from ..fusion.calls import plan
 from ..fusion.numbers import numbers_of
-from ..fusion.trace import ARITY, Graph
+from ..fusion.trace import Graph
 from ..fusion.update import fading, update_graph
 from . import threads
 
@@ -305,25 +306,24 @@ def update(
     graph = fused(ctx, optimizer, w, slots, decay, factor)
     if graph is None:
         return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
-    old = (w, *slots)
     over = ctx.overwrite and optimizer.never_overflows
-    new = old if over else own_memory(ctx, old)
-    calls = plan(graph, homes(graph, over))
-    numbers = _numbers(ctx, graph, lr, age, factor, w.dtype)
+    new = () if over else own_memory(ctx, (w, *slots))
+    made = _prepared(graph, over, w.dtype)
+    changing = [ctx.empty((), kind) for kind in made.kinds]
+    ctx.launch(_work_out, made.work_out, lr, age, factor, *changing)
     if over and (fades := fading(graph)):
         flush = ctx.empty((), np.bool)
         ctx.launch(_is_due, flush, age)
-        ctx.later_when(flush, lambda: _flush(ctx, [new[o] for o in fades]))
-    scratch = [ctx.empty((min(w.size, BLOCK),), kind) for kind in [None] * calls.reals + [np.bool] * calls.bools]
-    for wb, gb, *blocks in _blocks(w, g, *slots, *(() if over else new)):
-        places = dict(numbers)
-        places.update((Place("array", i), a) for i, a in enumerate((wb, gb, *blocks[: len(slots)])))
-        places.update((Place("result", o), a) for o, a in enumerate(blocks[len(slots) :]))
-        places.update((Place("real", k), a[: wb.size]) for k, a in enumerate(scratch[: calls.reals]))
-        places.update((Place("bool", k), a[: wb.size]) for k, a in enumerate(scratch[calls.reals :]))
-        for op, args, out in calls.calls:
-            _call(ctx.later if over else _now, op, [places[arg] for arg in args], places[out])
-    return new[0], tuple(new[1:])
+        ctx.later_when(flush, lambda: _flush(ctx, [slots[o - 1] for o in fades]))
+    size = min(w.size, BLOCK)
+    scratch = [ctx.empty((size,), kind) for kind in made.scratch]
+    do = ctx.later if over else _now
+    for block in _blocks(w, g, *slots, *new):
+        last = block[0].size
+        memory = (*block, *(scratch if last == size else [a[:last] for a in scratch]), *changing, *made.fixed)
+        for ufunc, args, named in made.calls:
+            do(ufunc, *args(memory), **{name: memory[place] for name, place in named} if named else {})
+    return (w, slots) if over else (new[0], new[1:])
 
 
 def fused(ctx: Any, optimizer: Any, w: Array, slots: Sequence[Array], decay: float, factor: Any) -> Graph | None:
@@ -347,17 +347,49 @@ def _now(function: Any, *args: Any, **kwargs: Any) -> None:
     function(*args, **kwargs)
 
 
-def _numbers(ctx: Any, graph: Graph, lr: Any, age: Any, factor: Any, dtype: Any) -> dict[Place, Array]:
-    """Return the numbers of a graph by place, as arrays: NumPy need not search for their dtype."""
+class _Prepared(NamedTuple):
+    """All of an update that is the same at each: see `calls.Plan` for the order of the memory.
+
+    Attributes:
+        calls: (ufunc, function that picks the arguments from the memory, ((keyword, place in the memory), ...)).
+        scratch: the dtypes of scratch memory. kinds: of the numbers that change. fixed: those that do not.
+        work_out: see `numbers.Numbers`.
+    """
+
+    calls: list[tuple[Any, Any, tuple[tuple[str, int], ...]]]
+    scratch: list[Any]
+    kinds: list[Any]
+    fixed: list[Array]
+    work_out: Any
+
+
+@lru_cache(maxsize=256)
+def _prepared(graph: Graph, over: bool, dtype: Any) -> _Prepared:
+    calls, reals, bools = plan(graph, homes(graph, over))
     found = numbers_of(graph)
+    kinds = [np.dtype(np.bool) if graph.nodes[node].boolean else dtype for node in found.nodes]
+    count = len(found.changing)
+    fixed = [*map(_number, found.fixed.values(), kinds[count:]), _number(1.0, dtype)]
+    one = graph.arrays + (0 if over else len(graph.outputs)) + reals + bools + len(kinds)
+    ready = [
+        (ufunc, itemgetter(*args) if len(args) > 1 else lambda memory, a=args[0]: (memory[a],), named)
+        for call in calls
+        for ufunc, args, named in _ufuncs(*call, one)
+    ]
+    return _Prepared(ready, [dtype] * reals + [np.bool] * bools, kinds[:count], fixed, found.work_out)
 
-    def kind(node: int) -> Any:
-        return np.dtype(np.bool) if graph.nodes[node].boolean else dtype
 
-    numbers = {Place("number", node): _number(value, kind(node)) for node, value in found.fixed.items()}
-    changing = [ctx.empty((), kind(node)) for node in found.changing]
-    ctx.launch(_work_out, found.work_out, lr, age, factor, *changing)
-    return {**numbers, **{Place("number", node): a for node, a in zip(found.changing, changing)}}
+def _ufuncs(op: str, args: tuple[int, ...], out: int, one: int) -> list[tuple[Any, tuple[int, ...], Any]]:
+    """Return the ufuncs for an operation: each with positional arguments, and keywords."""
+    if op == "where":
+        chosen, yes, no = args
+        copy = [] if no == out else [(np.positive, (no, out), ())]
+        return [*copy, (np.positive, (yes,), (("out", out), ("where", chosen)))]
+    if op == "astype":
+        return [(np.multiply, (args[0], one, out), ())]
+    if op in ("maximum", "minimum"):  # for which NumPy deprecates a positional `out`
+        return [(getattr(np, op), args, (("out", out),))]
+    return [(np.positive if op == "copy" else getattr(np, op), (*args, out), ())]
 
 
 def _work_out(work_out: Any, lr: Any, age: Any, factor: Any, *places: Array) -> None:
@@ -369,24 +401,6 @@ def _work_out(work_out: Any, lr: Any, age: Any, factor: Any, *places: Array) -> 
 @lru_cache(maxsize=256)
 def _number(value: float, dtype: Any) -> Array:
     return np.array(value, dtype)
-
-
-_UFUNCS = {"copy": np.positive, **{op: getattr(np, op) for op in ARITY if op not in ("where", "astype")}}
-
-
-def _call(do: Any, op: str, args: list[Array], out: Array) -> None:
-    """Make, or put off, the calls of one operation."""
-    if op == "where":
-        chosen, yes, no = args
-        if no is not out:
-            do(np.positive, no, out)
-        do(np.positive, yes, out=out, where=chosen)
-    elif op == "astype":
-        do(np.multiply, args[0], _number(1.0, out.dtype), out)
-    elif op in ("maximum", "minimum"):  # for which NumPy deprecates a positional `out`
-        do(_UFUNCS[op], *args, out=out)
-    else:
-        do(_UFUNCS[op], *args, out)
 
 
 def _is_due(flush: Array, age: Any) -> None:

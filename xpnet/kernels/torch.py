@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import ops
 from ..backend import Array
-from ..fusion.calls import Place, contract, plan
+from ..fusion.calls import contract, plan
 from ..fusion.numbers import numbers_of
-from ..fusion.trace import ARITY
+from ..fusion.trace import ARITY, Graph
 from ..fusion.update import fading
 from .numpy import FLUSH, fused, homes, room_for
 
@@ -210,39 +210,78 @@ def update(
     if over and optimizer.known_as == "adam" and _fused_adam is not None:
         _adam(ctx, optimizer, w, g, slots, lr, age, decay, factor)
         return w, slots
-    graph = contract(graph)
-    new = (w, *slots) if over else tuple(torch.empty_like(a) for a in (w, *slots))
-    calls, found = plan(graph, homes(graph, over)), numbers_of(graph)
-    values = found.work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
+    made = _prepared(graph, over, w.dtype)
     most = torch.finfo(w.dtype).max  # PyTorch refuses a number that is beyond it, but not infinity
-    numbers = {
-        node: math.copysign(math.inf, value) if abs(value) > most else value
-        for node, value in (*found.fixed.items(), *zip(found.changing, values))
-    }
-    places = {Place("array", i): a for i, a in enumerate((w, g, *slots))}
-    places.update((Place("result", o), a) for o, a in enumerate(new))
-    places.update((Place("real", k), ctx.empty(w.shape)) for k in range(calls.reals))
-    places.update((Place("bool", k), ctx.empty(w.shape, torch.bool)) for k in range(calls.bools))
+    values = made.work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
+    numbers = [*(math.copysign(math.inf, a) if abs(a) > most else a for a in values), *made.numbers]
+    new = () if over else tuple(torch.empty_like(a) for a in (w, *slots))
+    memory = [w, g, *slots, *new, *(ctx.empty(w.shape, kind) for kind in made.scratch)]
+    memory += [kind and ctx.empty((), kind).fill_(value) for kind, value in zip(made.kinds, values)]
+    memory += made.fixed
     do = ctx.later if over else _now
-    for op, args, out in calls.calls:
-        kind = op.partition("_")[2]
-        if kind in _WITH_NUMBER:  # the number is a Python number, and an argument of its own
-            count, call, name = _WITH_NUMBER[kind]
-            sign = -1.0 if op.startswith("subtract") else 1.0
-            value = sign * (numbers[args[count].which] if len(args) > count else 1.0)
-            do(call, *(places[arg] for arg in args[:count]), **{name: value}, out=places[out])
-            continue
-        given = [
-            _number(numbers[arg.which], torch.bool if graph.nodes[arg.which].boolean else w.dtype)
-            if arg.kind == "number"
-            else places[arg]
-            for arg in args
-        ]
-        if op in ("copy", "astype"):
-            do(places[out].copy_, given[0])
+    for call, args, out, name, number, sign in made.steps:
+        given = [memory[a] for a in args]
+        if name is not None:
+            do(call, *given, **{name: sign if number is None else sign * numbers[number]}, out=memory[out])
+        elif call is None:
+            do(memory[out].copy_, *given)
         else:
-            do(_CALLS[op], *given, out=places[out])
-    return new[0], tuple(new[1:])
+            do(call, *given, out=memory[out])
+    return (w, slots) if over else (new[0], new[1:])
+
+
+class _Step(NamedTuple):
+    """A call of PyTorch's; None copies. With a name, a number (with a sign) is a keyword argument."""
+
+    call: Any
+    args: tuple[int, ...]
+    out: int
+    name: str | None = None
+    number: int | None = None
+    sign: float = 1.0
+
+
+class _Prepared(NamedTuple):
+    """All of an update that is the same at each: see `calls.Plan` for the order of the memory.
+
+    Attributes:
+        scratch: the dtypes of scratch memory. kinds: of the numbers that change, None for one that is no tensor.
+        numbers, fixed: those that do not, also as tensors. work_out: see `numbers.Numbers`.
+    """
+
+    steps: list[_Step]
+    scratch: list[Any]
+    kinds: list[Any]
+    numbers: list[float]
+    fixed: list[Array]
+    work_out: Any
+
+
+@lru_cache(maxsize=256)
+def _prepared(graph: Graph, over: bool, dtype: Any) -> _Prepared:
+    graph = contract(graph)
+    calls, reals, bools = plan(graph, homes(graph, over))
+    first = graph.arrays + (0 if over else len(graph.outputs)) + reals + bools
+    steps = []
+    for op, args, out in calls:
+        kind = op.partition("_")[2]
+        if kind in _WITH_NUMBER:
+            count, call, name = _WITH_NUMBER[kind]
+            number = args[count] - first if len(args) > count else None
+            sign = -1.0 if op.startswith("subtract") else 1.0
+            steps.append(_Step(call, args[:count], out, name, number, sign))
+        else:
+            steps.append(_Step(None if op in ("copy", "astype") else _CALLS[op], args, out))
+    read = {arg for step in steps for arg in step.args}
+    found, most = numbers_of(graph), torch.finfo(dtype).max
+    kinds = [torch.bool if graph.nodes[node].boolean else dtype for node in found.nodes]
+    kinds = [kind if first + k in read else None for k, kind in enumerate(kinds)]
+    numbers = [math.copysign(math.inf, a) if abs(a) > most else a for a in found.fixed.values()]
+    changing = kinds[: len(found.changing)]
+    fixed = [kind and _number(a, kind) for kind, a in zip(kinds[len(changing) :], numbers)]
+    return _Prepared(
+        steps, [dtype] * reals + [torch.bool] * bools, changing, numbers, fixed, found.work_out
+    )  # fmt: skip
 
 
 # how many operands there are before the number, the call, and what it calls the number

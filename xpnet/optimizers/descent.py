@@ -37,9 +37,9 @@ class SGD(Optimizer):
     nesterov: bool = setting(flag, default=False)
 
     @property
-    def slots(self) -> dict[str, float]:
+    def slots(self) -> tuple[str, ...]:
         """The velocity, if there is momentum."""
-        return {"velocity": 0.0} if self.momentum else {}
+        return ("velocity",) if self.momentum else ()
 
     @property
     def never_overflows(self) -> bool:
