@@ -183,6 +183,31 @@ def test_the_table_has_every_activation():
         assert activation_kernels(Device.backend_of("float32"), cls()) is None
 
 
+def of_two(xp, a, b):
+    """Return what each operation makes of two numbers, those that are no functions of reals among others."""
+    numbers = [a + b, a - b, a * b, a / b, xp.maximum(a, b), xp.minimum(a, b), xp.pow(a, b), xp.where(a > b, a, b)]
+    numbers += [f(a) for f in (xp.abs, xp.sign, xp.sqrt, xp.exp, xp.expm1, xp.log, xp.log1p, xp.tanh)]
+    flags = [a > b, a >= b, a < b, a <= b, a == b, a != b, xp.isnan(a), xp.isfinite(a)]
+    flags += [(a > 0) & (b > 0), (a > 0) | (b > 0), ~(a > 0)]
+    return [-a, *numbers, *(xp.where(flag, xp.ones_like(a), 2.0 * xp.ones_like(a)) for flag in flags)]
+
+
+def test_operations_on_odd_numbers(device):
+    """All of them in one kernel; of NaN, infinity, zeros and equal numbers they make what NumPy makes."""
+    given = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -3.0]
+    a, b = (x.reshape(-1).astype(device.dtype) for x in np.meshgrid(given, given))
+    wanted = of_two(np, a, b)
+    arrays = 1 + len(wanted)
+    graph = trace(lambda xp: lambda a, b, *rest: of_two(xp, a, b), arrays, 3)
+    kernel = cuda.kernel_made_by(fusion.update_source, graph.key, device.dtype.name, in_place=False)
+    slots, out, numbers = [NULL] * (arrays - 2), [device.room(a.shape) for _ in wanted], [NULL] * 3
+    constants = map(device.real, graph.constants)
+    device.launch(kernel, (2,), (32,), device.put(a), device.put(b), *slots, *out, *numbers, *constants, NULL,
+                  np.int64(a.size))  # fmt: skip
+    for found, expected in zip(out, wanted, strict=True):
+        device.close(found, expected)
+
+
 def test_everything_is_there():
     graph = trace(lambda xp: lambda z: Everything().forward(xp, z), 1)
     back = trace(lambda xp: lambda *arrays: Everything().backward(xp, *arrays), 3)

@@ -157,6 +157,47 @@ class Swish(Activation):
         return da * (s + a * (1.0 - s))
 
 
+class InArrays(Optimizer):
+    """A user's, without a formula, who answers for it that nothing overflows."""
+
+    never_overflows = True
+
+    def apply(self, ctx, w, g, slots, lr, age, factor=None):
+        return w - lr / age * g, slots
+
+
+class Norm(Optimizer):
+    """A user's, whose formula is not elementwise and reads the age."""
+
+    never_overflows = True
+
+    def numbers(self, xp, lr, age):
+        return (lr / age,)
+
+    def formula(self, xp):
+        return lambda w, g, rate: w - rate * g / (1.0 + xp.max(xp.abs(g)))
+
+
+class Counting(Optimizer):
+    """A user's, with a slot that is one number: what could not be written by each element's thread."""
+
+    slots = scalar_slots = ("count",)
+
+    def formula(self, xp):
+        return lambda w, g, count, lr: (w - lr / (1.0 + count) * g, count + 1.0)
+
+
+@pytest.mark.parametrize("optimizer", [InArrays, Norm, Counting])
+def test_an_update_in_array_code(optimizer):
+    """Its numbers are those of NumPy, by the age of this update too, which kernels count up at the step's end."""
+    model = same_with_and_without(small(), optimizer=lambda: optimizer(0.1), dtype="float64")
+    reference = make(small(), optimizer=optimizer(0.1), backend="numpy", dtype="float64")
+    fit(reference)
+    for a, b in zip(arrays_of(model), arrays_of(reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    assert "update" not in cuda_on_host.RawKernel.launched
+
+
 def test_a_users_activation():
     launched = []
     for activation in (Swish(), "tanh"):
