@@ -98,9 +98,12 @@ OPTIMIZERS = {
     "Momentum": [{}, {"beta": 0.0}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
     "RMSprop": [
         {}, {"epsilon_on": "root"}, {"epsilon": 1e-12}, {"weight_decay": 0.1, "global_clipnorm": 0.1},
+        {"momentum": 0.5}, {"centered": True, "momentum": 0.5},
     ],
+    "Adagrad": [{}, {"epsilon": 0.0}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
+    "Lamb": [{}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
     "Adam": [
-        {}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999},
+        {}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999}, {"amsgrad": True},
         {"clipnorm": 0.1}, {"clipvalue": 0.01}, {"global_clipnorm": 0.1},
     ],
     "AdamW": [{}, {"weight_decay": 0.3, "global_clipnorm": 0.1}],
@@ -229,15 +232,30 @@ class OwnMetric(metrics.MeanSquaredError):
     pass
 
 
-class OwnOptimizer(optimizers.SGD):
-    pass
+class OwnUpdate(optimizers.SGD):
+    def apply(self, ctx, w, g, slots, lr, age, factor=None, decay=None):
+        return w - lr * g, slots
+
+
+class Unfused(optimizers.Optimizer):
+    def formula(self, xp):
+        return lambda w, g, lr: w - lr * g / xp.max(xp.abs(g))
+
+
+class Norms(optimizers.SGD):
+    """Its slot is one number."""
+
+    slots = scalar_slots = ("norm",)
+
+    def formula(self, xp):
+        return lambda w, g, s, lr: (w - lr * g, s + 1.0)
 
 
 @pytest.mark.parametrize(
     "parts",
     [{"layer": Doubled()}, {"layer": Dense(3, activation=Own())}, {"loss": OwnLoss()}, {"metrics": [OwnMetric()]},
-     {"optimizer": OwnOptimizer()}],
-    ids=lambda parts: next(iter(parts)),
+     {"optimizer": OwnUpdate()}, {"optimizer": Unfused(0.01)}, {"optimizer": Norms()}],
+    ids=lambda parts: type(next(iter(parts.values()))).__name__,
 )  # fmt: skip
 def test_code_of_users_runs_at_every_step(monkeypatch, parts):
     monkeypatch.delenv("XPNET_GRAPH", raising=False)

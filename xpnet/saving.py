@@ -52,6 +52,7 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
         NotBuiltError: the model has no weights yet. OSError: the file can't be written. InvalidValueError,
             InvalidTypeError: a config holds what JSON can't say.
     """
+    model.session.refresh()  # the optimizer's settings decide which slots there are
     host = model.session.snapshot()
     tensors = _tensors(model, host)
     description = _as_json(lambda: _describe(model, host, tensors))
@@ -215,7 +216,7 @@ def read_model(
         slots = _slots(model, file, slot)
         _compare(file, model, slots, stored, set(arrays))
         weights, stats = (np.empty(layout.size, stored) for layout in model.network.layouts)
-        tensors = {name: np.empty_like(weights) for name in slots}
+        tensors = {name: np.empty(shape, stored) for name, shape in slots.items()}
         for layout, flat in zip(model.network.layouts, (weights, stats)):
             tensors.update(layout.views(np, flat))
         tensors.update(arrays)
@@ -352,16 +353,27 @@ def _with_arrays(value: Any, file: TensorFile, arrays: dict[str, np.ndarray]) ->
     return [_with_arrays(v, file, arrays) for v in value] if isinstance(value, list) else value
 
 
-def _slots(model: Any, file: TensorFile, name: str) -> list[str]:
-    """Return what the optimizer's slots are called: none before the optimizer has made them, at the first step."""
-    count = len(model.optimizer.slots) if model.optimizer is not None else 0
-    return [name.format(i) for i in range(count) if name.format(0) in file.entries]
+def _slots(model: Any, file: TensorFile, name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the optimizer's slots by what they are called.
+
+    There are none before the optimizer has made them, at the first step.
+    """
+    if model.optimizer is None or name.format(0) not in file.entries:
+        return {}
+    shapes = model.optimizer.slot_shapes((model.network.layout.size,))
+    return {name.format(i): shape for i, shape in enumerate(shapes)}
 
 
-def _compare(file: TensorFile, model: Any, slots: list[str], dtype: Any, others: set[str]) -> None:
+def _compare(
+    file: TensorFile,
+    model: Any,
+    slots: Mapping[str, tuple[int, ...]],
+    dtype: Any,
+    others: set[str],
+) -> None:
     """Raise if a file's tensors, but for the others, are not those of its model, by names, types and shapes."""
     wanted = {key: shape for layout in model.network.layouts for key, shape in layout.shapes.items()}
-    wanted.update((name, (model.network.layout.size,)) for name in slots)
+    wanted.update(slots)
     found = {(key, entry.dtype, entry.shape) for key, entry in file.entries.items() if key not in others}
     odd = sorted(found ^ {(key, type_of(dtype), shape) for key, shape in wanted.items()})
     if odd:

@@ -13,6 +13,7 @@ from .data import Data
 from .errors import NotBuiltError, ShapeError
 from .layers import Layer
 from .network import Network, check_input
+from .optimizers import Optimizer
 from .params import Flats
 from .program import Compiled, Program, check_head, make_program
 from .random import Stream
@@ -304,15 +305,17 @@ class Session:
         self.refresh()
         if self._program is None:
             self._program = make_program(self.need_compiled(), self.network, self.backend, self.stream)
-            self._give_slots(tuple(self._program.optimizer.slots))
+            self._give_slots(self._program.optimizer)
         return self._program
 
-    def _give_slots(self, names: tuple[str, ...]) -> None:
+    def _give_slots(self, optimizer: Optimizer) -> None:
         """Give the state the optimizer's slots; keep those that it already has."""
-        state, zeros = self.state, self.backend.zeros
+        state, names = self.state, tuple(optimizer.slots)
         known = dict(zip(self._slots or names, state.slots))
-        slots = tuple(known[name] if name in known else zeros(state.weights.shape) for name in names)
-        self.state, self._slots = state._replace(slots=slots), names
+        if tuple(known) != names:
+            first = optimizer.first_slots(self.backend, tuple(state.weights.shape))
+            self.state = state._replace(slots=tuple(known.get(name, slot) for name, slot in zip(names, first)))
+        self._slots = names
 
     def inference(self) -> Any:
         """Return the compiled forward pass `forward(weights, stats, x) -> y`."""
@@ -338,6 +341,8 @@ class Session:
                 self.lay_out(Network(self.layers, network.input_shape, network.learns), keep=True)
             elif self._program is not None and self._program.settings != self.need_compiled().settings():
                 self._program = None
+                if self._slots:
+                    self._give_slots(self.need_compiled().optimizer)
             self._seen = seen
 
     # The layers' weights --------------------------------------------------------------------------------------

@@ -112,8 +112,7 @@ def make_step(
     segments = network.layout.segments
     context = _contexts(backend)
     limit = LIMITS[backend.dtype_name]
-    slices = tuple(network.layout.slices.values())
-    sure = optimizer.never_overflows
+    variables = network.layout.variables
 
     def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
@@ -133,13 +132,14 @@ def make_step(
         ok = ctx.ops.sound(ctx, s.ok, s.lr, limit, (g, s.weights), value, new_stats)
         # a step that only costs itself counts in the logs, if its loss is a number
         counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
+        sure = optimizer.never_overflows
         ctx.gate, ctx.overwrite = ok, sure and ctx.inplace
 
         def tally(taken: Array) -> tuple[Array, Array, Array]:
             return ctx.ops.tally(ctx, taken, counted, s.step, s.age, s.sums, parts)
 
         def update(kept: tuple[Array, tuple[Array, ...], Array], age: Array) -> Any:
-            return *optimizer.advance(ctx, kept[0], g, kept[1], s.lr, age, slices, factor), new_stats
+            return *optimizer.advance(ctx, kept[0], g, kept[1], s.lr, age, variables, factor), new_stats
 
         kept = s.weights, s.slots, s.stats
         if sure:
