@@ -3,9 +3,9 @@
 A file saved during `fit`, or after `fit` was interrupted, also holds its position and the callbacks' state: the
 next `fit` after `load_model` resumes there.
 
-The tensors are the parameters by path ("dense_1/kernel") and the optimizer's flat slots ("optimizer.0", ...: unlike
-paths of parameters, these contain no "/"). The rest is JSON in the header's metadata. Any safetensors library can
-read the tensors.
+The tensors are the parameters by path ("dense_1/kernel") and the optimizer's flat slots ("optimizer.0", ...; paths
+of parameters always contain "/"). The rest is JSON in the header's metadata. Any safetensors library can read the
+tensors.
 """
 
 from __future__ import annotations
