@@ -167,6 +167,7 @@ LOSSES = {
     "mean_squared_error": (None, ONE_HOT),
     "perceptron_criterion": (None, 2 * ONE_HOT - 1),
     "mean_absolute_error": (None, ONE_HOT),
+    "huber": (None, ONE_HOT),
 }
 
 

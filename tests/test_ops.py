@@ -127,20 +127,6 @@ def test_the_derivative_from_scores_is_exactly_a_minus_y(backend, dtype):
     for op in (ops.softmax_cross_entropy, ctx.ops.softmax_cross_entropy):
         _, dz, a = op(ctx, at(ctx, z, dtype), at(ctx, labels, "int32"), 1.0)
         assert_close(dz, a - at(ctx, np.eye(7)[labels], dtype), rtol=0, atol=0)
-    bits = at(ctx, RNG.integers(0, 2, (50, 1)), dtype)
-    for op in (ops.sigmoid_cross_entropy, ctx.ops.sigmoid_cross_entropy):
-        _, dz, a = op(ctx, at(ctx, z[:, :1], dtype), bits, 1.0)
-        assert_close(dz, a - bits, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_sigmoid_cross_entropy(ctx, weighted):
-    z, t, w = RNG.standard_normal((6, 3)) * 3, RNG.random((6, 3)), RNG.random(6)
-    values, dz, a = ops.sigmoid_cross_entropy(ctx, at(ctx, z), at(ctx, t), at(ctx, w) if weighted else 2.0)
-    s = 1 / (1 + np.exp(-z))
-    assert_close(a, at(ctx, s))
-    assert_close(values, at(ctx, -(t * np.log(s) + (1 - t) * np.log(1 - s)).mean(-1)))
-    assert_close(dz, at(ctx, (s - t) / 3 * (w[:, None] if weighted else 2.0)))
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "float64"])
@@ -372,14 +358,6 @@ def softmax_case(op, ctx, rng, n, m):
     return [*out, *op(ctx, at(ctx, z, ctx.backend.dtype_name), at(ctx, target, "int32"), 1.0)]
 
 
-def sigmoid_case(op, ctx, rng, n, m):
-    z, t, w = rng.standard_normal((n, m)) * 5, rng.random((n, m)), rng.random(n)
-    args = [at(ctx, a, ctx.backend.dtype_name) for a in (z, t, w)]
-    out = [*op(ctx, *args[:2], 0.5), *op(ctx, *args)]
-    same_as_before(ctx, args, (z, t, w))
-    return out
-
-
 def batch_norm_case(op, ctx, rng, n, m):
     x, gamma, beta, dy = (rng.standard_normal(s) for s in ((n + 1, m), (m,), (m,), (n + 1, m)))
     args = [at(ctx, a, ctx.backend.dtype_name) for a in (x, gamma, beta, dy)]
@@ -537,7 +515,6 @@ CASES = {
     "batch_norm": batch_norm_case,
     "one_hot": one_hot_case,
     "softmax_cross_entropy": softmax_case,
-    "sigmoid_cross_entropy": sigmoid_case,
     "penalize": penalize_case,
     "pack": pack_case,
     "sound": sound_case,

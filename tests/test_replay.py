@@ -61,6 +61,7 @@ LOSSES = {
     "binary_crossentropy": ("sigmoid", ONE_HOT),
     "mean_squared_error": (None, ONE_HOT),
     "mean_absolute_error": (None, ONE_HOT),
+    "huber": (None, ONE_HOT),
     "perceptron_criterion": (None, 2 * ONE_HOT - 1),
 }
 

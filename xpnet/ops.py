@@ -35,7 +35,6 @@ __all__ = [
     "rmsprop",
     "row_total",
     "sgd",
-    "sigmoid_cross_entropy",
     "softmax_cross_entropy",
     "sound",
     "tally",
@@ -170,24 +169,6 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     values = -xp.sum(t * xp.where(t == 0, t, shifted - xp.log(total)), axis=-1)
     dz = a - t if sparse else a * xp.sum(t, axis=-1, keepdims=True) - t
     return values, dz * columns(xp, weight), a
-
-
-def sigmoid_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
-    """Return -(t log(a) + (1 - t) log(1 - a)), its mean over the last axis; the derivative; a = sigmoid(z).
-
-    Args:
-        z: scores, shape (..., units). target: t in [0, 1], the same shape. weight: shape (...), or a number.
-
-    In the stable form |z| s + log(1 + exp(-|z|)), s being 1 - t for z >= 0, else t, with inf s = 0 where s = 0;
-    dz = (a - t) / units, times `weight`.
-    """
-    xp = ctx.xp
-    size, positive = xp.abs(z), z >= 0
-    e = xp.exp(-size)
-    a = xp.where(positive, xp.ones_like(e), e) / (1.0 + e)
-    share = xp.where(positive, 1.0 - target, target)
-    values = xp.mean(share * xp.where(share == 0, share, size) + xp.log1p(e), axis=-1)
-    return values, (a - target) * (columns(xp, weight) / z.shape[-1]), a
 
 
 def hits(ctx: Any, p: Array, target: Array) -> Array:
