@@ -129,6 +129,16 @@ def test_the_derivative_from_scores_is_exactly_a_minus_y(backend, dtype):
         assert_close(dz, a - at(ctx, np.eye(7)[labels], dtype), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_confusion(ctx, weighted):
+    target, found, w = RNG.integers(0, 3, 9), RNG.integers(0, 3, 9), RNG.random(9)
+    wanted = np.zeros((4, 4))
+    np.add.at(wanted, (target, found), w if weighted else 1.0)
+    pair = at(ctx, target, "int32"), at(ctx, found, "int32")
+    assert_close(ops.confusion(ctx, *pair, at(ctx, w) if weighted else None, 4), at(ctx, wanted))
+    assert np.isnan(ctx.backend.host(ops.confusion(ctx, *pair, None, 2))).all()
+
+
 @pytest.mark.parametrize("dtype", ["int32", "int64", "float64"])
 @pytest.mark.parametrize("shape", [(7,), (2, 5)])
 def test_hits(ctx, shape, dtype):
@@ -419,10 +429,12 @@ def tally_case(op, ctx, rng, n, m):
     backend, out = ctx.backend, []
     for ok, counted in ((True, True), (True, False), (False, True), (False, False)):
         step, flags = backend.count(2**40), [backend.scalar(flag, ctx.xp.bool) for flag in (ok, counted)]
-        age, *rest = (backend.scalar(v) for v in rng.standard_normal(1 + 2 * (n + m)))
-        pairs = [rest[i : i + 2] for i in range(0, len(rest), 2)]
-        parts = [(a, 1.0, b) if i % 3 else (a, 0.5 + i, 3.0) for i, (a, b) in enumerate(pairs)]
-        sums = at(ctx, rng.standard_normal((len(parts), 2)), "float64" if backend.wide else "float32")
+        age, *rest = (backend.scalar(v) for v in rng.standard_normal(1 + n + m))
+        parts = [(3.0 + i, 0.5) if i % 3 == 1 else (a, 0.5 + i % 2) for i, a in enumerate(rest)]
+        arrays = [at(ctx, rng.standard_normal(s), backend.dtype_name) for s in ((m + 1,), (n, m + 1), (1,))]
+        parts[1:1], parts[2:2], parts[-1:] = [(arrays[0], 1.0)], [(arrays[1], 0.25)], [(arrays[2], 1.0)]
+        size = sum(getattr(a, "size", 1) if not hasattr(a, "numel") else a.numel() for a, _ in parts)
+        sums = at(ctx, rng.standard_normal(size), "float64" if backend.wide else "float32")
         step, age, sums = op(ctx, *flags, step, age, sums, parts)
         ended(ctx)
         assert backend.counted(step) == 2**40 + ok
@@ -442,6 +454,15 @@ def hits_case(op, ctx, rng, n, m):
         on, labels = at(ctx, p, ctx.backend.dtype_name), rng.integers(0, m, p.shape[:-1])
         out += [op(ctx, on, at(ctx, labels, dtype)) for dtype in ("int32", "int64")]
         same_as_before(ctx, [on], [p])
+    return out
+
+
+def confusion_case(op, ctx, rng, n, m):
+    out = []
+    for classes in (2, m + 1):
+        pair = [at(ctx, rng.integers(0, classes, n), "int32") for _ in range(2)]
+        weight = at(ctx, rng.integers(1, 9, n) / 4, ctx.backend.dtype_name)
+        out += [op(ctx, *pair, w, classes) for w in (None, weight)]
     return out
 
 
@@ -508,6 +529,7 @@ CASES = {
     "affine": affine_case,
     "dropout": dropout_case,
     "hits": hits_case,
+    "confusion": confusion_case,
     "row_total": row_total_case,
     "clip_values": clip_case(),
     "clip_factor": clip_case(),

@@ -130,7 +130,7 @@ class _Epoch:
         self.step = model.step
         sums = zero_sums(model.backend, self.program.metrics)
         self.done = 0
-        if unfinished is not None and unfinished.fits(self.rows, batch_size, sums.shape):
+        if unfinished is not None and unfinished.fits(self.rows, batch_size, sums.shape[-1]):
             self.done, sums = unfinished.steps, carried_sums(model.backend, unfinished.sums)
         self.rate: float | None = None
         self.commit = model.commit
@@ -168,8 +168,8 @@ class _Epoch:
         if not bool(self.model.backend.host(self.model.state.ok)):
             self.model.rewind()
 
-    def logs(self) -> dict[str, float]:
-        """Return the means over the epoch so far.
+    def logs(self) -> dict[str, Any]:
+        """Return the loss and the metrics of the epoch so far.
 
         Raises:
             NonFiniteError: the guard has held a step back.
@@ -177,7 +177,7 @@ class _Epoch:
         backend, state = self.model.backend, self.model.state
         if not bool(backend.host(state.ok)):
             self._stop()
-        return read_sums(backend, state.sums, self.program.names)
+        return read_sums(backend, state.sums, self.program.names, self.program.metrics)
 
     def _stop(self) -> None:
         model, program = self.model, self.program
@@ -213,7 +213,7 @@ def _groups(done: int, rows: int, batch_size: int, per_execution: int) -> Iterat
 
 
 @_on_its_device
-def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, float]:
+def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, Any]:
     """Return loss and metrics by name."""
     program, backend = model.program(), model.backend
     sums = zero_sums(backend, program.metrics)
@@ -223,7 +223,7 @@ def evaluate(model: Any, data: Data, batch_size: int) -> dict[str, float]:
             with kernels.surroundings(backend):
                 x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype)
                 sums = program.evaluation(sums, weights, stats, Batch(x, y, weight, {}))
-    return read_sums(backend, sums, program.names)
+    return read_sums(backend, sums, program.names, program.metrics)
 
 
 @_on_its_device
@@ -251,7 +251,7 @@ def make_inference(model: Any) -> Any:
 
 
 @_on_its_device
-def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> dict[str, float]:
+def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> dict[str, Any]:
     """Take one step on all the rows; return loss and metrics by name."""
     backend = model.backend
     rows, step = slice(0, len(data)), model.step
@@ -267,4 +267,4 @@ def train_on_batch(model: Any, program: Any, data: Data, class_weight: Any) -> d
         batch = make_batches(model, program, data, rows, step, 1, class_weight)[0]
         raise non_finite(model, program, batch, f"step {model.step + 1}")
     model.unfinished = None  # an epoch that was cut off can't go on behind this step
-    return read_sums(backend, model.state.sums, program.names)
+    return read_sums(backend, model.state.sums, program.names, program.metrics)

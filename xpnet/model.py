@@ -25,7 +25,7 @@ from .program import Compiled, Program, check_compile, check_head, make_program
 from .random import Stream, fresh_seed
 from .run import Run, Unfinished
 from .settings import changes
-from .training import TrainState, carried_sums, first_scale, zero_sums
+from .training import TrainState, carried_sums, first_scale, host_sums, zero_sums
 
 __all__ = ["Sequential"]
 
@@ -302,7 +302,7 @@ class Sequential:
                 backend.counted(state.step),
                 float(backend.host(state.age)),
                 tuple(float(backend.host(a)) for a in state.scale),
-                copied(state.sums),
+                host_sums(backend, state.sums),
                 self._progress,
             )
 
@@ -806,7 +806,7 @@ class Sequential:
     def _batch_size(self, batch_size: int | None, what: str = "batch_size", default: int = 1024) -> int:
         return number(what, default if batch_size is None else batch_size, 1, integer=True)
 
-    def _scores(self, scores: dict[str, float], return_dict: bool) -> Any:
+    def _scores(self, scores: dict[str, Any], return_dict: bool) -> Any:
         values = list(scores.values())
         return scores if return_dict else values if len(values) > 1 else values[0]
 

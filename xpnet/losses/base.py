@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from ..backend import Array, floating, np, traced
 from ..context import Context, enter, numeric
@@ -49,9 +49,9 @@ class Loss(Configurable):
     0.5
     """
 
-    fuses: str | None = None
-    targets: Targets = ANYTHING
-    sparse = False
+    fuses: ClassVar[str | None] = None
+    targets: ClassVar[Targets] = ANYTHING
+    sparse: ClassVar[bool] = False
 
     reduction: str = setting(_reduction, default="sum_over_batch_size", kw_only=True)
     name: str | None = setting(default=None, kw_only=True)
