@@ -15,7 +15,7 @@ from .settings import flag, optional, setting
 
 __all__ = ["Callback", "EarlyStopping", "History", "ProgressBar"]
 
-Logs = dict[str, float]
+Logs = dict[str, Any]  # floats; arrays of metrics that give such
 
 
 class Callback(Configurable):
@@ -65,12 +65,14 @@ class Callback(Configurable):
 class History(Callback):
     """Record the logs of each epoch as lists: `history["loss"]`, `history["val_loss"]`, ... `fit` returns it.
 
+    Values are floats, or arrays where a metric's result is one.
+
     Attributes:
         history: name -> values, one per epoch. epoch: the epoch numbers.
     """
 
     def __init__(self) -> None:
-        self.history: dict[str, list[float]] = {}
+        self.history: dict[str, list[Any]] = {}
         self.epoch: list[int] = []
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
@@ -107,7 +109,8 @@ class EarlyStopping(Callback):
 
     Raises:
         UnknownNameError: before the first epoch, if `monitor` will not be in the logs.
-        InvalidValueError: before the first epoch, if the mode is `"auto"` and the metric has no direction.
+        InvalidValueError: before the first epoch, if the metric's result is an array, or if the mode is `"auto"`
+            and the metric has no direction.
     """
 
     monitor: str = setting(default="val_loss")
@@ -133,6 +136,12 @@ class EarlyStopping(Callback):
         names = self.params.get("metrics", [])
         if self.monitor not in names:
             raise unknown_name("monitor of EarlyStopping", self.monitor, names)
+        name = self.monitor.removeprefix("val_")
+        shape = () if name == "loss" else self.model.session.program().result_shape(name)
+        if shape != ():
+            raise InvalidValueError(
+                f"EarlyStopping needs a number to compare; got {self.monitor!r}, an array of shape {shape}"
+            )
         self._direction()
         self._begin()
 
@@ -278,4 +287,4 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
 
 
 def _text(logs: Logs) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in logs.items() if np.ndim(value) == 0)

@@ -107,7 +107,7 @@ class _Epoch:
         self.step = session.step
         sums = zero_sums(session.backend, self.program.metrics)
         self.done = 0
-        if unfinished is not None and unfinished.fits(rows, size, sums.shape):
+        if unfinished is not None and unfinished.fits(rows, size, sums.shape[-1]):
             self.done, sums = unfinished.steps, carried_sums(session.backend, unfinished.sums)
         self.rate: float | None = None
         self.commit = session.commit
@@ -157,8 +157,8 @@ class _Epoch:
         """The program that takes the steps."""
         return self.feed.program
 
-    def logs(self) -> dict[str, float]:
-        """Return the means over the epoch so far.
+    def logs(self) -> dict[str, Any]:
+        """Return the loss and the metrics of the epoch so far.
 
         Raises:
             NonFiniteError: the guard has rejected a step.
@@ -166,7 +166,7 @@ class _Epoch:
         session = self.session
         if not session.well():
             self._stop()
-        return read_sums(session.backend, session.state.sums, self.program.names)
+        return read_sums(session.backend, session.state.sums, self.program.names, self.program.metrics)
 
     def _stop(self) -> None:
         session, size = self.session, self.job.batch_size
@@ -207,7 +207,7 @@ def _groups(done: int, rows: int, batch_size: int, per_execution: int) -> Iterat
 
 
 @_on_its_device
-def evaluate(session: Session, data: Data, batch_size: int) -> dict[str, float]:
+def evaluate(session: Session, data: Data, batch_size: int) -> dict[str, Any]:
     """Return loss and metrics by name."""
     program, backend = session.program(), session.backend
     sums = zero_sums(backend, program.metrics)
@@ -217,7 +217,7 @@ def evaluate(session: Session, data: Data, batch_size: int) -> dict[str, float]:
             with kernels.surroundings(backend):
                 x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype)
                 sums = program.evaluation(sums, weights, stats, Batch(x, y, weight, {}))
-    return read_sums(backend, sums, program.names)
+    return read_sums(backend, sums, program.names, program.metrics)
 
 
 @_on_its_device
@@ -235,7 +235,7 @@ def predict(session: Session, data: Data, batch_size: int) -> Array:
 
 
 @_on_its_device
-def train_on_batch(session: Session, data: Data, class_weight: Mapping[int, float] | None) -> dict[str, float]:
+def train_on_batch(session: Session, data: Data, class_weight: Mapping[int, float] | None) -> dict[str, Any]:
     """Take one step on all the rows; return loss and metrics by name."""
     backend, program = session.backend, session.program()
     rows, step = slice(0, len(data)), session.step
@@ -250,4 +250,4 @@ def train_on_batch(session: Session, data: Data, class_weight: Mapping[int, floa
         batch = make_batches(session, program, data, rows, step, 1, class_weight)[0]
         raise non_finite(session, program, batch, f"step {session.step + 1}")
     session.unfinished = None  # an interrupted epoch can't be resumed after this step
-    return read_sums(backend, session.state.sums, program.names)
+    return read_sums(backend, session.state.sums, program.names, program.metrics)

@@ -74,6 +74,11 @@ class Program(NamedTuple):
     maker: Any = None
     settings: Any = None
 
+    def result_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of what the logs have under a name: () for a number."""
+        metric = dict(zip(self.names[1:], self.metrics)).get(name)
+        return () if metric is None else metric.result_shape()
+
     @property
     def host_masks(self) -> bool:
         """Whether batches must bring their masks."""

@@ -300,13 +300,20 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: it is not registered; the message suggests the closest names.
         """
-        custom = {**_custom.classes, **(custom_objects or {})}
-        ours = {n: cls for n, cls in custom.items() if isinstance(cls, type) and issubclass(cls, self.base)}
-        known = {**self.classes, **ours}
+        known = self._known(custom_objects)
         found = _lookup(known, name)
         if found is None:
             raise unknown_name(self.kind, name, {n for n in known if n == n.lower()} or known)
         return found
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether a class has that name."""
+        return _lookup(self._known(), name) is not None
+
+    def _known(self, custom_objects: Mapping[str, type] | None = None) -> dict[str, type[T]]:
+        custom = {**_custom.classes, **(custom_objects or {})}
+        ours = {n: cls for n, cls in custom.items() if isinstance(cls, type) and issubclass(cls, self.base)}
+        return {**self.classes, **ours}
 
     def get(self, identifier: Any, custom_objects: Mapping[str, type] | None = None) -> T:
         """Return an object of this kind: the given one, or made from a name, a class or a config.

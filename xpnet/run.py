@@ -16,7 +16,7 @@ class Unfinished(NamedTuple):
     """The position of a `fit` run when its model was saved, for the run that resumes it.
 
     Attributes:
-        steps: steps taken in the current epoch. rows, batch_size: of the data. sums: see `TrainState.sums`.
+        steps: steps taken in the current epoch. rows, batch_size: of the data. sums: see `training.host_sums`.
         callbacks: (class name, state) of each. told: (epoch, logs, number of callbacks already called) if the
             model was saved during `on_epoch_end`, else None.
     """
@@ -26,11 +26,11 @@ class Unfinished(NamedTuple):
     batch_size: int = 0
     sums: Any = None
     callbacks: Sequence[tuple[str, dict[str, Any]]] = ()
-    told: tuple[int, dict[str, float], int] | None = None
+    told: tuple[int, dict[str, Any], int] | None = None
 
-    def fits(self, rows: int, batch_size: int, sums: tuple[int, ...]) -> bool:
-        """Return whether a run with this data and these sums can resume in the middle of the epoch."""
-        known = self.rows == rows and self.batch_size == batch_size and np.shape(self.sums) == tuple(sums)
+    def fits(self, rows: int, batch_size: int, sums: int) -> bool:
+        """Return whether a run with this data and so many sums can resume in the middle of the epoch."""
+        known = self.rows == rows and self.batch_size == batch_size and np.shape(self.sums) == (sums,)
         return self.steps > 0 and known
 
 
@@ -48,8 +48,8 @@ class Run:
         self.history = next((c for c in callbacks if isinstance(c, History)), None) or History()
         self.callbacks = [*callbacks, *([] if self.history in callbacks else [self.history])]
         self.model = model
-        self.told: tuple[int, dict[str, float], int] | None = None
-        self._logs: dict[str, float] = {}
+        self.told: tuple[int, dict[str, Any], int] | None = None
+        self._logs: dict[str, Any] = {}
 
     def begin(self, params: dict[str, Any], unfinished: Unfinished | None) -> None:
         """Begin training; callbacks restore the state of those of the same class in an unfinished run."""
@@ -77,7 +77,7 @@ class Run:
         for callback in self.callbacks:
             getattr(callback, hook)(*args)
 
-    def end_epoch(self, epoch: int, logs: dict[str, float]) -> None:
+    def end_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
         """Call `on_epoch_end`; keep count of the callbacks reached, in case one of them saves the model."""
         self._logs = logs
         for count, callback in enumerate(self.callbacks, 1):

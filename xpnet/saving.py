@@ -126,8 +126,8 @@ def _unfinished(model: Any, host: HostState, tensors: dict[str, np.ndarray]) -> 
     found = model.session.unfinished or _cut_off(model.session.run, host)
     if found is None:
         return None
-    callbacks = [[name, _without_arrays(state, tensors)] for name, state in found.callbacks]
-    return {**found._asdict(), "callbacks": callbacks}
+    callbacks, told = _without_arrays([list(found.callbacks), found.told], tensors)
+    return {**found._asdict(), "callbacks": callbacks, "told": told}
 
 
 def _cut_off(run: Run | None, host: HostState) -> Unfinished | None:
@@ -331,6 +331,8 @@ def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinis
         number(name, found[name], 0, LARGEST_COUNT, integer=True) for name in ("steps", "rows", "batch_size")
     ]
     sums = None if found["sums"] is None else np.array(_of(list, found["sums"]), np.float64)
+    if sums is not None and sums.ndim > 1:  # an older file: pairs of a sum and its weight, or two arrays of such
+        sums = (sums.sum(axis=0) if sums.ndim == 3 else sums).reshape(-1)
     callbacks = [
         (_of(str, name), _of(dict, _with_arrays(state, file, arrays)))
         for name, state in _of(list, found["callbacks"])
@@ -338,7 +340,9 @@ def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinis
     told = found["told"]
     if told is not None:
         epoch, logs, count = told
-        told = _of(int, epoch), {_of(str, k): float(v) for k, v in logs.items()}, _of(int, count)
+        logs = {_of(str, k): _with_arrays(v, file, arrays) for k, v in _of(dict, logs).items()}
+        logs = {k: v if isinstance(v, np.ndarray) else float(v) for k, v in logs.items()}
+        told = _of(int, epoch), logs, _of(int, count)
     steps, rows, batch_size = counts
     return Unfinished(steps, rows, batch_size, sums, callbacks, told)
 

@@ -19,7 +19,7 @@ from .program import Compiled, Program, check_head, make_program
 from .random import Stream
 from .run import Run, Unfinished
 from .settings import changes
-from .training import TrainState, carried_sums, first_scale, zero_sums
+from .training import TrainState, carried_sums, first_scale, host_sums, zero_sums
 
 __all__ = ["HostState", "Progress", "Session"]
 
@@ -258,7 +258,7 @@ class Session:
                 backend.counted(state.step),
                 float(backend.host(state.age)),
                 tuple(float(backend.host(a)) for a in state.scale),
-                copied(state.sums),
+                host_sums(backend, state.sums),
                 self.progress,
             )
 
