@@ -299,7 +299,7 @@ def test_many_replays_take_no_more_memory(device):
     model = model_of(everything)
     for _ in range(WARM):
         model.train_on_batch(X[:8], CLASSES[:8])
-    recorder = model.program().recorder
+    recorder = model.session.program().recorder
     gc.collect()
 
     def taken():

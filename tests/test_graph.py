@@ -18,12 +18,13 @@ from steps import taken
 
 import xpnet as xn
 from xpnet import activations, losses, metrics
+from xpnet.activations import Activation
 from xpnet.backend import get_backend
 from xpnet.callbacks import Callback
 from xpnet.errors import NonFiniteError
 from xpnet.kernels.graph import CannotRecord, Recorder
 from xpnet.layers import BatchNormalization, Dense, Dropout, LeakyReLU, PReLU
-from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
+from xpnet.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
 from xpnet.replay import ATTEMPTS, Replay
 from xpnet.tree import leaves
@@ -106,7 +107,7 @@ def same_bits(model, other):
 
 def recordings(model):
     """Return all recordings of a model's steps."""
-    recorder = model.program().recorder
+    recorder = model.session.program().recorder
     assert recorder is not None
     return [recording for r, found in made if r is recorder for recording in found.values()]
 
@@ -121,7 +122,7 @@ def same_with_and_without(layers, y=CLASSES, *args, optimizer=lambda: "adam", ep
     with without_graphs():
         plain = make(layers, *args, optimizer=optimizer(), **kwargs)
         expected = fit(plain, y, epochs, **fitting)
-        assert not isinstance(plain.program().run, Replay)
+        assert not isinstance(plain.session.program().run, Replay)
     model = make(layers, *args, optimizer=optimizer(), **kwargs)
     found = fit(model, y, epochs, **fitting)
     assert len(recordings(model)) == 2
@@ -133,18 +134,54 @@ def same_with_and_without(layers, y=CLASSES, *args, optimizer=lambda: "adam", ep
 # The same numbers ---------------------------------------------------------------------------------------
 
 
+class Lion(Optimizer):
+    """A user's formula, which may overflow for all we know."""
+
+    slots = ("average",)
+
+    def formula(self, xp):
+        def at(w, g, m, lr):
+            return w - lr * xp.sign(0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g
+
+        return at
+
+
+class Swish(Activation):
+    """A user's formula, whose derivative reads the scores."""
+
+    def forward(self, xp, z):
+        return z / (1.0 + xp.exp(-z))
+
+    def backward(self, xp, da, z, a):
+        s = 1.0 / (1.0 + xp.exp(-z))
+        return da * (s + a * (1.0 - s))
+
+
+def test_a_users_activation():
+    launched = []
+    for activation in (Swish(), "tanh"):
+        cuda_on_host.RawKernel.launched.clear()
+        model = same_with_and_without(small(activation), dtype="float64")
+        reference = make(small(activation), backend="numpy", dtype="float64")
+        fit(reference)
+        for a, b in zip(arrays_of(model), arrays_of(reference), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+        launched.append(cuda_on_host.RawKernel.launched.copy())
+    assert launched[0] == launched[1]  # it costs what ours cost
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "kernel"),
-    [(lambda: SGD(0.05, momentum=0.9, nesterov=True), "sgd_momentum"), (lambda: Adam(0.01), "adam"),
-     (lambda: RMSprop(0.01, epsilon=1e-12), None)],
-    ids=["sgd", "adam", "an update that may overflow"],
+    "optimizer",
+    [lambda: SGD(0.05, momentum=0.9, nesterov=True), lambda: Adam(0.01), lambda: RMSprop(0.01, epsilon=1e-12),
+     lambda: Lion(0.001)],
+    ids=["sgd", "adam", "an update that may overflow", "a user's"],
 )  # fmt: skip
-def test_a_hundred_steps(optimizer, kernel):
+def test_a_hundred_steps(optimizer):
     """All layers: bit by bit what comes without graphs, and what NumPy makes of it."""
     model = same_with_and_without(everything, optimizer=optimizer, epochs=34, dtype="float64")
     assert set(cuda_on_host.RawKernel.launched) == {
         "bias_act", "act_backward", "dropout", "softmax_ce", "penalize", "sum_scaled", "sum_squares", "within",
-        "all_finite", "hits", "tally", "keep_mask", "gather", *([kernel] if kernel else []),
+        "all_finite", "hits", "tally", "keep_mask", "gather", "update",
     }  # fmt: skip
     reference = make(everything, optimizer=optimizer(), backend="numpy", dtype="float64")
     fit(reference, epochs=34)
@@ -324,7 +361,7 @@ def test_the_switches(monkeypatch, switch):
         monkeypatch.setenv(switch, "0")
     model = make(small(), graph=switch != "graph=False")
     fit(model, epochs=2)
-    assert not isinstance(model.program().run, Replay)
+    assert not isinstance(model.session.program().run, Replay)
 
 
 # State --------------------------------------------------------------------------------------------------
@@ -795,7 +832,7 @@ def test_streams_and_workspaces_are_taken_over_by_later_models(device):
     models = [make(small()) for _ in range(3)]
     for model in models:
         fit(model, epochs=2)
-    assert len({m.program().run.recorder.stream.ptr for m in models}) == 3
+    assert len({m.session.program().run.recorder.stream.ptr for m in models}) == 3
     same_bits(models[0], models[2])
 
 

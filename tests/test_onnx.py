@@ -15,6 +15,7 @@ from xpnet import activations, ops
 from xpnet.context import Context
 from xpnet.layers import BatchNormalization, Dense, Dropout, Flatten, PReLU
 from xpnet.losses import SparseCategoricalCrossentropy
+from xpnet.optimizers import SGD, Adam
 from xpnet.testing import assert_close
 
 DATA = os.environ.get("XPNET_DATA")
@@ -225,16 +226,17 @@ def optimizer_inputs(backend, attrs, inputs, kinds):
 def run_adam(backend, op, attrs, inputs, outputs):
     ctx, rate, age, w, g, slots = optimizer_inputs(backend, attrs, inputs, 4)
     age = backend.scalar(float(age) if age else 1e9)  # T = 0: no bias correction, which is that of an old age
-    found = ops.adam(ctx, w, g, tuple(slots), rate, age, attrs["alpha"], attrs["beta"], attrs["epsilon"], False)
+    adam = Adam(beta_1=attrs["alpha"], beta_2=attrs["beta"], epsilon=attrs["epsilon"])
+    found = ops.update(ctx, adam, w, g, tuple(slots), rate, age)
     close(backend, backend.xp.concat([found[0], *found[1]]), np.concatenate(outputs))
 
 
 def run_momentum(backend, op, attrs, inputs, outputs):
     """ONNX: V' = alpha V + beta G, X' = X - R V'. Ours has v = -R V, and takes beta G for its gradient."""
     ctx, rate, age, w, g, (v,) = optimizer_inputs(backend, attrs, inputs, 3)
-    nesterov = attrs["mode"] == "nesterov"
+    sgd = SGD(momentum=attrs["alpha"], nesterov=attrs["mode"] == "nesterov")
     g = g * (attrs["beta"] if age else 1.0)
-    new, (velocity,) = ops.sgd(ctx, w, g, (-rate * v,), rate, attrs["alpha"], nesterov)
+    new, (velocity,) = ops.update(ctx, sgd, w, g, (-rate * v,), rate, rate)
     close(backend, backend.xp.concat([new, -velocity / rate]), np.concatenate(outputs))
 
 

@@ -2,20 +2,48 @@
 
 import importlib
 import inspect
-import math
 import os
 from contextlib import nullcontext
+from itertools import product
 
 import numpy as np
 import pytest
 
-from xpnet import activations, initializers, kernels, ops
+from xpnet import activations, initializers, kernels, ops, optimizers, setting
 from xpnet.backend import get_backend
 from xpnet.context import Arena, Context
-from xpnet.errors import MissingExtraError, UnknownNameError
+from xpnet.errors import InvalidValueError, MissingExtraError, UnknownNameError
 from xpnet.kernels.finish import make
+from xpnet.optimizers import SGD, Adagrad, Adam, Momentum, RMSprop
 from xpnet.params import Layout, ParamSpec
 from xpnet.testing import assert_close
+
+
+class Clipped(optimizers.Optimizer):
+    """A user's, with a choice for each element, Booleans, and a number that changes."""
+
+    learning_rate: float = setting(default=0.1)
+    slots = {"sign": 1.0}
+
+    def numbers(self, xp, lr, age):
+        return lr / xp.sqrt(age), xp.where(age > 2, 0.5 * age, lr)
+
+    def formula(self, xp):
+        def at(w, g, s, rate, most):
+            far = (xp.abs(g) > most) & ~(g < 0)
+            s = xp.where(far, s, xp.sign(g))
+            return w - rate * xp.where(far | (s == 0), xp.maximum(g, s), xp.minimum(most, xp.tanh(g))), s
+
+        return at
+
+
+UPDATES = [
+    SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Momentum(), Momentum(beta=0.0),
+    RMSprop(epsilon=1e-3), RMSprop(epsilon=1e-3, epsilon_on="root"), RMSprop(epsilon=1e-3, momentum=0.5),
+    RMSprop(epsilon=0.1, momentum=0.5, centered=True), Adagrad(),
+    Adam(epsilon=1e-3), Adam(epsilon=1e-3, epsilon_on="corrected"), Adam(beta_1=0.0, beta_2=0.0, epsilon=1e-3),
+    Adam(epsilon=1e-3, amsgrad=True), Clipped(),
+]  # fmt: skip
 
 RNG = np.random.default_rng(0)
 
@@ -254,53 +282,24 @@ def test_what_is_nothing_is_not_clipped(ctx):
         assert np.isnan(float(ops.clip_factor(ctx, at(ctx, [np.nan, 1.0]), 0.1, None)))
 
 
-def test_optimizers(ctx):
-    """One step from slots that are not zero; the whole formulas are in test_optimizers.py."""
+def test_update(ctx):
+    """One step from a slot that is not zero; the formulas themselves are in test_optimizers.py."""
     w, g, v = RNG.standard_normal((3, 5))
-    s, lr, age = v**2, 0.1, 3.0
-    on = [at(ctx, a) for a in (w, g, v, s, lr, age)]
-    ow, og, ov, os_, olr, oage = on
-
-    def check(found, new_w, *slots):
-        for a, b in zip([found[0], *found[1]], [new_w, *slots], strict=True):
-            assert_close(a, at(ctx, b))
-
-    check(ops.sgd(ctx, ow, og, (), olr, 0.0, False), w - lr * g)
-    velocity = 0.9 * v - lr * g
-    check(ops.sgd(ctx, ow, og, (ov,), olr, 0.9, False), w + velocity, velocity)
-    check(ops.sgd(ctx, ow, og, (ov,), olr, 0.9, True), w + 0.9 * velocity - lr * g, velocity)
-    average = 0.9 * v + 0.1 * g
-    check(ops.momentum(ctx, ow, og, (ov,), olr, 0.9), w - lr * average, average)
-    square = 0.8 * s + 0.2 * g**2
-    check(ops.rmsprop(ctx, ow, og, (os_,), olr, 0.8, 0.01, True), w - lr * g / np.sqrt(square + 0.01), square)
-    check(ops.rmsprop(ctx, ow, og, (os_,), olr, 0.8, 0.01, False), w - lr * g / (np.sqrt(square) + 0.01), square)
-    c1, c2 = 1 - 0.9**3, 1 - 0.8**3
-    for corrected in (False, True):
-        step = (
-            (average / c1) / (np.sqrt(square / c2) + 0.01)
-            if corrected
-            else math.sqrt(c2) / c1 * average / (np.sqrt(square) + 0.01)
-        )
-        found = ops.adam(ctx, ow, og, (ov, os_), olr, oage, 0.9, 0.8, 0.01, corrected)
-        check(found, w - lr * step, average, square)
+    on = [at(ctx, a) for a in (w, g, v)]
+    velocity = 0.9 * v - 0.1 * g
+    new, slots = ops.update(ctx, SGD(momentum=0.9), on[0], on[1], (on[2],), at(ctx, 0.1), at(ctx, 3.0))
+    for a, wanted in zip((new, *slots), (w + velocity, velocity), strict=True):
+        assert_close(a, at(ctx, wanted))
 
 
-@pytest.mark.parametrize(
-    ("name", "args"),
-    [
-        ("sgd", (0.0, False)), ("sgd", (0.9, False)), ("sgd", (0.9, True)), ("momentum", (0.9,)),
-        ("rmsprop", (0.8, 0.01, True)), ("rmsprop", (0.8, 0.01, False)), ("adam", (0.9, 0.8, 0.01, True)),
-    ],
-)  # fmt: skip
-def test_decay_and_factor(ctx, name, args):
+@pytest.mark.parametrize("optimizer", UPDATES, ids=repr)
+def test_decay_and_factor(ctx, optimizer):
     """The weights decay first, as in Keras; a factor is a smaller gradient."""
-    w, g, *slots = np.abs(RNG.standard_normal((4, 5)))
-    slots = slots[: {"sgd": int(args[0] > 0), "adam": 2}.get(name, 1)]
-    clock = (at(ctx, 3.0),) if name == "adam" else ()
+    w, g, *slots = np.abs(RNG.standard_normal((2 + len(optimizer.slots), 5)))
 
     def run(w, g, *more):
-        op, on = getattr(ops, name), [at(ctx, s) for s in slots]
-        new, fresh = op(ctx, at(ctx, w), at(ctx, g), tuple(on), at(ctx, 0.1), *clock, *args, *more)
+        on = tuple(at(ctx, s) for s in slots)
+        new, fresh = ops.update(ctx, optimizer, at(ctx, w), at(ctx, g), on, at(ctx, 0.1), at(ctx, 3.0), *more)
         return [new, *fresh]
 
     plain, both = run((1 - 0.1 * 0.3) * w, 0.25 * g), run(w, g, 0.3, at(ctx, 0.25))
@@ -308,6 +307,16 @@ def test_decay_and_factor(ctx, name, args):
         assert_close(a, b)
     for a, b in zip(run(w, g, 0.0, None), run(w, g), strict=True):
         assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_formula_must_return_all_slots(ctx):
+    class Forgetful(SGD):
+        def formula(self, xp):
+            return lambda w, g, v, lr: w
+
+    on = [at(ctx, np.ones(3)) for _ in range(3)]
+    with pytest.raises(InvalidValueError, match=r"Forgetful must return the weights and 1 slots; got 1 arrays$"):
+        ops.update(ctx, Forgetful(momentum=0.5), on[0], on[1], (on[2],), at(ctx, 0.1), at(ctx, 1.0))
 
 
 # Twins --------------------------------------------------------------------------------------------------
@@ -390,6 +399,11 @@ def penalize_case(op, ctx, rng, n, m):
         same_as_before(ctx, on[:1], (w,))  # the gradient may be used up
         out += [ctx.xp.asarray(value, dtype=ctx.dtype) if segments else ctx.backend.scalar(float(value)), new]
     return out
+
+
+def join_case(op, ctx, rng, n, m):
+    parts = [at(ctx, rng.standard_normal(size), ctx.backend.dtype_name) for size in (n, m, 1, *range(2, 9))]
+    return [op(ctx, parts), op(ctx, parts[:1]), op(ctx, [at(ctx, rng.standard_normal((2, n))) for _ in range(2)])]
 
 
 def pack_case(op, ctx, rng, n, m):
@@ -490,24 +504,21 @@ def clip_case(*more):
     return case
 
 
-def optimizer_case(slots, *args, age=False):
-    def case(op, ctx, rng, n, m):
-        out, dtype = [], ctx.backend.dtype_name
-        extras = ((), (0.3,), (0.0, ctx.backend.scalar(0.25)), (0.01, ctx.backend.scalar(1e-3)))
-        for more in [(*numbers, *extra) for numbers in args for extra in extras]:
-            w, *old = (at(ctx, np.abs(a), dtype) for a in rng.standard_normal((1 + slots(more), n * m)))
-            for step in (1.0, 2.0, 3.0):
-                g = rng.standard_normal(n * m)
-                on_g = at(ctx, g, dtype)
-                clock = (ctx.backend.scalar(step),) if age else ()
-                new, fresh = op(ctx, w, on_g, tuple(old), ctx.backend.scalar(0.1), *clock, *more)
-                ended(ctx)
-                same_as_before(ctx, [on_g], [g])
-                w, old = new, list(fresh)
-                out += [np.array(ctx.backend.host(a)) for a in (w, *old)]
-        return out
-
-    return case
+def update_case(op, ctx, rng, n, m):
+    out, dtype = [], ctx.backend.dtype_name
+    extras = ((), (0.3,), (0.0, ctx.backend.scalar(0.25)), (0.01, ctx.backend.scalar(1e-3)))
+    for optimizer, more in product(UPDATES, extras):
+        w, *old = (at(ctx, np.abs(a), dtype) for a in rng.standard_normal((1 + len(optimizer.slots), n * m)))
+        for step in (1.0, 2.0, 3.0):
+            g = rng.standard_normal(n * m)
+            on_g = at(ctx, g, dtype)
+            clock = ctx.backend.scalar(0.1), ctx.backend.scalar(step)
+            new, fresh = op(ctx, optimizer, w, on_g, tuple(old), *clock, *more)
+            ended(ctx)
+            same_as_before(ctx, [on_g], [g])
+            w, old = new, list(fresh)
+            out += [np.array(ctx.backend.host(a)) for a in (w, *old)]
+    return out
 
 
 def rescale_case(op, ctx, rng, n, m):
@@ -538,15 +549,11 @@ CASES = {
     "one_hot": one_hot_case,
     "softmax_cross_entropy": softmax_case,
     "penalize": penalize_case,
+    "join": join_case,
     "pack": pack_case,
     "sound": sound_case,
     "tally": tally_case,
-    "sgd": optimizer_case(lambda more: int(more[0] > 0), (0.0, False), (0.9, False), (0.9, True)),
-    "momentum": optimizer_case(lambda more: 1, (0.9,), (0.0,)),
-    "rmsprop": optimizer_case(lambda more: 1, (0.9, 1e-3, True), (0.9, 1e-3, False)),
-    "adam": optimizer_case(
-        lambda more: 2, (0.9, 0.999, 1e-3, False), (0.9, 0.999, 1e-3, True), (0.0, 0.0, 1e-3, False), age=True
-    ),
+    "update": update_case,
 }
 
 
@@ -567,7 +574,7 @@ def twin_of(module, name):
 
 UNDER_TEST = os.environ.get("XPNET_BACKEND") or "numpy"
 TWINS = [(module, name) for module, names in kernels.TWINS.get(UNDER_TEST, {}).items() for name in names]
-OPTIMIZERS = [(module, name) for module, name in TWINS if name in ("sgd", "momentum", "rmsprop", "adam")]
+OPTIMIZERS = [(module, name) for module, name in TWINS if name == "update"]
 
 
 def test_every_op_and_every_twin_has_a_case():
@@ -603,58 +610,66 @@ def test_optimizer_twins_over_several_blocks(module, name, size):
 
 
 # What the optimizers of `never_overflows` may be given, and what others may.
-TAME = {
-    "sgd": [(0, (0.0, False)), (1, (0.9999, False)), (1, (0.9999, True)), (1, (0.9999, True, 1e3, np.float32(1)))],
-    "momentum": [(1, (0.9999,)), (1, (0.9999, 1e3, np.float32(1)))],
-    "rmsprop": [(1, (0.9999, 1e-10, True)), (1, (0.0, 1e-10, False)), (1, (0.9, 1e-10, True, 1e3, np.float32(1)))],
-    "adam": [
-        (2, (0.0, 0.9999, 1e-10, False)), (2, (0.9999, 0.0, 1e-10, True)),
-        (2, (0.9999, 0.9999, 1e-10, True, 1e3, np.float32(1))),
-    ],
-}  # fmt: skip
-WILD = {
-    "sgd": [(1, (1.0, True)), (0, (0.0, False, 1.1e3))],
-    "momentum": [(1, (0.9, 1e33))],
-    "rmsprop": [(1, (0.9, 0.0, False))],
-    "adam": [(2, (0.9, 0.999, 0.0, True)), (2, (0.99999, 0.999, 1e-7, False))],
-}
+TAME = [
+    SGD(), SGD(momentum=0.9999), SGD(momentum=0.9999, nesterov=True, weight_decay=1e3),
+    Momentum(beta=0.9999), Momentum(beta=0.9999, weight_decay=1e3),
+    RMSprop(rho=0.9999, epsilon=1e-10), RMSprop(rho=0.0, epsilon=1e-10, epsilon_on="root"),
+    RMSprop(epsilon=1e-10, weight_decay=1e3), RMSprop(0.1, 0.9999, 0.9999, 1e-10, centered=True),
+    RMSprop(0.1, 0.0, 0.9999, 1e-10), Adagrad(initial_accumulator_value=0.0, epsilon=1e-10),
+    Adam(beta_1=0.0, beta_2=0.9999, epsilon=1e-10),
+    Adam(beta_1=0.9999, beta_2=0.0, epsilon=1e-10, epsilon_on="corrected"),
+    Adam(beta_1=0.9999, beta_2=0.9999, epsilon=1e-10, weight_decay=1e3), Adam(amsgrad=True, epsilon=1e-10),
+]  # fmt: skip
+WILD = [
+    SGD(momentum=1.0, nesterov=True), SGD(weight_decay=1.1e3), Momentum(weight_decay=1e33),
+    RMSprop(epsilon=0.0, epsilon_on="root"), RMSprop(momentum=1.0), Adagrad(epsilon=0.0),
+    Adam(epsilon=0.0), Adam(beta_1=0.99999), Clipped(),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("gradient", [1e-30, 1.0, 1e18])
+@pytest.mark.parametrize("optimizer", TAME, ids=repr)
 @pytest.mark.parametrize(("module", "name"), OPTIMIZERS)
-def test_no_update_within_the_limits_overflows(module, name, gradient):
+def test_no_update_within_the_limits_overflows(module, name, optimizer, gradient):
     """The largest weights, gradient and rate that the guard lets through, again and again."""
     backend = get_backend(dtype="float32")
     twin = twin_of(module, name)
-    for n, more in TAME[name]:
-        ctx = Context(backend, True, None, Arena(backend.xp))
-        more = [at(ctx, a, "float32") if isinstance(a, np.float32) else a for a in more]
-        w, *slots = (at(ctx, np.zeros(4), "float32") for _ in range(1 + n))
-        for step in range(200):
-            w[...] = 1e18 / 2
-            g = at(ctx, np.full(4, gradient / 2 * (-1) ** (step // 100)), "float32")
-            clock = (at(ctx, step + 1.0, "float32"),) if name == "adam" else ()
-            new, fresh = twin(ctx, w, g, tuple(slots), at(ctx, ops.LARGEST_RATE, "float32"), *clock, *more)
+    assert optimizer.never_overflows
+    ctx = Context(backend, True, None, Arena(backend.xp))
+    w = at(ctx, np.zeros(4), "float32")
+    slots = optimizer.first_slots(backend, (4,))
+    for step in range(200):
+        w[...] = 1e18 / 2
+        g = at(ctx, np.full(4, gradient / 2 * (-1) ** (step // 100)), "float32")
+        clock = at(ctx, ops.LARGEST_RATE, "float32"), at(ctx, step + 1.0, "float32")
+        factor = at(ctx, 1.0, "float32") if step % 2 else None
+        with np.errstate(over="ignore"):  # of a sum of squares
+            new, fresh = twin(ctx, optimizer, w, g, slots, *clock, optimizer.decay, factor)
             ended(ctx)
-            assert all(a is b for a, b in zip((new, *fresh), (w, *slots), strict=True))
-            assert all(np.isfinite(backend.host(a)).all() for a in (w, *slots))
-            ctx.restart({})
+        assert all(a is b for a, b in zip((new, *fresh), (w, *slots), strict=True))
+        kept = () if isinstance(optimizer, Adagrad) else slots
+        assert all(np.isfinite(backend.host(a)).all() for a in (w, *kept))
+        ctx.restart({})
 
 
-@pytest.mark.parametrize(("module", "name"), [(m, n) for m, n in OPTIMIZERS if n in WILD])
-def test_what_may_overflow_leaves_the_old_state_whole(module, name):
+@pytest.mark.parametrize("optimizer", WILD, ids=repr)
+@pytest.mark.parametrize(("module", "name"), OPTIMIZERS)
+def test_what_may_overflow_leaves_the_old_state_whole(module, name, optimizer):
     backend = get_backend(dtype="float32")
-    for n, more in WILD[name]:
-        ctx = Context(backend, True, None, Arena(backend.xp))
-        w, *slots = (at(ctx, np.ones(4), "float32") for _ in range(1 + n))
-        before = [np.array(backend.host(a)) for a in (w, *slots)]
-        g, lr = at(ctx, np.zeros(4), "float32"), at(ctx, 1e6, "float32")
-        clock = (at(ctx, 2.0, "float32"),) if name == "adam" else ()
-        with np.errstate(all="ignore"):
-            twin_of(module, name)(ctx, w, g, tuple(slots), lr, *clock, *more)
-            ended(ctx)
-        for a, b in zip((w, *slots), before):
-            np.testing.assert_array_equal(backend.host(a), b)
+    assert not optimizer.never_overflows
+    ctx = Context(backend, True, None, Arena(backend.xp))
+    w, *slots = (at(ctx, np.ones(4), "float32") for _ in range(1 + len(optimizer.slots)))
+    before = [np.array(backend.host(a)) for a in (w, *slots)]
+    g, lr, age = (at(ctx, a, "float32") for a in (np.zeros(4), 1e6, 2.0))
+    with np.errstate(all="ignore"):
+        new, _ = twin_of(module, name)(ctx, optimizer, w, g, tuple(slots), lr, age, optimizer.decay)
+        assert not ctx.finish
+        ctx.restart({})
+        after = np.array(backend.host(new))
+        twin_of(module, name)(ctx, optimizer, new, g, tuple(slots), lr, age, optimizer.decay)
+    for a, b in zip((w, *slots), before):
+        np.testing.assert_array_equal(backend.host(a), b)
+    np.testing.assert_array_equal(backend.host(new), after)  # it is the state now, and no memory that comes back
 
 
 def compare(wanted, found, name, dtype):

@@ -33,8 +33,8 @@ def train(monkeypatch, graph, make, y, loss, optimizer="adam", chosen=("accuracy
 
 def same_with_and_without(monkeypatch, *args, recorded=True, **kwargs):
     (plain, plain_history), (model, history) = (train(monkeypatch, g, *args, **kwargs) for g in "01")
-    assert not isinstance(plain.program().run, Replay)
-    run = model.program().run
+    assert not isinstance(plain.session.program().run, Replay)
+    run = model.session.program().run
     assert isinstance(run, Replay)
     assert len(run.recordings) == (2 if recorded else 0)  # of 16 rows, and of 2
     np.testing.assert_equal(history.history, plain_history.history)
@@ -109,9 +109,12 @@ OPTIMIZERS = {
     "Momentum": [{}, {"beta": 0.0}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
     "RMSprop": [
         {}, {"epsilon_on": "root"}, {"epsilon": 1e-12}, {"weight_decay": 0.1, "global_clipnorm": 0.1},
+        {"momentum": 0.5}, {"centered": True, "momentum": 0.5},
     ],
+    "Adagrad": [{}, {"epsilon": 0.0}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
+    "Lamb": [{}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
     "Adam": [
-        {}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999},
+        {}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999}, {"amsgrad": True},
         {"clipnorm": 0.1}, {"clipvalue": 0.01}, {"global_clipnorm": 0.1},
     ],
     "AdamW": [{}, {"weight_decay": 0.3, "global_clipnorm": 0.1}],
@@ -193,7 +196,7 @@ def test_state_lives_where_it_is(monkeypatch):
 def test_the_words_that_turn_recording_off(monkeypatch, word):
     for value, recorded in ((word, False), ("true", True), ("On", True), ("", True)):
         model, _ = train(monkeypatch, value, dense(), ONE_HOT, "categorical_crossentropy")
-        assert isinstance(model.program().run, Replay) is recorded
+        assert isinstance(model.session.program().run, Replay) is recorded
 
 
 @pytest.mark.parametrize(("word", "choice"), [("no", "bodies"), ("False", "bodies"), ("NumPy", "numpy")])
@@ -240,15 +243,30 @@ class OwnMetric(metrics.MeanSquaredError):
     pass
 
 
-class OwnOptimizer(optimizers.SGD):
-    pass
+class OwnUpdate(optimizers.SGD):
+    def apply(self, ctx, w, g, slots, lr, age, factor=None, decay=None):
+        return w - lr * g, slots
+
+
+class Unfused(optimizers.Optimizer):
+    def formula(self, xp):
+        return lambda w, g, lr: w - lr * g / xp.max(xp.abs(g))
+
+
+class Norms(optimizers.SGD):
+    """Its slot is one number."""
+
+    slots = scalar_slots = ("norm",)
+
+    def formula(self, xp):
+        return lambda w, g, s, lr: (w - lr * g, s + 1.0)
 
 
 @pytest.mark.parametrize(
     "parts",
     [{"layer": Doubled()}, {"layer": Dense(3, activation=Own())}, {"loss": OwnLoss()}, {"metrics": [OwnMetric()]},
-     {"optimizer": OwnOptimizer()}],
-    ids=lambda parts: next(iter(parts)),
+     {"optimizer": OwnUpdate()}, {"optimizer": Unfused(0.01)}, {"optimizer": Norms()}],
+    ids=lambda parts: type(next(iter(parts.values()))).__name__,
 )  # fmt: skip
 def test_code_of_users_runs_at_every_step(monkeypatch, parts):
     monkeypatch.delenv("XPNET_GRAPH", raising=False)
@@ -256,7 +274,7 @@ def test_code_of_users_runs_at_every_step(monkeypatch, parts):
     model.compile(parts.get("optimizer", "sgd"), parts.get("loss", "mse"), parts.get("metrics"))
     Doubled.calls = 0
     model.fit(X, ONE_HOT, batch_size=10, epochs=2, verbose=0)
-    assert not isinstance(model.program().run, Replay)
+    assert not isinstance(model.session.program().run, Replay)
     assert Doubled.calls == (10 if "layer" in parts and isinstance(parts["layer"], Doubled) else 0)
 
 
@@ -273,9 +291,9 @@ def test_the_switches(monkeypatch):
             m.delenv("XPNET_KERNELS", raising=False)
             m.setenv(name, value)
             model.compile("sgd", "mse")
-            assert isinstance(model.program().run, Replay) == expected
+            assert isinstance(model.session.program().run, Replay) == expected
             model.compile("sgd", "mse", graph=False)
-            assert not isinstance(model.program().run, Replay)
+            assert not isinstance(model.session.program().run, Replay)
 
 
 def test_a_step_that_cannot_be_recorded_is_tried_a_few_times(monkeypatch):
@@ -312,7 +330,7 @@ def test_many_shapes_do_not_pile_up(monkeypatch):
         for rows in range(1, MOST + 5):
             for _ in range(2):
                 model.train_on_batch(X[:rows], ONE_HOT[:rows])
-    run = model.program().run
+    run = model.session.program().run
     assert len(run.recordings) == MOST
     assert (0, (MOST + 4, 6), (MOST + 4, 4)) in run.recordings
     reference = xn.Sequential(dense()(), seed=1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from xpnet import saving
 from xpnet.access import Access, _after_fork
 from xpnet.backend import get_backend
 from xpnet.callbacks import Callback, EarlyStopping, History
@@ -29,7 +30,7 @@ def make(optimizer="adam", layers=(), metrics=("mae",), **kwargs):
 
 
 def same(model, other, **tolerance):
-    a, b = model.snapshot(), other.snapshot()
+    a, b = model.session.snapshot(), other.session.snapshot()
     assert a.step == b.step
     assert a.age == b.age
     for x, y in zip((a.weights, a.stats, *a.slots), (b.weights, b.stats, *b.slots), strict=True):
@@ -108,8 +109,8 @@ def test_an_exception_of_a_part_leaves_the_last_whole_step(part, at, per_executi
 
     with pytest.raises(KeyboardInterrupt):
         whole.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[Stop()])
-    whole.program()  # which makes the slots
-    model.program()
+    whole.session.program()  # which makes the slots
+    model.session.program()
     same(model, whole)
 
 
@@ -140,13 +141,13 @@ def test_steps_go_on_beyond_32_bits(first, tmp_path):
     model, plain = make(graph=True), make(graph=False)
     for m in (model, plain):
         m.build((3,))
-        m.state = m.state._replace(step=m.backend.count(first))
+        m.session.state = m.state._replace(step=m.backend.count(first))
         m.fit(X, Y, batch_size=4, epochs=1, verbose=0)
         assert m.step == first + 10
     same(model, plain, rtol=1e-5)
     model.save(tmp_path / "model")
     assert xn.load_model(tmp_path / "model").step == first + 10
-    masks = [model.network.masks(model.stream, step, 4) for step in (first, first + 2**32)]
+    masks = [model.network.masks(model.session.stream, step, 4) for step in (first, first + 2**32)]
     assert any((a != b).any() for a, b in zip(*(m.values() for m in masks)))
 
 
@@ -264,7 +265,7 @@ def test_a_run_that_ended_leaves_nothing_to_go_on_with(tmp_path):
     model.fit(X, Y, batch_size=4, epochs=2, verbose=0)
     model.save(tmp_path / "model")
     again = xn.load_model(tmp_path / "model")
-    assert again.unfinished is None
+    assert again.session.unfinished is None
     assert again.fit(X, Y, batch_size=4, epochs=1, verbose=0).epoch == [0]
 
 
@@ -272,7 +273,7 @@ def test_other_data_begin_the_epoch_anew(tmp_path):
     with pytest.raises(InterruptedError):
         make().fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(tmp_path / "model", 0, 5)])
     model = xn.load_model(tmp_path / "model")
-    assert model.unfinished.steps == model.step == 5
+    assert model.session.unfinished.steps == model.step == 5
     model.fit(X[:20], Y[:20], batch_size=4, verbose=0)
     assert model.step == 10
     model = xn.load_model(tmp_path / "model")
@@ -288,7 +289,7 @@ def test_a_step_by_hand_ends_what_was_unfinished(tmp_path):
         model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(tmp_path / "model", 0, 5)])
     model.train_on_batch(X[:4], Y[:4])
     model.save(tmp_path / "model")
-    assert xn.load_model(tmp_path / "model").unfinished is None
+    assert xn.load_model(tmp_path / "model").session.unfinished is None
 
 
 def cut_off(tmp_path):
@@ -315,7 +316,7 @@ def test_an_epoch_that_can_not_begin_leaves_it_too(tmp_path):
 
     with pytest.raises(RuntimeError, match="mine"):
         model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Fails()])
-    assert model.unfinished.steps == 5
+    assert model.session.unfinished.steps == 5
 
 
 def test_a_step_that_is_held_back_leaves_it_too(tmp_path):
@@ -323,14 +324,14 @@ def test_a_step_that_is_held_back_leaves_it_too(tmp_path):
     model.optimizer.learning_rate = 1e7
     with pytest.raises(xn.errors.NonFiniteError):
         model.train_on_batch(X, Y)
-    assert model.unfinished.steps == 5
+    assert model.session.unfinished.steps == 5
 
 
 def test_what_is_unfinished_goes_from_file_to_file(tmp_path):
     model = cut_off(tmp_path)
     model.save(tmp_path / "second")
     again = xn.load_model(tmp_path / "second")
-    assert again.unfinished.steps == 5
+    assert again.session.unfinished.steps == 5
     for each in (model, again):
         each.fit(X, Y, batch_size=4, verbose=0)
     same(model, again)
@@ -351,6 +352,29 @@ def test_an_epoch_goes_on_with_its_sums_in_another_precision(tmp_path, dtype):
     )
 
 
+@pytest.mark.parametrize("halves", [False, True])
+def test_sums_of_an_older_file(tmp_path, monkeypatch, halves):
+    """Pairs of a sum and its weight, once in two arrays that are added up."""
+    path, saved = tmp_path / "model", []
+
+    def older(run, host):
+        found = cut_off(run, host)
+        pairs = np.reshape(found.sums, (-1, 2))
+        saved.append(pairs)
+        return found._replace(sums=np.stack([pairs - 0.25, np.full_like(pairs, 0.25)]) if halves else pairs)
+
+    cut_off = saving._cut_off
+    wanted = make(metrics=["mae"]).fit(X, Y, batch_size=4, verbose=0).history
+    monkeypatch.setattr(saving, "_cut_off", older)
+    with pytest.raises(InterruptedError):
+        make(metrics=["mae"]).fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(path, 0, 5)])
+    model = xn.load_model(path)
+    np.testing.assert_allclose(model.session.unfinished.sums, saved[0].reshape(-1), rtol=1e-12)
+    found = model.fit(X, Y, batch_size=4, verbose=0).history
+    assert model.step == 10
+    assert found == {name: pytest.approx(values, rel=1e-5) for name, values in wanted.items()}
+
+
 def test_a_callback_s_state_comes_back_as_it_was(tmp_path):
     class Knows(Callback):
         state = {"a.b": np.zeros(2), "a": {"b": np.ones(2)}}
@@ -363,7 +387,7 @@ def test_a_callback_s_state_comes_back_as_it_was(tmp_path):
 
     with pytest.raises(InterruptedError):
         save(Knows())
-    found = dict(xn.load_model(tmp_path / "model").unfinished.callbacks)["Knows"]
+    found = dict(xn.load_model(tmp_path / "model").session.unfinished.callbacks)["Knows"]
     assert found["a.b"].tolist() == [0.0, 0.0]
     assert found["a"]["b"].tolist() == [1.0, 1.0]
     Knows.state = {1: 5}
@@ -420,7 +444,7 @@ def test_a_step_waits_for_who_looks_at_its_state():
     """A prediction that began before training did: its weights are not written over meanwhile."""
     model, looked = make(SGD(0.05)), []
     model.fit(X, Y, batch_size=4, epochs=1, verbose=0)
-    with model.reading() as (weights, _):
+    with model.session.reading() as (weights, _):
         before = np.array(model.backend.host(weights))
         thread, errors = in_thread(lambda: model.fit(X, Y, batch_size=4, epochs=1, verbose=0))
         thread.join(0.3)
@@ -487,7 +511,7 @@ def test_a_model_is_trained_by_one_call_at_a_time():
 def make_built():
     model = make()
     model.build((3,))
-    model.program()
+    model.session.program()
     return model
 
 

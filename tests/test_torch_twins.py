@@ -17,7 +17,7 @@ from xpnet.context import Arena, Context
 from xpnet.layers import Dense, Dropout, Layer, PReLU
 from xpnet.losses import Loss, SparseCategoricalCrossentropy
 from xpnet.network import Network
-from xpnet.optimizers import Adam
+from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
 from xpnet.training import Batch, TrainState, make_step, zero_sums
 from xpnet.tree import leaves, tree_map
 
@@ -254,21 +254,43 @@ def test_products_of_few_columns(rows, inputs, units, bias):
 
 
 @pytest.mark.parametrize(("age", "kept"), [(63.0, True), (64.0, False)])
-def test_averages_too_small_to_matter_become_0(age, kept):
+@pytest.mark.parametrize("optimizer", [Adam(), RMSprop(), Momentum(), SGD(momentum=0.9)], ids=repr)
+def test_averages_too_small_to_matter_become_0(optimizer, age, kept):
     ctx = context()
-    w, g, lr = torch.ones(8), torch.zeros(8), torch.tensor(0.1)
-    slots = torch.full((8,), 1e-36), torch.full((8,), 1e-36)
-    slots[0][0], slots[1][1] = -1.0, 1.0
-    twins.adam(ctx, w, g, slots, lr, torch.tensor(age), 0.9, 0.999, 1e-7, False)
+    w, g = torch.ones(8), torch.zeros(8)
+    slots = tuple(torch.full((8,), 1e-36) for _ in optimizer.slots)
+    for slot in slots:
+        slot[0] = 1.0
+    twins.update(ctx, optimizer, w, g, slots, torch.tensor(0.1), torch.tensor(age))
     finish.make(ctx.finish)
-    assert [bool(s[5] != 0) for s in slots] == [kept, kept]
-    assert (float(slots[0][0]), float(slots[1][1])) == pytest.approx((-0.9, 0.999))
+    assert [bool(s[5] != 0) for s in slots] == [kept] * len(slots)
+    assert [float(slot[0]) for slot in slots] == pytest.approx([0.9, 0.999][: len(slots)])
 
 
-def test_without_pytorchs_own_update_the_body_does_it(monkeypatch):
-    monkeypatch.setattr(twins, "_fused_adam", None)
-    ctx, args = context(), (torch.tensor(0.1), torch.tensor(2.0), 0.9, 0.999, 1e-7, True)
-    w, g, *slots = torch.rand(4, 8)
-    (new, fresh), wanted = (f(ctx, w, g, tuple(slots), *args) for f in (twins.adam, ops.adam))
-    tree_map(torch.testing.assert_close, (new, fresh), wanted)
-    assert new is not w
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_adam_with_and_without_pytorchs_own(monkeypatch, own, amsgrad):
+    calls = []
+    theirs = twins._fused_adam
+    counted = (lambda *args, **more: calls.append(theirs(*args, **more))) if own else None
+    monkeypatch.setattr(twins, "_fused_adam", counted)
+    ctx, adam = context(), Adam(epsilon_on="corrected", amsgrad=amsgrad)
+    w, g, *slots = torch.rand(2 + len(adam.slots), 8)
+    wanted = ops.update(ctx, adam, w, g, tuple(slots), torch.tensor(0.1), torch.tensor(2.0), 0.1)
+    new = twins.update(ctx, adam, w, g, tuple(slots), torch.tensor(0.1), torch.tensor(2.0), 0.1)
+    finish.make(ctx.finish)
+    tree_map(torch.testing.assert_close, new, wanted)
+    assert new[0] is w
+    assert len(calls) == (own and not amsgrad)
+
+
+def test_a_subclass_with_another_formula_is_not_pytorchs_adam():
+    class Plain(Adam):
+        def formula(self, xp):
+            return lambda w, g, m, v, rate, small: (w - g, m, v)
+
+    ctx, (w, g, *slots) = context(), torch.rand(4, 8)
+    wanted = w - g
+    new, _ = twins.update(ctx, Plain(), w, g, tuple(slots), torch.tensor(0.1), torch.tensor(2.0))
+    finish.make(ctx.finish)
+    torch.testing.assert_close(new, wanted)

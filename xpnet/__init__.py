@@ -23,8 +23,7 @@ from . import (
     regularizers,
 )
 from .backend import available_backends, get_backend, use_backend
-from .model import Sequential
-from .saving import load_model
+from .model import Sequential, load_model
 from .settings import setting
 
 __version__ = "0.1.0"

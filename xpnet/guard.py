@@ -78,8 +78,8 @@ def _replay(
         value, g = ctx.ops.penalize(ctx, s.weights, g, network.layout.segments)
         _look("the penalty on the weights", backend.host(value))
     slots = tuple(backend.copy(slot) for slot in s.slots)
-    slices = tuple(network.layout.slices.values())
-    weights, _ = optimizer.advance(ctx, backend.copy(s.weights), g, slots, s.lr, s.age + 1.0, slices)
+    variables = network.layout.variables
+    weights, _ = optimizer.advance(ctx, backend.copy(s.weights), g, slots, s.lr, s.age + 1.0, variables)
     for layout, flat in ((network.layout, weights), (network.stats_layout, network.new_stats(ctx, s.stats))):
         for path, values in layout.host_parts(backend, flat).items():
             key, _, name = path.rpartition("/")

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .backend import Array
+from .errors import InvalidValueError
 
 __all__ = [
-    "adam",
     "affine",
     "batch_norm",
     "clip_factor",
@@ -27,18 +27,17 @@ __all__ = [
     "confusion",
     "dropout",
     "hits",
-    "momentum",
+    "join",
     "one_hot",
     "pack",
     "penalize",
     "product",
     "rescale",
-    "rmsprop",
     "row_total",
-    "sgd",
     "softmax_cross_entropy",
     "sound",
     "tally",
+    "update",
 ]
 
 Backward = Callable[..., tuple[Array, dict[str, Array]]]
@@ -223,6 +222,11 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: tuple[Array, dict
     return layout.pack(ctx.xp, parts)
 
 
+def join(ctx: Any, parts: Sequence[Array]) -> Array:
+    """Return arrays of shape (..., size) as one, each behind the other."""
+    return ctx.xp.concat(list(parts), axis=-1)
+
+
 def sound(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[Array], *others: Array) -> Array:
     """Return whether a step may be taken: a 0-d boolean array, left on the device.
 
@@ -350,102 +354,38 @@ def _scaled(a: Array, factor: Array | None) -> Array:
     return a if factor is None else a * factor
 
 
-# Optimizers. In all of them `decay` takes lr decay w away from the weights beside the update ("decoupled weight
-# decay": I. Loshchilov, F. Hutter, ICLR 2019), and `factor` (0-d and at most 1, or None) is what the gradient is
-# multiplied with first.
-
-
-def _decayed(w: Array, lr: Array, decay: float) -> Array:
-    return w - (lr * decay) * w if decay else w
-
-
-def sgd(
+def update(
     ctx: Any,
-    w: Array,
-    g: Array,
-    slots: tuple[Array, ...],
-    lr: Array,
-    momentum: float,
-    nesterov: bool,
-    decay: float = 0.0,
-    factor: Array | None = None,
-) -> tuple[Array, tuple[Array, ...]]:
-    """w - lr g; with momentum (B. Polyak 1964)  v' = momentum v - lr g,  w' = w + v'.
-
-    Nesterov's form (I. Sutskever et al., ICML 2013) looks ahead:  w' = w + momentum v' - lr g.
-    """
-    w, g = _decayed(w, lr, decay), _scaled(g, factor)
-    if not slots:
-        return w - lr * g, ()
-    v = momentum * slots[0] - lr * g
-    return (w + momentum * v - lr * g if nesterov else w + v), (v,)
-
-
-def momentum(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: tuple[Array, ...],
-    lr: Array,
-    beta: float,
-    decay: float = 0.0,
-    factor: Array | None = None,
-) -> tuple[Array, tuple[Array, ...]]:
-    """v' = beta v + (1 - beta) g,  w' = w - lr v': the moving-average form, without bias correction."""
-    v = beta * slots[0] + (1.0 - beta) * _scaled(g, factor)
-    return _decayed(w, lr, decay) - lr * v, (v,)
-
-
-def rmsprop(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: tuple[Array, ...],
-    lr: Array,
-    rho: float,
-    epsilon: float,
-    inside: bool,
-    decay: float = 0.0,
-    factor: Array | None = None,
-) -> tuple[Array, tuple[Array, ...]]:
-    """s' = rho s + (1 - rho) g^2;  w' = w - lr g / sqrt(s' + epsilon), or w - lr g / (sqrt(s') + epsilon).
-
-    G. Hinton, lecture 6e, 2012. `inside` puts epsilon inside the root.
-    """
-    xp = ctx.xp
-    w, g = _decayed(w, lr, decay), _scaled(g, factor)
-    s = rho * slots[0] + (1.0 - rho) * (g * g)
-    return w - lr * g / (xp.sqrt(s + epsilon) if inside else xp.sqrt(s) + epsilon), (s,)
-
-
-def adam(
-    ctx: Any,
+    optimizer: Any,
     w: Array,
     g: Array,
     slots: tuple[Array, ...],
     lr: Array,
     age: Array,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    corrected: bool,
     decay: float = 0.0,
     factor: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Adaptive moments (D. Kingma, J. Ba, ICLR 2015); `age` is t, which counts from 1.
+    """Return the new weights and slots by the formula of an optimizer (see `xpnet.optimizers`).
 
-    m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2,  c1 = 1 - b1^t,  c2 = 1 - b2^t
-    w' = w - lr sqrt(c2)/c1 * m' / (sqrt(v') + epsilon),  or with `corrected`
-    w' = w - lr * (m' / c1) / (sqrt(v' / c2) + epsilon).
+    Args:
+        optimizer: has `numbers(xp, lr, age)` and `formula(xp)`, which returns
+            `at(w, g, *slots, *numbers) -> (w', *slots')`.
+        w, g: weights and gradient, shape (..., size). slots: what the optimizer keeps, of the same shape or 0-d.
+        lr, age: 0-d; `age` counts updates from 1.
+        decay: takes  lr decay w  away from the weights first ("decoupled weight decay": I. Loshchilov, F. Hutter,
+            ICLR 2019). factor: 0-d and at most 1, or None: what the gradient is multiplied with first.
     """
-    xp = ctx.xp
-    w, g = _decayed(w, lr, decay), _scaled(g, factor)
-    m = beta_1 * slots[0] + (1.0 - beta_1) * g
-    v = beta_2 * slots[1] + (1.0 - beta_2) * (g * g)
-    root2 = xp.sqrt(bias_correction(xp, beta_2, age))
-    rate = lr * root2 / bias_correction(xp, beta_1, age)
-    # sqrt(v / c2) + eps  =  (sqrt(v) + eps sqrt(c2)) / sqrt(c2): one formula serves both forms
-    return w - rate * m / (xp.sqrt(v) + (epsilon * root2 if corrected else epsilon)), (m, v)
+    g = _scaled(g, factor)
+    w = w - (lr * decay) * w if decay else w
+    numbers = optimizer.numbers(ctx.xp, lr, age)
+    new = optimizer.formula(ctx.xp)(w, g, *slots, *numbers)
+    new = new if isinstance(new, (tuple, list)) else (new,)
+    if len(new) != 1 + len(slots):
+        raise InvalidValueError(
+            f"the formula of {type(optimizer).__name__} must return the weights and {len(slots)} slots; got "
+            f"{len(new)} arrays"
+        )
+    return new[0], tuple(new[1:])
 
 
 # The guard's limits by precision: of the norm of the gradient, and of the weights. With LARGEST_RATE and

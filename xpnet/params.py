@@ -6,14 +6,16 @@ Optimizers, the finite check, saving and averaging see one array; layers see nam
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .backend import Array, Backend, np
 from .errors import InvalidTypeError, ShapeError
 from .random import Stream
 
-__all__ = ["DrawSpec", "Flats", "Layout", "ParamSpec"]
+__all__ = ["DrawSpec", "Flats", "Group", "Layout", "ParamSpec", "Variable", "Variables"]
 
 
 class ParamSpec(NamedTuple):
@@ -25,6 +27,8 @@ class ParamSpec(NamedTuple):
     trainable: bool = True
     l1: float = 0.0
     l2: float = 0.0
+    lr_factor: float = 1.0
+    decay: bool = True
 
 
 class DrawSpec(NamedTuple):
@@ -33,6 +37,64 @@ class DrawSpec(NamedTuple):
     name: str
     shape: tuple[int, ...]
     rate: float
+
+
+class Variable(NamedTuple):
+    """A parameter as an optimizer sees it: where it lies in the flat array, and how it learns.
+
+    Attributes:
+        path: such as "dense_1/kernel". start, stop: its place in the flat array's last axis. shape: its own.
+        lr_factor: what the learning rate is multiplied with. decay: whether weight decay may act on it.
+    """
+
+    path: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    lr_factor: float = 1.0
+    decay: bool = True
+
+    def decays(self, excluded: Sequence[str]) -> bool:
+        """Return whether weight decay acts on it, if paths in which one of the patterns is found are excluded."""
+        return self.decay and not any(re.search(pattern, self.path) for pattern in excluded)
+
+
+class Group(NamedTuple):
+    """Neighbours in the flat array that learn in the same way."""
+
+    start: int
+    stop: int
+    lr_factor: float
+    decay: bool
+
+
+class Variables(tuple[Variable, ...]):
+    """All parameters of a flat array, one after the other."""
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """Where they lie."""
+        return tuple(slice(v.start, v.stop) for v in self)
+
+    @cached_property
+    def _groups(self) -> dict[Any, tuple[Group, ...]]:
+        return {}
+
+    def groups(self, excluded: tuple[str, ...] | None = ()) -> tuple[Group, ...]:
+        """Return the groups; one is the usual case.
+
+        Args:
+            excluded: patterns of paths on which weight decay does not act; None where there is no decay.
+        """
+        if excluded not in self._groups:
+            found: list[Group] = []
+            for v in self:
+                group = Group(v.start, v.stop, v.lr_factor, excluded is None or v.decays(excluded))
+                if found and found[-1][2:] == group[2:]:
+                    group = group._replace(start=found.pop().start)
+                found.append(group)
+            self._groups[excluded] = tuple(found)
+        return self._groups[excluded]
 
 
 class Layout:
@@ -44,7 +106,7 @@ class Layout:
 
     Attributes:
         size: elements in all. slices: key -> slice of the flat array's last axis.
-        segments: ((start, stop, l1, l2), ...) for the regularized parts.
+        segments: ((start, stop, l1, l2), ...) for the regularized parts. variables: as an optimizer sees them.
     """
 
     def __init__(self, entries: Sequence[tuple[str, int, ParamSpec]]) -> None:
@@ -61,6 +123,10 @@ class Layout:
             start = stop
         self.size = start
         self.segments = tuple(segments)
+        self.variables = Variables(
+            Variable(key, where.start, where.stop, spec.shape, spec.lr_factor, spec.decay)
+            for (key, _, spec), where in zip(self.entries, self.slices.values())
+        )
 
     def views(self, xp: Any, flat: Array) -> dict[str, Array]:
         """Return the parameters by key as parts of the flat array, shape (..., size)."""

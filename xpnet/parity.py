@@ -79,22 +79,22 @@ def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = T
             backend=get_backend(backend, dtype=dtype),
         )
         model.compile(Adam(1e-3), "sparse_categorical_crossentropy")
-        program, work, data = model.program(), model.backend, Data(x, y)
+        program, work, data = model.session.program(), model.backend, Data(x, y)
         digests = {name: hashlib.sha256() for name in ("weights", "batches", "masks")}
         digests["weights"].update(work.host(model.weights).tobytes())
         losses = np.empty(steps)
-        model.state = model.state._replace(lr=work.scalar(1e-3))
+        model.session.state = model.state._replace(lr=work.scalar(1e-3))
         per_epoch = ROWS // BATCH
         for step in range(steps):
-            order = model.stream.permutation(ROWS, step // per_epoch)
+            order = model.session.stream.permutation(ROWS, step // per_epoch)
             start = step % per_epoch * BATCH
-            (batch,) = loop.make_batches(model, program, data, order[start : start + BATCH], step)
+            (batch,) = loop.make_batches(model.session, program, data, order[start : start + BATCH], step)
             digests["batches"].update(work.host(batch.x).tobytes())
             digests["batches"].update(work.host(batch.y).tobytes())
             for key in sorted(batch.draws):
                 digests["masks"].update(work.host(batch.draws[key]).tobytes())
-            model.state = model.state._replace(sums=zero_sums(work, program.metrics))
-            program.run(model.state, [batch], model.commit)
+            model.session.state = model.state._replace(sums=zero_sums(work, program.metrics))
+            program.run(model.state, [batch], model.session.commit)
             losses[step] = float(work.host(model.state.sums).reshape(-1)[0]) / BATCH
         weights, batches, masks = (d.hexdigest() for d in digests.values())
         return Run(weights, batches, masks, losses)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from . import kernels, losses, metrics, optimizers
 from .backend import Backend
 from .errors import InvalidValueError, number
+from .fusion.update import update_graph
 from .network import Network
 from .random import Stream
 from .registry import fingerprint
@@ -40,6 +41,12 @@ class Compiled(NamedTuple):
         both = (*self.metrics, *self.weighted_metrics)
         return dict(zip(self.names, ("min", *(m.direction for m in both))))
 
+    @property
+    def arrays(self) -> list[str]:
+        """The names in the logs of metrics whose result is an array."""
+        both = (*self.metrics, *self.weighted_metrics)
+        return [name for name, m in zip(self.names[1:], both) if m.result_shape() != ()]
+
     def settings(self) -> Any:
         """Return what compares equal as long as no setting changes that a step goes by."""
         parts = [self.optimizer, self.loss, *self.metrics, *self.weighted_metrics]
@@ -70,11 +77,6 @@ class Program(NamedTuple):
     recorder: Any = None
     maker: Any = None
     settings: Any = None
-
-    def result_shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of what the logs have under a name: () for a number."""
-        metric = dict(zip(self.names[1:], self.metrics)).get(name)
-        return () if metric is None else metric.result_shape()
 
     @property
     def host_masks(self) -> bool:
@@ -143,8 +145,8 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
     chosen: list[Any] = [*map(metrics.Unweighted, plain), *weighted]
     step = make_step(backend, network, loss, optimizer, chosen)
     recorder = kernels.recorder_for(backend) if compiled.graph else None
-    parts = (*network.parts(), loss, optimizer, *plain, *weighted)
-    if recorder and not (recorder.foreign or all(map(_ours, parts))):
+    parts = (*network.parts(), loss, *plain, *weighted)
+    if recorder and not (recorder.foreign or (_is_traced(optimizer) and all(map(_ours, parts)))):
         recorder = None
     maker = kernels.maker_for(backend) if recorder else None
     if maker:
@@ -166,5 +168,15 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
 
 
 def _ours(part: Any) -> bool:
-    """Return whether a part is xpnet's own, and so pure as a recording needs it."""
-    return type(part).__module__.partition(".")[0] == __name__.partition(".")[0]
+    """Return whether a part (or a class) is xpnet's own, and so pure as a recording needs it."""
+    cls = part if isinstance(part, type) else type(part)
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _is_traced(optimizer: optimizers.Optimizer) -> bool:
+    """Return whether all of a user's optimizer that a step runs is a formula, of which the graph runs instead."""
+    if _ours(optimizer):
+        return True
+    updates = ("apply", "apply_variables", "advance")
+    homes = [next(cls for cls in type(optimizer).__mro__ if name in vars(cls)) for name in updates]
+    return all(map(_ours, homes)) and update_graph(optimizer, len(optimizer.slots)) is not None

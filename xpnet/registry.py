@@ -160,20 +160,27 @@ def fingerprint(value: Any, leave_out: Collection[str] = ()) -> Any:
     Args:
         value: a part, or a list of parts. leave_out: names of settings that do not count.
     """
-    if not isinstance(value, Configurable):
-        return _mark(value, leave_out)
-    return type(value), tuple((k, _mark(v, leave_out)) for k, v in _given(value).items() if k not in leave_out)
+    return _own(value, leave_out, ()) if isinstance(value, Configurable) else _mark(value, leave_out, ())
 
 
-def _mark(value: Any, leave_out: Collection[str]) -> Any:
-    if isinstance(value, Configurable):  # another object may hide another state
-        return _Same(value), fingerprint(value, leave_out)
-    if isinstance(value, Mapping):
-        return type(value), tuple((k, _mark(v, leave_out)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(_mark(v, leave_out) for v in value)
+def _own(value: Configurable, leave_out: Collection[str], around: tuple[int, ...]) -> Any:
+    around = (*around, id(value))
+    return type(value), [(k, _mark(v, leave_out, around)) for k, v in _given(value).items() if k not in leave_out]
+
+
+def _mark(value: Any, leave_out: Collection[str], around: tuple[int, ...]) -> Any:
+    """Return what stands for a value. Args: around: what it is in (something may contain itself)."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
+    if id(value) in around:
+        return _Same(value)
+    if isinstance(value, Configurable):  # another object may hide another state
+        return _Same(value), _own(value, leave_out, around)
+    around = (*around, id(value))
+    if isinstance(value, Mapping):
+        return type(value), [(k, _mark(v, leave_out, around)) for k, v in value.items()]
+    if isinstance(value, (list, tuple)):
+        return type(value), [_mark(v, leave_out, around) for v in value]
     return _Same(value)
 
 

@@ -21,12 +21,12 @@ from . import losses, metrics, optimizers
 from .backend import LARGEST_COUNT, np
 from .errors import FileFormatError, InvalidTypeError, InvalidValueError, XpnetError, number
 from .layers import registry
-from .model import HostState, Sequential
 from .registry import custom_object_scope, plain
 from .run import Run, Unfinished
+from .session import HostState, Progress
 from .tensorfile import TYPES, TensorFile, raw, read_json, reading, type_of, write
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["read_model", "save_model"]
 
 FORMAT, VERSION = "xpnet", "2"
 SLOTS = {"1": "optimizer/{}", "2": "optimizer.{}"}  # what the optimizer's slots are called, by version
@@ -42,7 +42,7 @@ ARRAY = "__array__"  # the key under which a callback's state names a tensor
 # Saving -----------------------------------------------------------------------------------------------------
 
 
-def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
+def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     """Write a built model to a file; a former file of that name is replaced only when all is written.
 
     Args:
@@ -52,7 +52,8 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
         NotBuiltError: the model has no weights yet. OSError: the file can't be written. InvalidValueError,
             InvalidTypeError: a config holds what JSON can't say.
     """
-    host = model.snapshot()
+    model.session.refresh()  # the optimizer's settings decide which slots there are
+    host = model.session.snapshot()
     tensors = _tensors(model, host)
     description = _as_json(lambda: _describe(model, host, tensors))
     metadata = {
@@ -64,7 +65,7 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     write(path, metadata, tensors)
 
 
-def _tensors(model: Sequential, host: HostState) -> dict[str, np.ndarray]:
+def _tensors(model: Any, host: HostState) -> dict[str, np.ndarray]:
     """Return the state's arrays by name, as views."""
     tensors = {}
     for layout, flat in zip(model.network.layouts, (host.weights, host.stats)):
@@ -74,7 +75,7 @@ def _tensors(model: Sequential, host: HostState) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _describe(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+def _describe(model: Any, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return all that is no tensor; what callbacks know of arrays is added to the tensors."""
     return {
         "model": _architecture(model),
@@ -91,7 +92,7 @@ def _describe(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]
     }
 
 
-def _architecture(model: Sequential) -> dict[str, Any]:
+def _architecture(model: Any) -> dict[str, Any]:
     """Describe the layers; one that is used again is the number of its first place."""
     places: dict[int, int] = {}
     layers: list[Any] = []
@@ -106,7 +107,7 @@ def _architecture(model: Sequential) -> dict[str, Any]:
     return {"name": model.name, "input_shape": list(model.input_shape), "layers": layers}
 
 
-def _compile_config(model: Sequential) -> dict[str, Any] | None:
+def _compile_config(model: Any) -> dict[str, Any] | None:
     compiled = model.compiled
     if compiled is None:
         return None
@@ -120,9 +121,9 @@ def _compile_config(model: Sequential) -> dict[str, Any] | None:
     }
 
 
-def _unfinished(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any] | None:
+def _unfinished(model: Any, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any] | None:
     """Describe the run of `fit` that is at work or was cut off; if none, the one that a file brought."""
-    found = model.unfinished or _cut_off(model.run, host)
+    found = model.session.unfinished or _cut_off(model.session.run, host)
     if found is None:
         return None
     callbacks, told = _without_arrays([list(found.callbacks), found.told], tensors)
@@ -194,38 +195,28 @@ def _checksum(tensors: Mapping[str, np.ndarray], description: str) -> str:
 # Loading ----------------------------------------------------------------------------------------------------
 
 
-def load_model(
+def read_model(
+    make: Callable[..., Any],
     path: str | os.PathLike[str],
-    *,
-    backend: Any = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    custom_objects: Mapping[str, type] | None = None,
-) -> Sequential:
-    """Return the model of a file, ready to predict and to go on training.
-
-    Args:
-        path: a file that `save` wrote. backend, device: where to compute, as for `Sequential`.
-        dtype: the precision, or None for the file's.
-        custom_objects: classes of one's own by name: of layers, losses and so on, and of what these are made of.
-
-    Raises:
-        FileFormatError: the file is truncated, altered, of another format, or of a newer version.
-        UnknownNameError: it needs a class that is not in `custom_objects`. OSError: it can't be opened.
-    """
+    backend: Any,
+    device: str | None,
+    dtype: str | None,
+    custom_objects: Mapping[str, type] | None,
+) -> Any:
+    """Return the model of a file. Args: make: `Sequential`. The others: those of `xpnet.load_model`."""
     with reading(path) as file:
         text, slot = _description(file)
         with _understood(file), custom_object_scope(custom_objects):
             description = read_json(text)
             counters = _counters(description["counters"])
             stored = np.dtype(DTYPES[description["dtype"]]).newbyteorder("<")
-            model = _make_model(description, backend, device, dtype)
+            model = _make_model(make, description, backend, device, dtype)
             arrays: dict[str, np.ndarray] = {}
             unfinished = _run(description.get("unfinished"), file, arrays)
         slots = _slots(model, file, slot)
         _compare(file, model, slots, stored, set(arrays))
         weights, stats = (np.empty(layout.size, stored) for layout in model.network.layouts)
-        tensors = {name: np.empty_like(weights) for name in slots}
+        tensors = {name: np.empty(shape, stored) for name, shape in slots.items()}
         for layout, flat in zip(model.network.layouts, (weights, stats)):
             tensors.update(layout.views(np, flat))
         tensors.update(arrays)
@@ -235,7 +226,10 @@ def load_model(
         raise FileFormatError(
             f"{file.name} was altered: its checksum does not fit; got {file.metadata.get('sha256')!r}"
         )
-    model.restore(weights, stats, [tensors[name] for name in slots], **counters, unfinished=unfinished)
+    session = model.session
+    session.progress = Progress(counters.pop("epoch"))
+    session.place(HostState(weights, stats, tuple(tensors[name] for name in slots), **counters))
+    session.unfinished = unfinished
     return model
 
 
@@ -266,7 +260,9 @@ def _understood(file: TensorFile) -> Iterator[None]:
         raise FileFormatError(f"the description in {file.name} can't be read; got {error!r}") from error
 
 
-def _make_model(description: dict[str, Any], backend: Any, device: str | None, dtype: str | None) -> Sequential:
+def _make_model(
+    make: Callable[..., Any], description: dict[str, Any], backend: Any, device: str | None, dtype: str | None
+) -> Any:
     """Return the model laid out, without its weights: nothing of their size is made here."""
     layers: list[Any] = []
     learns: list[bool] = []
@@ -281,14 +277,14 @@ def _make_model(description: dict[str, Any], backend: Any, device: str | None, d
             learns.append(learns[entry])
         else:
             raise IndexError(f"a layer used again must be one of the {len(layers)} before it, not {entry}")
-    model = Sequential(
+    model = make(
         seed=description["seed"],
         dtype=dtype or description["dtype"],
         backend=backend,
         device=device,
         name=_of(str, description["model"]["name"]),
     )
-    model._layers += layers  # given to the constructor, an `Input` in front would have it draw weights
+    model.session.layers += layers  # given to the constructor, an `Input` in front would have it draw weights
     config = description["compile"]
     if config is not None:
         model.compile(
@@ -302,7 +298,7 @@ def _make_model(description: dict[str, Any], backend: Any, device: str | None, d
     shape = tuple(_of(int, n) for n in _of(list, description["model"]["input_shape"]))
     if not all(0 < n <= LARGEST_COUNT for n in shape):
         raise ValueError(f"input_shape must be positive integers, not {list(shape)}")
-    model.prepare(shape, learns)
+    model.session.prepare(shape, learns)
     return model
 
 
@@ -361,16 +357,27 @@ def _with_arrays(value: Any, file: TensorFile, arrays: dict[str, np.ndarray]) ->
     return [_with_arrays(v, file, arrays) for v in value] if isinstance(value, list) else value
 
 
-def _slots(model: Sequential, file: TensorFile, name: str) -> list[str]:
-    """Return what the optimizer's slots are called: none before the optimizer has made them, at the first step."""
-    count = len(model.optimizer.slots) if model.optimizer is not None else 0
-    return [name.format(i) for i in range(count) if name.format(0) in file.entries]
+def _slots(model: Any, file: TensorFile, name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the optimizer's slots by what they are called.
+
+    There are none before the optimizer has made them, at the first step.
+    """
+    if model.optimizer is None or name.format(0) not in file.entries:
+        return {}
+    shapes = model.optimizer.slot_shapes((model.network.layout.size,))
+    return {name.format(i): shape for i, shape in enumerate(shapes)}
 
 
-def _compare(file: TensorFile, model: Sequential, slots: list[str], dtype: Any, others: set[str]) -> None:
+def _compare(
+    file: TensorFile,
+    model: Any,
+    slots: Mapping[str, tuple[int, ...]],
+    dtype: Any,
+    others: set[str],
+) -> None:
     """Raise if a file's tensors, but for the others, are not those of its model, by names, types and shapes."""
     wanted = {key: shape for layout in model.network.layouts for key, shape in layout.shapes.items()}
-    wanted.update((name, (model.network.layout.size,)) for name in slots)
+    wanted.update(slots)
     found = {(key, entry.dtype, entry.shape) for key, entry in file.entries.items() if key not in others}
     odd = sorted(found ^ {(key, type_of(dtype), shape) for key, shape in wanted.items()})
     if odd:

@@ -118,8 +118,7 @@ def make_step(
     segments = network.layout.segments
     context = _contexts(backend)
     limit = LIMITS[backend.dtype_name]
-    slices = tuple(network.layout.slices.values())
-    sure = optimizer.never_overflows
+    variables = network.layout.variables
 
     def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
@@ -139,18 +138,21 @@ def make_step(
         ok = ctx.ops.sound(ctx, s.ok, s.lr, limit, (g, s.weights), value, new_stats)
         # a step that only costs itself counts in the logs, if its loss is a number
         counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
+        sure = optimizer.never_overflows
         ctx.gate, ctx.overwrite = ok, sure and ctx.inplace
 
         def tally(taken: Array) -> tuple[Array, Array, Array]:
             return ctx.ops.tally(ctx, taken, counted, s.step, s.age, s.sums, parts)
 
         def update(kept: tuple[Array, tuple[Array, ...], Array], age: Array) -> Any:
-            return *optimizer.advance(ctx, kept[0], g, kept[1], s.lr, age, slices, factor), new_stats
+            return *optimizer.advance(ctx, kept[0], g, kept[1], s.lr, age, variables, factor), new_stats
 
         kept = s.weights, s.slots, s.stats
         if sure:
             number, age, sums = tally(ok)
-            weights, slots, stats = backend.when(ok, lambda kept: update(kept, age), kept)
+            # a twin may have put off the counting to the end of the step, for twins that do so too
+            now = s.age + 1.0 if age is s.age and optimizer.has_own_update else age
+            weights, slots, stats = backend.when(ok, lambda kept: update(kept, now), kept)
         else:
             new = update(kept, s.age + 1.0)
             ok = ctx.ops.sound(ctx, ok, s.lr, limit, new[:1])
@@ -206,5 +208,6 @@ def read_sums(backend: Backend, sums: Array, names: Sequence[str], metrics: Sequ
         for shape in metric.sums.values():
             pieces.append(host[done : done + math.prod(shape)].reshape(shape))
             done += pieces[-1].size
-        results.append(metric.compute(np, *pieces) if rows else np.full(metric.result_shape(), np.nan))
+        value = metric.compute(np, *pieces)
+        results.append(value if rows else np.full_like(value, np.nan))
     return {name: float(a) if np.ndim(a) == 0 else np.asarray(a) for name, a in zip(names, results)}

@@ -54,20 +54,20 @@ def prepared(case: Case, model: Any, data: DataSet, count: int, stacked: bool = 
     from ..data import Data
     from ..training import zero_sums
 
-    program, columns, size = model.program(), Data(data.x, data.y), case.batch
+    program, columns, size = model.session.program(), Data(data.x, data.y), case.batch
 
     def place(a: Any) -> Any:
         return model.backend.copy(model.backend.bring(a))
 
     if stacked:
-        stack: Any = loop.make_batches(model, program, columns, slice(0, count * size), 0, count)
+        stack: Any = loop.make_batches(model.session, program, columns, slice(0, count * size), 0, count)
         batches: Any = Stack(tree_map(place, stack.tree), count)
     else:
         bounds = [slice(i * size, min((i + 1) * size, len(columns))) for i in range(count)]
-        parts = [loop.make_batches(model, program, columns, rows, 0)[0] for rows in bounds]
+        parts = [loop.make_batches(model.session, program, columns, rows, 0)[0] for rows in bounds]
         batches = [tree_map(place, part) for part in parts]
     lr = model.backend.scalar(case.rate)
-    model.state = model.state._replace(lr=lr, sums=zero_sums(model.backend, program.metrics))
+    model.session.state = model.state._replace(lr=lr, sums=zero_sums(model.backend, program.metrics))
     return program, batches
 
 
@@ -87,7 +87,7 @@ def step(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
             program, batches = prepared(case, model, data, per_execution, per_execution > 1)
 
         def run(n: int) -> None:
-            commit = model.commit
+            commit = model.session.commit
             with twins(twin):
                 for _ in range(n // per_execution):
                     program.run(model.state, batches, commit)
@@ -164,10 +164,10 @@ def bare_epoch(twin: str) -> Make:
             program, batches = prepared(case, model, data, -(-len(data.x) // case.batch))
 
         def run(n: int) -> None:
-            commit, first = model.commit, model.step
+            commit, first = model.session.commit, model.step
             with twins(twin):
                 for step, batch in enumerate(n * batches, first):
-                    masks = model.network.masks(model.stream, step, len(batch.y))
+                    masks = model.network.masks(model.session.stream, step, len(batch.y))
                     program.run(model.state, [batch._replace(draws=masks)], commit)
 
         return epochs(run, model.predict, data)

@@ -24,20 +24,19 @@ from ..errors import NO, YES, MissingExtraError, switch, unknown_name
 
 __all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "usable", "using"]
 
-_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 _GRADIENT = ("pack", "penalize", "sound", "tally")
 _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "numpy": ("product", *_NETWORK, "row_total", *_GRADIENT, *_OPTIMIZERS),
-        "numba": (*_NETWORK, *_OPTIMIZERS),
+        "numpy": ("product", *_NETWORK, "row_total", *_GRADIENT, "update"),
+        "numba": (*_NETWORK, "update"),
     },
-    "torch": {"torch": ("affine", "softmax_cross_entropy", "row_total", *_GRADIENT, *_OPTIMIZERS)},
+    "torch": {"torch": ("affine", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")},
     "jax": {"jax": ("pack", "product")},
     "cupy": {
         "cupy": (*_NETWORK, "hits", "confusion", "row_total"),
-        "cupy_flat": (*_GRADIENT, *_CLIPPING, "rescale", *_OPTIMIZERS),
+        "cupy_flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),
     },
 }
 RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed

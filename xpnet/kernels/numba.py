@@ -7,12 +7,15 @@ use on a machine compiles it, which takes a second or two; numba keeps the resul
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from .. import ops
+from ..fusion.loops import loop_of
+from ..fusion.numbers import numbers_of
+from ..fusion.update import fading
 from . import numpy as twins
 from .jit import loop
 
@@ -105,162 +108,44 @@ def _dropout(x: Array, keep: Array, scale: Any, y: Array) -> None:
         y[i] = x[i] * (keep[i] * scale)
 
 
-# Optimizers, simplest first. Their loops take, in the precision of the weights, numbers that a kernel works out at
-# each update (first the rate, what the gradient is multiplied with, what share of the weights decays); what writes
-# over weights and slots is put off to the end of the step.
-
-
-def _update(
+def update(
     ctx: Any,
-    loop: Any,
-    arrays: Sequence[Array],
-    lr: Array,
-    factor: Any,
-    decay: float,
-    constants: Sequence[float] = (),
-    correction: Any = None,
-) -> None:
-    """Put off an optimizer's loop. Args: constants: its further numbers. correction: see `_numbers`."""
-    _compile(loop, arrays[0].dtype, len(arrays))
-    numbers = np.array((0.0, 1.0, 0.0, *constants), arrays[0].dtype)
-    ctx.launch(_numbers, numbers, lr, factor, decay, correction)
-    ctx.later_in_parts(loop, numbers, arrays)
+    optimizer: Any,
+    w: Array,
+    g: Array,
+    slots: tuple[Array, ...],
+    lr: Any,
+    age: Any,
+    decay: float = 0.0,
+    factor: Any = None,
+) -> Any:
+    """Twin of `ops.update`, in one pass; what writes over weights and slots is put off to the end of the step."""
+    graph = twins.fused(ctx, optimizer, w, slots, decay, factor)
+    if graph is None:
+        return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
+    old = (w, *slots)
+    over = ctx.overwrite and optimizer.never_overflows
+    new = old if over else twins.own_memory(ctx, old)
+    made = loop_of(graph, twins.homes(graph, over), fading(graph) if over else (), loop)
+    arrays = (w, g, *slots, *(() if over else new))
+    _compile(made, w.dtype, len(arrays))
+    found = numbers_of(graph)
+    small = twins.smallest(w.dtype)
+    numbers = np.array([*[0.0] * len(found.changing), *found.fixed.values(), small], w.dtype)
+    ctx.launch(_work_out, found.work_out, lr, age, factor, numbers)
+    if over:
+        ctx.later_in_parts(made, numbers, arrays)
+    else:
+        ctx.launch(made, numbers, *arrays)
+    return new[0], tuple(new[1:])
+
+
+def _work_out(work_out: Any, lr: Any, age: Any, factor: Any, numbers: Array) -> None:
+    values = work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
+    numbers[: len(values)] = values
 
 
 @lru_cache
-def _compile(loop: Any, dtype: Any, arrays: int) -> None:
+def _compile(made: Any, dtype: Any, arrays: int) -> None:
     """Compile a loop before it is first put off: what ends a step must be C code."""
-    loop(*(np.ones(16, dtype) for _ in range(1 + arrays)))
-
-
-def _numbers(numbers: Array, lr: Array, factor: Any, decay: float, correction: Any) -> None:
-    rate = float(lr)
-    if factor is not None:
-        numbers[1] = factor
-    if decay:
-        numbers[2] = rate * decay
-    if correction is not None:  # Adam's, of the rate and of the first constant, epsilon
-        rate, numbers[3] = twins.rate_and_epsilon(rate, *correction)
-    numbers[0] = rate
-
-
-def sgd(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
-    lr: Any,
-    momentum: float,
-    nesterov: bool,
-    decay: float = 0.0,
-    factor: Any = None,
-) -> Any:
-    """Twin of `ops.sgd`, in one pass."""
-    if not twins.in_place(ctx, w, momentum, 1.0, decay):
-        return twins.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
-    if slots:
-        _update(ctx, _sgd_momentum, (w, g, *slots), lr, factor, decay, (momentum, nesterov))
-    else:
-        _update(ctx, _sgd, (w, g), lr, factor, decay)
-    return w, slots
-
-
-@loop
-def _sgd(numbers: Array, w: Array, g: Array) -> None:
-    rate, f, shrink = numbers[0], numbers[1], numbers[2]
-    for i in range(w.size):
-        w[i] -= rate * (f * g[i]) + shrink * w[i]
-
-
-@loop
-def _sgd_momentum(numbers: Array, w: Array, g: Array, v: Array) -> None:
-    rate, f, shrink, momentum, nesterov = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] != 0
-    for i in range(w.size):
-        s = rate * (f * g[i])
-        v[i] = momentum * v[i] - s
-        w[i] += (momentum * v[i] - s if nesterov else v[i]) - shrink * w[i]
-
-
-def momentum(
-    ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float, decay: float = 0.0, factor: Any = None
-) -> Any:
-    """Twin of `ops.momentum`, in one pass."""
-    if not twins.in_place(ctx, w, beta, 1.0, decay):
-        return twins.momentum(ctx, w, g, slots, lr, beta, decay, factor)
-    _update(ctx, _momentum, (w, g, *slots), lr, factor, decay, (beta, 1.0 - beta))
-    return w, slots
-
-
-@loop
-def _momentum(numbers: Array, w: Array, g: Array, v: Array) -> None:
-    rate, f, shrink, keep, add = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    for i in range(w.size):
-        v[i] = keep * v[i] + add * (f * g[i])
-        w[i] -= rate * v[i] + shrink * w[i]
-
-
-def rmsprop(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
-    lr: Any,
-    rho: float,
-    epsilon: float,
-    inside: bool,
-    decay: float = 0.0,
-    factor: Any = None,
-) -> Any:
-    """Twin of `ops.rmsprop`, in one pass."""
-    if not twins.in_place(ctx, w, rho, epsilon, decay):
-        return twins.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
-    _update(ctx, _rmsprop, (w, g, *slots), lr, factor, decay, (epsilon, rho, 1.0 - rho, inside))
-    return w, slots
-
-
-@loop
-def _rmsprop(numbers: Array, w: Array, g: Array, s: Array) -> None:
-    rate, f, shrink, epsilon, keep, add = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
-    inside = numbers[6] != 0
-    for i in range(w.size):
-        slope = f * g[i]
-        s[i] = keep * s[i] + add * (slope * slope)
-        root = math.sqrt(s[i] + epsilon) if inside else math.sqrt(s[i]) + epsilon
-        w[i] -= rate * slope / root + shrink * w[i]
-
-
-def adam(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
-    lr: Any,
-    age: Any,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    corrected: bool,
-    decay: float = 0.0,
-    factor: Any = None,
-) -> Any:
-    """Twin of `ops.adam`, in one pass."""
-    if not twins.in_place(ctx, w, max(beta_1, beta_2), epsilon, decay):
-        return twins.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
-    constants = (epsilon, beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2, twins.smallest(w.dtype))
-    correction = (age, beta_1, beta_2, epsilon, corrected)
-    _update(ctx, _adam, (w, g, *slots), lr, factor, decay, constants, correction)
-    return w, slots
-
-
-@loop
-def _adam(numbers: Array, w: Array, g: Array, m: Array, v: Array) -> None:
-    rate, f, shrink, epsilon = numbers[0], numbers[1], numbers[2], numbers[3]
-    b1, a1, b2, a2, small = numbers[4], numbers[5], numbers[6], numbers[7], numbers[8]
-    zero = rate - rate
-    for i in range(w.size):
-        slope = f * g[i]
-        mean = b1 * m[i] + a1 * slope
-        square = b2 * v[i] + a2 * (slope * slope)
-        m[i] = mean if abs(mean) > small else zero
-        v[i] = square if square > small else zero
-        w[i] -= rate * m[i] / (math.sqrt(v[i]) + epsilon) + shrink * w[i]
+    made(*(np.ones(16, dtype) for _ in range(1 + arrays)))

@@ -8,12 +8,17 @@ is given; it is started by `ctx.launch`, so that a recording of the step can rep
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from .. import ops
+from ..fusion.calls import Place, plan
+from ..fusion.numbers import numbers_of
+from ..fusion.trace import ARITY, Graph
+from ..fusion.update import fading, update_graph
 from . import threads
 
 Array = np.ndarray
@@ -291,196 +296,115 @@ def _tally(
         new_sums[:] = sums
 
 
-# Optimizers: in place where no update can overflow, since the guard has seen gradient and weights. Otherwise
-# the body does it, which leaves weights and slots as they were: the guard may yet hold the update back. A kernel
-# works out numbers first; what writes over weights and slots is put off to the end of the step.
+# Optimizers: any formula that can be fused, block by block. In place where no update can overflow, since the guard
+# has seen gradient and weights; what writes over weights and slots is then put off to the end of the step.
+# Otherwise into memory of its own: the guard may yet hold the update back.
 
 
-def in_place(ctx: Any, w: Array, beta: float, epsilon: float, decay: float) -> bool:
-    """Return whether weights and slots may be written to."""
-    return ctx.overwrite and w.ndim == 1 and ops.never_overflows(beta, epsilon, decay)
+def update(
+    ctx: Any,
+    optimizer: Any,
+    w: Array,
+    g: Array,
+    slots: tuple[Array, ...],
+    lr: Any,
+    age: Any,
+    decay: float = 0.0,
+    factor: Any = None,
+) -> Any:
+    """Twin of `ops.update`."""
+    graph = fused(ctx, optimizer, w, slots, decay, factor)
+    if graph is None:
+        return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
+    old = (w, *slots)
+    over = ctx.overwrite and optimizer.never_overflows
+    new = old if over else own_memory(ctx, old)
+    calls = plan(graph, homes(graph, over))
+    numbers = _numbers(ctx, graph, lr, age, factor, w.dtype)
+    if over and (fades := fading(graph)):
+        flush = ctx.empty((), np.bool)
+        ctx.launch(_is_due, flush, age)
+        ctx.later_when(flush, lambda: _flush(ctx, [new[o] for o in fades]))
+    scratch = [ctx.empty((min(w.size, BLOCK),), kind) for kind in [None] * calls.reals + [np.bool] * calls.bools]
+    for wb, gb, *blocks in _blocks(w, g, *slots, *(() if over else new)):
+        places = dict(numbers)
+        places.update((Place("array", i), a) for i, a in enumerate((wb, gb, *blocks[: len(slots)])))
+        places.update((Place("result", o), a) for o, a in enumerate(blocks[len(slots) :]))
+        places.update((Place("real", k), a[: wb.size]) for k, a in enumerate(scratch[: calls.reals]))
+        places.update((Place("bool", k), a[: wb.size]) for k, a in enumerate(scratch[calls.reals :]))
+        for op, args, out in calls.calls:
+            _call(ctx.later if over else _now, op, [places[arg] for arg in args], places[out])
+    return new[0], tuple(new[1:])
 
 
-@lru_cache(maxsize=64)
+def fused(ctx: Any, optimizer: Any, w: Array, slots: Sequence[Array], decay: float, factor: Any) -> Graph | None:
+    """Return the graph of an update, None if the body is to do it."""
+    if not ctx.inplace or w.ndim != 1:
+        return None
+    return update_graph(optimizer, len(slots), decay, factor is not None)
+
+
+def homes(graph: Graph, over: bool) -> tuple[int | None, ...]:
+    """Return which arrays (w, g, *slots) the results of an update overwrite: those of w and the slots, or none."""
+    return (0, *range(2, graph.arrays)) if over else (None,) * (graph.arrays - 1)
+
+
+def own_memory(ctx: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """Return memory for results: they become part of the state, which what comes back at every step must not."""
+    return tuple(np.empty(a.shape, a.dtype) if ctx.tape is None else ctx.empty(a.shape) for a in arrays)
+
+
+def _now(function: Any, *args: Any, **kwargs: Any) -> None:
+    function(*args, **kwargs)
+
+
+def _numbers(ctx: Any, graph: Graph, lr: Any, age: Any, factor: Any, dtype: Any) -> dict[Place, Array]:
+    """Return the numbers of a graph by place, as arrays: NumPy need not search for their dtype."""
+    found = numbers_of(graph)
+
+    def kind(node: int) -> Any:
+        return np.dtype(np.bool) if graph.nodes[node].boolean else dtype
+
+    numbers = {Place("number", node): _number(value, kind(node)) for node, value in found.fixed.items()}
+    changing = [ctx.empty((), kind(node)) for node in found.changing]
+    ctx.launch(_work_out, found.work_out, lr, age, factor, *changing)
+    return {**numbers, **{Place("number", node): a for node, a in zip(found.changing, changing)}}
+
+
+def _work_out(work_out: Any, lr: Any, age: Any, factor: Any, *places: Array) -> None:
+    values = work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
+    for place, value in zip(places, values):
+        place[()] = value
+
+
+@lru_cache(maxsize=256)
 def _number(value: float, dtype: Any) -> Array:
-    """Return a number as an array, which saves a ufunc the search for its dtype."""
     return np.array(value, dtype)
 
 
-def _rates(lr: Any, factor: Any, decay: float, scale: Any, rate: Array, slope: Array, shrink: Array) -> None:
-    """Work out an update's rate, `scale` times what the gradient is multiplied with, and the share that decays."""
-    rate[()], shrink[()] = lr, float(lr) * decay
-    slope[()] = float(scale) * (1.0 if factor is None else float(factor))
+_UFUNCS = {"copy": np.positive, **{op: getattr(np, op) for op in ARITY if op not in ("where", "astype")}}
 
 
-def _passes(ctx: Any, shrink: Array, decay: float, factor: Any, w: Array, g: Array, *slots: Array) -> Any:
-    """Yield blocks of weights, gradient (times `factor`, if not None) and slots, each with memory of its size.
-
-    The weights' decay is put off first.
-    """
-    size = min(w.size, BLOCK)
-    scratch, scaled = ctx.empty((size,)), None if factor is None else ctx.empty((size,))
-    for wb, gb, *sb in _blocks(w, g, *slots):
-        t = scratch[: wb.size]
-        if decay:
-            ctx.later(np.multiply, wb, shrink, t)
-            ctx.later(np.subtract, wb, t, wb)
-        if scaled is not None:
-            ctx.later(np.multiply, gb, factor, scaled[: wb.size])
-            gb = scaled[: wb.size]
-        yield t, wb, gb, *sb
+def _call(do: Any, op: str, args: list[Array], out: Array) -> None:
+    """Make, or put off, the calls of one operation."""
+    if op == "where":
+        chosen, yes, no = args
+        if no is not out:
+            do(np.positive, no, out)
+        do(np.positive, yes, out=out, where=chosen)
+    elif op == "astype":
+        do(np.multiply, args[0], _number(1.0, out.dtype), out)
+    elif op in ("maximum", "minimum"):  # for which NumPy deprecates a positional `out`
+        do(_UFUNCS[op], *args, out=out)
+    else:
+        do(_UFUNCS[op], *args, out)
 
 
-def sgd(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
-    lr: Any,
-    momentum: float,
-    nesterov: bool,
-    decay: float = 0.0,
-    factor: Any = None,
-) -> Any:
-    """Twin of `ops.sgd`, block by block."""
-    if not in_place(ctx, w, momentum, 1.0, decay):
-        return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
-    later, keep = ctx.later, _number(momentum, w.dtype)
-    rate, slope, shrink = (ctx.empty(()) for _ in range(3))
-    ctx.launch(_rates, lr, factor, decay, lr, rate, slope, shrink)
-    for t, wb, gb, *sb in _passes(ctx, shrink, decay, None, w, g, *slots):
-        later(np.multiply, gb, slope, t)
-        if not slots:
-            later(np.subtract, wb, t, wb)
-            continue
-        (v,) = sb
-        later(np.multiply, v, keep, v)
-        later(np.subtract, v, t, v)
-        if nesterov:
-            later(np.subtract, wb, t, wb)
-            later(np.multiply, v, keep, t)
-        later(np.add, wb, t if nesterov else v, wb)
-    return w, slots
-
-
-def momentum(
-    ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float, decay: float = 0.0, factor: Any = None
-) -> Any:
-    """Twin of `ops.momentum`, block by block."""
-    if not in_place(ctx, w, beta, 1.0, decay):
-        return ops.momentum(ctx, w, g, slots, lr, beta, decay, factor)
-    later, keep = ctx.later, _number(beta, w.dtype)
-    rate, slope, shrink = (ctx.empty(()) for _ in range(3))
-    ctx.launch(_rates, lr, factor, decay, 1.0 - beta, rate, slope, shrink)
-    for t, wb, gb, v in _passes(ctx, shrink, decay, None, w, g, *slots):
-        later(np.multiply, v, keep, v)
-        later(np.multiply, gb, slope, t)
-        later(np.add, v, t, v)
-        later(np.multiply, v, rate, t)
-        later(np.subtract, wb, t, wb)
-    return w, slots
-
-
-def rmsprop(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
-    lr: Any,
-    rho: float,
-    epsilon: float,
-    inside: bool,
-    decay: float = 0.0,
-    factor: Any = None,
-) -> Any:
-    """Twin of `ops.rmsprop`, block by block."""
-    if not in_place(ctx, w, rho, epsilon, decay):
-        return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
-    later, (keep, add, small) = ctx.later, (_number(c, w.dtype) for c in (rho, 1.0 - rho, epsilon))
-    rate, slope, shrink = (ctx.empty(()) for _ in range(3))
-    ctx.launch(_rates, lr, factor, decay, 1.0, rate, slope, shrink)
-    for t, wb, gb, s in _passes(ctx, shrink, decay, None if factor is None else slope, w, g, *slots):
-        later(np.multiply, s, keep, s)
-        later(np.multiply, gb, gb, t)
-        later(np.multiply, t, add, t)
-        later(np.add, s, t, s)
-        if inside:
-            later(np.add, s, small, t)
-            later(np.sqrt, t, t)
-        else:
-            later(np.sqrt, s, t)
-            later(np.add, t, small, t)
-        later(np.divide, gb, t, t)
-        later(np.multiply, t, rate, t)
-        later(np.subtract, wb, t, wb)
-    return w, slots
-
-
-def adam(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
-    lr: Any,
-    age: Any,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    corrected: bool,
-    decay: float = 0.0,
-    factor: Any = None,
-) -> Any:
-    """Twin of `ops.adam`, block by block."""
-    if not in_place(ctx, w, max(beta_1, beta_2), epsilon, decay):
-        return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
-    constants = (beta_1, 1.0 - beta_1, beta_2, 1.0 - beta_2)
-    later, (keep_1, add_1, keep_2, add_2) = ctx.later, (_number(c, w.dtype) for c in constants)
-    rate, slope, shrink, small = (ctx.empty(()) for _ in range(4))
-    flush = ctx.empty((), np.bool)
-    if decay or factor is not None:
-        ctx.launch(_rates, lr, factor, decay, 1.0, rate, slope, shrink)
-    ctx.launch(_adam_numbers, lr, age, beta_1, beta_2, epsilon, corrected, rate, small, flush)
-    ctx.later_when(flush, lambda: _flush(ctx, slots))
-    for t, wb, gb, m, v in _passes(ctx, shrink, decay, None if factor is None else slope, w, g, *slots):
-        later(np.multiply, m, keep_1, m)
-        later(np.multiply, gb, add_1, t)
-        later(np.add, m, t, m)
-        later(np.multiply, v, keep_2, v)
-        later(np.multiply, gb, gb, t)
-        later(np.multiply, t, add_2, t)
-        later(np.add, v, t, v)
-        later(np.sqrt, v, t)
-        later(np.add, t, small, t)
-        later(np.divide, m, t, t)
-        later(np.multiply, t, rate, t)
-        later(np.subtract, wb, t, wb)
-    return w, slots
-
-
-def _adam_numbers(
-    lr: Array,
-    age: Array,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    corrected: bool,
-    rate: Array,
-    small: Array,
-    flush: Array,
-) -> None:
-    rate[()], small[()] = rate_and_epsilon(lr, age, beta_1, beta_2, epsilon, corrected)
+def _is_due(flush: Array, age: Any) -> None:
     flush[()] = float(age) % FLUSH == 0
 
 
-def rate_and_epsilon(
-    lr: Any, age: Any, beta_1: float, beta_2: float, epsilon: float, corrected: bool
-) -> tuple[float, float]:
-    """Return the factor of m / (sqrt(v) + epsilon) in `ops.adam`, and that epsilon, for this update."""
-    root2 = math.sqrt(_bias_correction(beta_2, float(age)))
-    return float(lr) * root2 / _bias_correction(beta_1, float(age)), epsilon * root2 if corrected else epsilon
-
-
-def _flush(ctx: Any, slots: tuple[Array, ...]) -> None:
+def _flush(ctx: Any, slots: Sequence[Array]) -> None:
     """Set what is far too small to matter to 0.
 
     The average of a gradient that has become 0 (a pixel that is never set, a ReLU that is dead) decays into
@@ -498,10 +422,6 @@ def _flush(ctx: Any, slots: tuple[Array, ...]) -> None:
 def smallest(dtype: Any) -> float:
     """Return the number below which an average counts as 0."""
     return 1e8 * float(np.finfo(dtype).tiny)
-
-
-def _bias_correction(beta: float, age: float) -> float:
-    return -math.expm1(age * math.log(beta)) if beta > 0 else 1.0
 
 
 def _blocks(*arrays: Array) -> list[tuple[Array, ...]]:

@@ -14,7 +14,11 @@ import torch
 
 from .. import ops
 from ..backend import Array
-from .numpy import FLUSH, room_for
+from ..fusion.calls import Place, contract, plan
+from ..fusion.numbers import numbers_of
+from ..fusion.trace import ARITY
+from ..fusion.update import fading
+from .numpy import FLUSH, fused, homes, room_for
 
 # One pass over weights and slots, in which `torch.optim.Adam(fused=True)` ends too. It is not public; by the
 # public `torch.optim.adam.adam` the update of a small network takes more than twice as long.
@@ -182,131 +186,108 @@ def _number(value: Any, dtype: Any) -> Array:
     return value if isinstance(value, torch.Tensor) else _filled((), value, dtype)
 
 
-# Optimizers: in place where no update can overflow, since the guard has seen gradient and weights. Otherwise
-# the body does it, which leaves weights and slots as they were: the guard may yet hold the update back. What
-# writes over weights and slots is put off to the end of the step.
+# Optimizers: any formula that can be fused. In place where no update can overflow, since the guard has seen
+# gradient and weights; what writes over weights and slots is then put off to the end of the step. Otherwise into
+# new memory: the guard may yet hold the update back.
 
 
-def _in_place(ctx: Any, w: Array, slots: Any, beta: float, epsilon: float, decay: float) -> bool:
-    """Return whether weights and slots may be written to.
+def update(
+    ctx: Any,
+    optimizer: Any,
+    w: Array,
+    g: Array,
+    slots: tuple[Array, ...],
+    lr: Any,
+    age: Any,
+    decay: float = 0.0,
+    factor: Any = None,
+) -> Any:
+    """Twin of `ops.update`.
 
     Nobody may write to tensors that were made under a user's `torch.inference_mode()`: the body makes others.
     """
-    tame = ctx.overwrite and w.ndim == 1 and ops.never_overflows(beta, epsilon, decay)
-    return tame and not any(a.is_inference() for a in (w, *slots))
+    graph = fused(ctx, optimizer, w, slots, decay, factor)
+    if graph is None or any(a.is_inference() for a in (w, *slots)):
+        return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
+    over = ctx.overwrite and optimizer.never_overflows
+    if over and float(age) % FLUSH == 0:
+        for slot in (slots[o - 1] for o in fading(graph)):
+            ctx.later(torch.hardshrink, slot, smallest(slot.dtype), out=slot)
+    if over and optimizer.known_as == "adam" and _fused_adam is not None:
+        _adam(ctx, optimizer, w, g, slots, lr, age, decay, factor)
+        return w, slots
+    graph = contract(graph)
+    new = (w, *slots) if over else tuple(torch.empty_like(a) for a in (w, *slots))
+    calls, found = plan(graph, homes(graph, over)), numbers_of(graph)
+    values = found.work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
+    most = torch.finfo(w.dtype).max  # PyTorch refuses a number that is beyond it, but not infinity
+    numbers = {
+        node: math.copysign(math.inf, value) if abs(value) > most else value
+        for node, value in (*found.fixed.items(), *zip(found.changing, values))
+    }
+    places = {Place("array", i): a for i, a in enumerate((w, g, *slots))}
+    places.update((Place("result", o), a) for o, a in enumerate(new))
+    places.update((Place("real", k), ctx.empty(w.shape)) for k in range(calls.reals))
+    places.update((Place("bool", k), ctx.empty(w.shape, torch.bool)) for k in range(calls.bools))
+    do = ctx.later if over else _now
+    for op, args, out in calls.calls:
+        kind = op.partition("_")[2]
+        if kind in _WITH_NUMBER:  # the number is a Python number, and an argument of its own
+            count, call, name = _WITH_NUMBER[kind]
+            sign = -1.0 if op.startswith("subtract") else 1.0
+            value = sign * (numbers[args[count].which] if len(args) > count else 1.0)
+            do(call, *(places[arg] for arg in args[:count]), **{name: value}, out=places[out])
+            continue
+        given = [
+            _number(numbers[arg.which], torch.bool if graph.nodes[arg.which].boolean else w.dtype)
+            if arg.kind == "number"
+            else places[arg]
+            for arg in args
+        ]
+        if op in ("copy", "astype"):
+            do(places[out].copy_, given[0])
+        else:
+            do(_CALLS[op], *given, out=places[out])
+    return new[0], tuple(new[1:])
 
 
-def _scaled(ctx: Any, g: Array, factor: Any) -> Array:
-    return g if factor is None else torch.mul(g, factor, out=ctx.empty(g.shape))
+# how many operands there are before the number, the call, and what it calls the number
+_WITH_NUMBER = {
+    "scaled": (2, torch.add, "alpha"),
+    "product": (3, torch.addcmul, "value"),
+    "quotient": (3, torch.addcdiv, "value"),
+}
+_CALLS = {op: getattr(torch, op) for op in ARITY if op not in ("astype", "equal")} | {"equal": torch.eq}
 
 
-def _decay(ctx: Any, w: Array, lr: Any, decay: float) -> None:
-    if decay:
-        ctx.later(w.mul_, 1.0 - float(lr) * decay)
+@lru_cache
+def smallest(dtype: Any) -> float:
+    """Return the number below which an average counts as 0, see `numpy._flush`."""
+    return 1e8 * torch.finfo(dtype).tiny
 
 
-def sgd(
+def _now(function: Any, *args: Any, **kwargs: Any) -> None:
+    function(*args, **kwargs)
+
+
+def _adam(
     ctx: Any,
+    optimizer: Any,
     w: Array,
     g: Array,
-    slots: Any,
-    lr: Any,
-    momentum: float,
-    nesterov: bool,
-    decay: float = 0.0,
-    factor: Any = None,
-) -> Any:
-    """Twin of `ops.sgd`."""
-    if not _in_place(ctx, w, slots, momentum, 1.0, decay):
-        return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
-    g, rate = _scaled(ctx, g, factor), float(lr)
-    _decay(ctx, w, lr, decay)
-    if slots:
-        (v,) = slots
-        ctx.later(v.mul_, momentum)
-        ctx.later(v.add_, g, alpha=-rate)
-    if slots and not nesterov:
-        ctx.later(w.add_, v)
-    elif slots:
-        ctx.later(w.add_, v, alpha=momentum)
-    if nesterov or not slots:
-        ctx.later(w.add_, g, alpha=-rate)
-    return w, slots
-
-
-def momentum(
-    ctx: Any, w: Array, g: Array, slots: Any, lr: Any, beta: float, decay: float = 0.0, factor: Any = None
-) -> Any:
-    """Twin of `ops.momentum`."""
-    if not _in_place(ctx, w, slots, beta, 1.0, decay):
-        return ops.momentum(ctx, w, g, slots, lr, beta, decay, factor)
-    _decay(ctx, w, lr, decay)
-    (v,) = slots
-    ctx.later(v.mul_, beta)
-    ctx.later(v.add_, _scaled(ctx, g, factor), alpha=1.0 - beta)
-    ctx.later(w.add_, v, alpha=-float(lr))
-    return w, slots
-
-
-def rmsprop(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
-    lr: Any,
-    rho: float,
-    epsilon: float,
-    inside: bool,
-    decay: float = 0.0,
-    factor: Any = None,
-) -> Any:
-    """Twin of `ops.rmsprop`."""
-    if not _in_place(ctx, w, slots, rho, epsilon, decay):
-        return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
-    g, room, (s,) = _scaled(ctx, g, factor), ctx.empty(w.shape), slots
-    _decay(ctx, w, lr, decay)
-    ctx.later(s.mul_, rho)
-    ctx.later(s.addcmul_, g, g, value=1.0 - rho)
-    if inside:
-        ctx.later(torch.add, s, epsilon, out=room)
-        ctx.later(room.sqrt_)
-    else:
-        ctx.later(torch.sqrt, s, out=room)
-        ctx.later(room.add_, epsilon)
-    ctx.later(w.addcdiv_, g, room, value=-float(lr))
-    return w, slots
-
-
-def adam(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
+    slots: tuple[Array, ...],
     lr: Any,
     age: Any,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    corrected: bool,
-    decay: float = 0.0,
-    factor: Any = None,
-) -> Any:
-    """Twin of `ops.adam`: PyTorch's own, whose epsilon is the `corrected` one.
-
-    So the other one is divided by sqrt(c2) here. Now and then averages that are far too small to matter become 0
-    (see `numpy._flush`): subnormal numbers take the update twice its time.
-    """
-    if _fused_adam is None or not _in_place(ctx, w, slots, max(beta_1, beta_2), epsilon, decay):
-        return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
-    t = float(age)
-    if t % FLUSH == 0:
-        for slot in slots:
-            ctx.later(torch.hardshrink, slot, 1e8 * torch.finfo(slot.dtype).tiny, out=slot)
+    decay: float,
+    factor: Any,
+) -> None:
+    """Put off PyTorch's own update. Its epsilon is the `corrected` one: the other is divided by sqrt(c2)."""
+    t, beta_1, beta_2, epsilon = float(age), optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
     means, squares = ([slot] for slot in slots)
+    scaled = g if factor is None else torch.mul(g, factor, out=ctx.empty(g.shape))
     ctx.later(
         _fused_adam,
-        [w], [_scaled(ctx, g, factor)], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2,
-        weight_decay=decay, eps=epsilon if corrected else epsilon / math.sqrt(1.0 - beta_2**t),
+        [w], [scaled], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2, weight_decay=decay,
+        eps=epsilon if optimizer.epsilon_on == "corrected" else epsilon / math.sqrt(1.0 - beta_2**t),
         amsgrad=False, maximize=False,
     )  # fmt: skip
-    return w, slots

@@ -9,7 +9,7 @@ from typing import Any
 from .. import activations, initializers, regularizers
 from ..backend import Array, floating, np, traced
 from ..context import Context, enter, numeric
-from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError
+from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
 from ..params import DrawSpec, Flats, Layout, ParamSpec
 from ..random import Stream, fresh_seed, keep_mask
 from ..registry import Configurable, Registry, fingerprint, overrides
@@ -100,11 +100,20 @@ class Layer(Configurable):
         initializer: Any = "glorot_uniform",
         trainable: bool = True,
         regularizer: Any = None,
+        lr_factor: float = 1.0,
+        decay: bool = True,
     ) -> None:
-        """Declare a parameter, or with `trainable=False` a running statistic."""
+        """Declare a parameter, or with `trainable=False` a running statistic.
+
+        Args:
+            lr_factor: what the learning rate of the parameter is multiplied with, in [0, 1000].
+            decay: whether an optimizer's weight decay acts on it.
+        """
         penalty = regularizers.get(regularizer)
         l1, l2 = (penalty.l1, penalty.l2) if penalty else (0.0, 0.0)
-        spec = ParamSpec(name, tuple(shape), initializers.get(initializer), trainable, l1, l2)
+        lr_factor = number("lr_factor", lr_factor, 0, 1000)  # more could overflow: see `ops.never_overflows`
+        first = initializers.get(initializer)
+        spec = ParamSpec(name, tuple(shape), first, trainable, l1, l2, lr_factor, bool(decay))
         self.specs.append(spec)
 
     def add_draw(self, name: str, shape: Sequence[int], rate: float) -> None:

@@ -1,0 +1,168 @@
+"""Plan a formula as a list of calls, each of one operation with `out=`, for NumPy and PyTorch.
+
+The memory of the results serves for what is computed on the way: registers are given out by a linear scan over the
+operations (M. Poletto, V. Sarkar, ACM TOPLAS 21, 1999). An array that a result overwrites is a register from the
+last reading of its old value on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from .trace import Graph, Node
+
+__all__ = ["Call", "Place", "Plan", "contract", "plan"]
+
+
+class Place(NamedTuple):
+    """Where a value is.
+
+    Attributes:
+        kind: "array" (an argument), "result" (memory for a result), "real" or "bool" (scratch memory), "number".
+        which: the number of the argument, result or piece of scratch memory; for "number" the node's position.
+    """
+
+    kind: str
+    which: int
+
+
+class Call(NamedTuple):
+    """One operation, see `trace`; or "copy". "where" does not write to the place of its second operand."""
+
+    op: str
+    args: tuple[Place, ...]
+    out: Place
+
+
+class Plan(NamedTuple):
+    """The calls in order, and how many pieces of scratch memory they need: of real numbers, and of Booleans."""
+
+    calls: tuple[Call, ...]
+    reals: int
+    bools: int
+
+
+@lru_cache(maxsize=256)
+def plan(graph: Graph, homes: tuple[int | None, ...]) -> Plan:
+    """Return the calls that compute a graph.
+
+    Args:
+        homes: for each result the number of the array that it overwrites, or None for memory of its own. No two
+            results may overwrite the same array.
+    """
+    return _Planner(graph, homes).plan()
+
+
+@lru_cache(maxsize=256)
+def contract(graph: Graph) -> Graph:
+    """Return a graph with one operation for a sum and a product or quotient, for a library that has calls for it.
+
+    x + n y is "add_scaled" (x, y, n), x + n (a b) "add_product" (x, a, b, n), x + n (a / b) "add_quotient"
+    (x, a, b, n), where n is a number and may be missing in the latter two; likewise "subtract_scaled" and so on.
+    """
+    uses = Counter(arg for node in graph.nodes if node.is_operation for arg in node.args)
+    uses.update(graph.outputs)
+    nodes = list(graph.nodes)
+    for i, node in enumerate(nodes):
+        if node.rank and node.op in ("add", "subtract"):
+            x, y = node.args
+            found = _term(nodes, uses, y, x) or (_term(nodes, uses, x, y) if node.op == "add" else None)
+            if found is not None:
+                kind, args = found
+                nodes[i] = node._replace(op=f"{node.op}_{kind}", args=args)
+    places: dict[int, int] = {}
+    needed = set(graph.outputs)
+    for i in reversed(range(len(nodes))):
+        if i in needed and nodes[i].is_operation:
+            needed.update(nodes[i].args)
+    kept: list[Node] = []
+    for i in sorted(needed):
+        node = nodes[i]
+        places[i] = len(kept)
+        kept.append(node._replace(args=tuple(places[a] for a in node.args)) if node.is_operation else node)
+    outputs = tuple(places[output] for output in graph.outputs)
+    return Graph(tuple(kept), outputs, graph.arrays, graph.numbers, graph.constants)
+
+
+def _term(nodes: Sequence[Node], uses: Counter[int], place: int, x: int) -> tuple[str, tuple[int, ...]] | None:
+    """Return the kind and the operands of the operation that adds a term to x; None for an ordinary term."""
+    if nodes[x].rank == 0 or nodes[place].rank == 0:
+        return None
+    number: tuple[int, ...] = ()
+    once = uses[place] == 1
+    if nodes[place].op == "multiply":  # a factor costs nothing, so that the product may have other uses
+        numbers = [arg for arg in nodes[place].args if nodes[arg].rank == 0]
+        if numbers:
+            number = (numbers[0],)
+            (place,) = (arg for arg in nodes[place].args if arg != numbers[0])
+            once = once and uses[place] == 1
+    term = nodes[place]
+    if once and term.op in ("multiply", "divide") and all(nodes[arg].rank for arg in term.args):
+        return ("product" if term.op == "multiply" else "quotient"), (x, *term.args, *number)
+    return ("scaled", (x, place, *number)) if number else None
+
+
+class _Planner:
+    def __init__(self, graph: Graph, homes: Sequence[int | None]) -> None:
+        self.nodes = list(graph.nodes)
+        self.homes = [Place("result", o) if i is None else Place("array", i) for o, i in enumerate(homes)]
+        self.outputs: dict[int, Place] = {}  # node -> where its value is to be
+        for place, home in zip(graph.outputs, self.homes):
+            node = self.nodes[place]
+            stays = node.op == "array" and home == Place("array", node.args[0])
+            if place in self.outputs or not (stays or (node.rank and node.is_operation)):
+                self.nodes.append(Node("copy", (place,), 1, False))
+                place = len(self.nodes) - 1
+            self.outputs[place] = home
+        self.last = {arg: i for i, node in enumerate(self.nodes) if self._is_call(node) for arg in node.args}
+        self.last.update(dict.fromkeys(self.outputs, len(self.nodes)))
+        self.at: dict[int, Place] = {}
+        self.count = {"real": 0, "bool": 0}
+        self.free: list[Place] = []
+
+    def _is_call(self, node: Node) -> bool:
+        return node.is_operation and node.rank == 1
+
+    def plan(self) -> Plan:
+        calls = []
+        read = set()
+        for i, node in enumerate(self.nodes):
+            if node.op == "array":
+                self.at[i] = Place("array", node.args[0])
+                read.add(self.at[i])
+            elif node.rank == 0:
+                self.at[i] = Place("number", i)
+        self.free = [home for home in self.homes if home not in read]
+        for i, node in enumerate(self.nodes):
+            if self._is_call(node):
+                calls.append(Call(node.op, tuple(self.at[arg] for arg in node.args), self._place(i, node)))
+        for i, home in self.outputs.items():
+            if self.at[i] != home:
+                calls.append(Call("copy", (self.at[i],), home))
+        return Plan(tuple(calls), self.count["real"], self.count["bool"])
+
+    def _place(self, i: int, node: Node) -> Place:
+        """Choose where the result of an operation goes."""
+        ends = [self.at[arg] for arg in dict.fromkeys(node.args) if self.last[arg] == i]
+        ends = [place for place in ends if place.kind in self.count or place in self.homes]
+        kind = "bool" if node.boolean else "real"
+        barred = self.at[node.args[1]] if node.op == "where" else None
+        fits = [p for p in (*ends, *self.free) if (p.kind == "bool") == node.boolean and p != barred]
+        home = self.outputs.get(i)
+        if (
+            home is not None
+        ):  # elsewhere than at home only in scratch memory, so that it can be copied home at last
+            fits = [p for p in fits if p == home] or [p for p in fits if p.kind == kind]
+        else:
+            fits.sort(key=lambda p: (p not in ends, p.kind != kind))
+        if fits:
+            place = fits[0]
+        else:
+            place = Place(kind, self.count[kind])
+            self.count[kind] += 1
+        self.free = [p for p in (*self.free, *ends) if p != place]
+        self.at[i] = place
+        return place

@@ -1,0 +1,74 @@
+"""An optimizer's whole update as one graph: its definition, `ops.update`, traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from .. import ops
+from .remember import Remembered
+from .trace import Graph, NotElementwise, trace
+
+__all__ = ["AGE", "FACTOR", "LR", "fading", "update_graph"]
+
+LR, AGE, FACTOR = range(3)  # the numbers that the graph takes; one that it does not need is not among its nodes
+_known = Remembered()
+
+
+def update_graph(optimizer: Any, slots: int, decay: float = 0.0, scaled: bool = False) -> Graph | None:
+    """Return the graph of `ops.update` for the settings as they are now; None if it can't be fused.
+
+    The graph takes the arrays w, g and the slots, and the numbers lr, age and factor (`LR`, `AGE`, `FACTOR`); it
+    returns the new w and the new slots. All settings are constants. What has rank 0 is to be worked out once an
+    update, the rest for each element.
+
+    Args:
+        optimizer: has `numbers` and `formula`. slots: how many arrays it keeps. decay: see `ops.update`.
+        scaled: whether there is a factor.
+    """
+    graphs, key = _known.of(optimizer), (decay, scaled, slots)
+    if key not in graphs:
+        graphs[key] = _graph(optimizer, slots, decay, scaled)
+    return graphs[key]
+
+
+def _graph(optimizer: Any, slots: int, decay: float, scaled: bool) -> Graph | None:
+    if getattr(optimizer, "scalar_slots", ()):  # one number can't be written for each element
+        return None
+
+    def make(xp: Any) -> Callable[..., Any]:
+        ctx = SimpleNamespace(xp=xp)
+
+        def at(w: Any, g: Any, *others: Any) -> Any:
+            *kept, lr, age, factor = others
+            w, new = ops.update(ctx, optimizer, w, g, tuple(kept), lr, age, decay, factor if scaled else None)
+            return w, *new
+
+        return at
+
+    try:
+        return trace(make, 2 + slots, 3)
+    except NotElementwise:
+        return None
+
+
+def fading(graph: Graph) -> tuple[int, ...]:
+    """Return the numbers of the outputs that are slots which decay: s' = number * s + something, or - something.
+
+    With gradients of 0 such a slot ends in the subnormal numbers, which take a processor a hundred cycles each.
+    """
+    return tuple(i for i in range(1, len(graph.outputs)) if _decays(graph, graph.outputs[i], 1 + i))
+
+
+def _decays(graph: Graph, output: int, array: int) -> bool:
+    node = graph.nodes[output]
+    if node.op not in ("add", "subtract"):
+        return False
+    for term in (graph.nodes[arg] for arg in node.args):
+        if term.op == "multiply":
+            factors = [graph.nodes[arg] for arg in term.args]
+            old = [f.op == "array" and f.args == (array,) for f in factors]
+            if any(old) and any(f.rank == 0 for f in factors):
+                return True
+    return False

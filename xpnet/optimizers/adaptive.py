@@ -1,0 +1,100 @@
+"""A rate for each weight, by the squares of its past gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..backend import Array
+from ..errors import number, one_of
+from ..ops import never_overflows
+from ..settings import flag, setting
+from .base import Optimizer
+
+__all__ = ["Adagrad", "RMSprop"]
+
+
+class Adagrad(Optimizer):
+    """a' = a + g^2,  w' = w - lr g / sqrt(a' + epsilon).
+
+    Args:
+        learning_rate: lr. initial_accumulator_value: what a starts at, >= 0. epsilon: >= 0.
+        The others: see `Optimizer`.
+
+    J. Duchi, E. Hazan, Y. Singer, JMLR 12, 2011; epsilon as in Keras.
+    """
+
+    learning_rate: float = setting(number, 0, default=0.001)
+    initial_accumulator_value: float = setting(number, 0, default=0.1)
+    epsilon: float = setting(number, 0, default=1e-7)
+
+    @property
+    def slots(self) -> dict[str, float]:
+        """The sum of squares."""
+        return {"accumulator": self.initial_accumulator_value}
+
+    @property
+    def never_overflows(self) -> bool:
+        """See `Optimizer`. The sum of squares may become infinite; the weights then stay as they are."""
+        return never_overflows(0.0, self.epsilon, self.decay)
+
+    def formula(self, xp: Any) -> Callable[..., Any]:
+        """Return the update of one element."""
+
+        def at(w: Array, g: Array, a: Array, lr: Array) -> Any:
+            a = a + g * g
+            return w - lr * (g / xp.sqrt(a + self.epsilon)), a
+
+        return at
+
+
+class RMSprop(Optimizer):
+    """s' = rho s + (1 - rho) g^2,  w' = w - lr g / sqrt(s' + epsilon).
+
+    With `momentum`  v' = momentum v + lr g / sqrt(s' + epsilon),  w' = w - v'. If `centered`, s' - a'^2 is taken
+    in the place of s', with the average gradient  a' = rho a + (1 - rho) g  (A. Graves, arXiv:1308.0850).
+
+    Args:
+        learning_rate: lr. rho: in [0, 1). momentum: in [0, 1]. epsilon: >= 0. centered: see above.
+        epsilon_on: `"square"` as in Keras, sqrt(s' + epsilon), or `"root"` as in the notes and PyTorch,
+            sqrt(s') + epsilon.
+        The others: see `Optimizer`.
+
+    G. Hinton, lecture 6e, 2012.
+    """
+
+    learning_rate: float = setting(number, 0, default=0.001)
+    rho: float = setting(number, 0, 1, open_high=True, default=0.9)
+    momentum: float = setting(number, 0, 1, default=0.0)
+    epsilon: float = setting(number, 0, default=1e-7)
+    centered: bool = setting(flag, default=False)
+    epsilon_on: str = setting(one_of, ("square", "root"), default="square")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The average of the squares; with momentum the velocity; if centered the average gradient."""
+        return "mean_square", *(["velocity"] if self.momentum else ()), *(["mean"] if self.centered else ())
+
+    @property
+    def never_overflows(self) -> bool:
+        """See `Optimizer`."""
+        return never_overflows(max(self.rho, self.momentum), self.epsilon, self.decay)
+
+    def formula(self, xp: Any) -> Callable[..., Any]:
+        """Return the update of one element."""
+        rho, epsilon, inside = self.rho, self.epsilon, self.epsilon_on == "square"
+
+        def at(w: Array, g: Array, s: Array, *others: Array) -> Any:
+            *more, lr = others
+            s = rho * s + (1.0 - rho) * (g * g)
+            square = s
+            if self.centered:
+                more[-1] = rho * more[-1] + (1.0 - rho) * g
+                square = xp.maximum(s - more[-1] * more[-1], xp.zeros_like(s))  # rounding may make it negative
+            ratio = g / (xp.sqrt(square + epsilon) if inside else xp.sqrt(square) + epsilon)
+            if not self.momentum:
+                return w - lr * ratio, s, *more
+            more[0] = self.momentum * more[0] + lr * ratio
+            return w - more[0], s, *more
+
+        return at
