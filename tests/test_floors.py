@@ -24,7 +24,7 @@ FLOORS = {
     },
     2: {"activations", "layers", "losses", "optimizers", "metrics"},
     3: {"network", "training", "replay", "feed", "guard", "data", "callbacks", "loop", "run", "access"}
-    | {"program", "model", "saving", "session", "job"},
+    | {"program", "model", "saving", "session", "job", "objective"},
     # islands; they may use the package as its users do, by `import xpnet`
     4: {"__init__", "datasets", "testing", "cli", "parity", "__main__", "bench", "sklearn", "distributed", "onnx"},
 }

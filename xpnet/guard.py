@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from .backend import Array, Backend, np
 from .context import Context
 from .errors import XpnetError
 from .losses import Loss
 from .network import Network
+from .objective import Batch, Objective
 from .ops import LARGEST_RATE, LIMITS
 from .optimizers import Optimizer
-from .training import Batch, TrainState
+from .training import TrainState
 
 __all__ = ["first_concerned"]
 
@@ -34,12 +34,9 @@ def first_concerned(
     """Return the first problem in the step, such as "the loss is not finite", and a remedy."""
     limit = LIMITS[backend.dtype_name]
 
-    def watch(what: str, key: str, a: Array) -> None:
-        _look(f"the {what} of layer {key!r}", backend.host(a), limit if what == "gradient" else math.inf)
-
     try:
         with np.errstate(all="ignore"):
-            _replay(backend, network, loss, optimizer, s, b, watch)
+            _replay(backend, Objective(network, loss), optimizer, s, b)
     except _Found as found:
         return str(found)
     return f"the gradient or the weights, taken together, are beyond {limit:g}; {REMEDY}"
@@ -52,10 +49,10 @@ def _look(what: str, a: np.ndarray, limit: float = math.inf, remedy: str | None 
         raise _Found(f"{what} is beyond {limit:g}")
 
 
-def _replay(
-    backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch, watch: Any
-) -> None:
-    ctx = Context(backend, True, b.draws)
+def _replay(backend: Backend, objective: Objective, optimizer: Optimizer, s: TrainState, b: Batch) -> None:
+    """Take the step again on the host's side, looking at every array on the way."""
+    ctx, network, loss = Context(backend, True, b.draws), objective.network, objective.loss
+    limit = LIMITS[backend.dtype_name]
     # checked before the first step, but the user may have changed the arrays since
     _look("the batch's input", backend.host(b.x), remedy=CHANGED)
     if b.weight is not None:
@@ -67,17 +64,20 @@ def _replay(
     lr = optimizer.rate_at(backend.xp, s.lr, s.age)
     if float(backend.host(lr)) > LARGEST_RATE:
         raise _Found(f"the learning rate is beyond {LARGEST_RATE:g}")
-    units = network.score_units(loss.fuses) if loss.fuses else None
-    y, backward = network.forward(ctx, s.weights, s.stats, b.x, units, watch)
-    value, dy, _ = loss.measure(ctx, b.y, y, b.weight, units is not None)
-    last = network.units[-1].key
-    remedy = loss.objection(backend.host(y)) if units is None else None
-    _look(f"the loss, behind layer {last!r},", backend.host(value), remedy=remedy)
-    _look(f"the gradient of the loss, behind layer {last!r},", backend.host(dy), remedy=remedy)
-    g = backward(dy)
-    if network.layout.segments:
-        value, g = ctx.ops.penalize(ctx, s.weights, g, network.layout.segments)
-        _look("the penalty on the weights", backend.host(value))
+    output: list[np.ndarray] = []
+
+    def watch(what: str, key: str, a: Array) -> None:
+        host = backend.host(a)
+        if what in ("output", "gradient"):
+            _look(f"the {what} of layer {key!r}", host, limit if what == "gradient" else math.inf)
+            output[:] = [host]
+        elif what == "penalty":
+            _look("the penalty on the weights", host)
+        else:
+            remedy = loss.objection(output[0]) if objective.units is None else None
+            _look(f"the {what}, behind layer {key!r},", host, remedy=remedy)
+
+    g = objective.gradient(ctx, s.weights, s.stats, b, watch=watch).flat
     slots = tuple(backend.copy(slot) for slot in s.slots)
     variables = network.layout.variables
     weights, _ = optimizer.advance(ctx, backend.copy(s.weights), g, slots, lr, s.age + 1.0, variables)
@@ -87,4 +87,4 @@ def _replay(
             _look(f"the new {name} of layer {key!r}", values)
     for path, values in network.layout.host_parts(backend, s.weights).items():
         key, _, name = path.rpartition("/")
-        _look(f"the {name} of layer {key!r}", values, LIMITS[backend.dtype_name])
+        _look(f"the {name} of layer {key!r}", values, limit)

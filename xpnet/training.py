@@ -13,21 +13,13 @@ from .kernels.finish import make
 from .losses import Loss
 from .metrics import Metric
 from .network import Network
+from .objective import Batch, Objective
 from .ops import FIRST_SCALE, LIMITS, add_up
 from .optimizers import Optimizer
 
 __all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
 
 MOST = 16  # batch shapes whose memory for twins, and whose recordings, are kept
-
-
-class Batch(NamedTuple):
-    """What a step takes in: rows, targets, weights or None, and the masks by place."""
-
-    x: Array
-    y: Array
-    weight: Array | None
-    draws: dict[str, Array]
 
 
 class TrainState(NamedTuple):
@@ -114,26 +106,17 @@ def make_step(
     it to the list `finish`: once these are made, the state that was returned holds, and the former one is lost.
     Without a list they are made before the step returns.
     """
-    units = network.score_units(loss.fuses) if loss.fuses else None
-    segments = network.layout.segments
-    context = _contexts(backend)
+    objective, context = Objective(network, loss), _contexts(backend)
     limit = LIMITS[backend.dtype_name]
     variables = network.layout.variables
 
     def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
         lr = optimizer.rate_at(ctx.xp, s.lr, s.age)
-        y, backward = network.forward(ctx, s.weights, s.stats, b.x, units)
-        value, dy, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
         alive = s.ok & (s.scale[0] > 1.0) if s.scale else None  # before twins write over the flag
-        factor = 1.0 / s.scale[0] if s.scale else None
-        g = backward(dy * s.scale[0] if s.scale else dy)
-        if segments:
-            if factor is not None:
-                g, factor = g * factor, None
-            penalty, g = ctx.ops.penalize(ctx, s.weights, g, segments)
-            value = value + penalty
-
+        value, g, factor, prediction = objective.gradient(
+            ctx, s.weights, s.stats, b, s.scale[0] if s.scale else None
+        )
         new_stats = network.new_stats(ctx, s.stats)
         parts = _parts(ctx, value, b, prediction, metrics)
         ok = ctx.ops.sound(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
@@ -160,14 +143,14 @@ def make_step(
             counted = ok if alive is None else counted
             number, age, sums = tally(ok)
             weights, slots, stats = backend.when(ok, lambda _: new, kept)
-        scale = s.scale
+        scales = s.scale
         if alive is not None:
-            ok, number, *scale = ctx.ops.rescale(ctx, ok, alive, number, *s.scale)
+            ok, number, *scales = ctx.ops.rescale(ctx, ok, alive, number, *s.scale)
         if finish is None:
             make(ctx.finish)
         else:
             finish += ctx.finish
-        return TrainState(number, s.lr, ok, weights, slots, stats, age, sums, tuple(scale))
+        return TrainState(number, s.lr, ok, weights, slots, stats, age, sums, tuple(scales))
 
     return step
 
@@ -176,15 +159,11 @@ def make_evaluation(
     backend: Backend, network: Network, loss: Loss, metrics: Sequence[Metric]
 ) -> Callable[[Any, Array, Array, Batch], Any]:
     """Return `evaluation(sums, weights, stats, batch) -> sums`, the same for inference."""
-    units = network.score_units(loss.fuses) if loss.fuses else None
-    segments = network.layout.segments
+    objective = Objective(network, loss)
 
     def evaluation(sums: Any, weights: Array, stats: Array, b: Batch) -> Any:
         ctx = Context(backend)
-        y, _ = network.forward(ctx, weights, stats, b.x, units)
-        value, _, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
-        if segments:
-            value = value + ctx.ops.penalize(ctx, weights, ctx.xp.zeros_like(weights), segments)[0]
+        value, prediction = objective.value(ctx, weights, stats, b)
         parts = _parts(ctx, value, b, prediction, metrics)
         return add_up(ctx.xp, sums, parts)
 
