@@ -21,6 +21,7 @@ from . import (
     metrics,
     optimizers,
     regularizers,
+    schedules,
 )
 from .backend import available_backends, get_backend, use_backend
 from .model import Sequential, load_model
@@ -45,6 +46,7 @@ __all__ = [
     "metrics",
     "optimizers",
     "regularizers",
+    "schedules",
     "setting",
     "use_backend",
 ]

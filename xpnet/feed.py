@@ -1,4 +1,4 @@
-"""Where the batches of a training step come from: made on the host, or on the device by the step itself."""
+"""Sources of training batches: made on the host, or on the device by the step itself."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Held = tuple[Array, Array, Array | None]  # a data set on the device: inputs, ta
 
 
 class Feed:
-    """Batches made on the host, with the masks of the coming steps.
+    """Make batches on the host, with the masks of their steps.
 
     Args:
-        session, program: whose steps are fed. data: checked rows. class_weight: {class: factor} or None.
+        session, program: what takes the steps. data: checked rows. class_weight: {class: factor} or None.
 
     Attributes:
-        run: `run(state, batches, commit)`, which takes a step for each batch.
-        step: the number of the next step, of which the masks are functions.
+        run: `run(state, batches, commit)`, which takes one step per batch.
+        step: the number of the next step; it determines the masks.
     """
 
     def __init__(
@@ -40,39 +40,39 @@ class Feed:
         self.step = 0
 
     def follow(self, program: Program) -> None:
-        """Feed another program of the same model: one made with other settings."""
+        """Switch to another program of the same model, made after a change of settings."""
         self.program, self.run = program, program.run
         if program.recorder is not None:
             program.recorder.begin_feeding()
 
     def begin(self, order: np.ndarray | None, step: int) -> None:
-        """Begin an epoch at a step, with the order of its rows (None: as they are)."""
+        """Begin an epoch at a step, with the given order of rows (None: unshuffled)."""
         self.order, self.step = order, step
         if self.program.recorder is not None:
             self.program.recorder.begin_feeding()
 
     def batches(self, start: int, stop: int, count: int = 1) -> Sequence[Any]:
-        """Return the rows from `start` to `stop` of the order as that many batches of one size."""
+        """Return the rows from `start` to `stop` of the order as `count` batches of equal size."""
         if self.program.recorder is None or self._at_home():
             return self.on_host(start, stop, count, self.program.host_masks)
         with self.program.recorder.feeding():
             return self.on_host(start, stop, count, self.program.host_masks)
 
     def on_host(self, start: int, stop: int, count: int = 1, masks: bool = True) -> Sequence[Batch]:
-        """Return the same, made on the host, with or without masks."""
+        """Return the same batches, made on the host, with or without masks."""
         rows = slice(start, stop) if self.order is None else self.order[start:stop]
         return make_batches(
             self.session, self.program, self.data, rows, self.step, count, self.class_weight, masks
         )
 
     def _at_home(self) -> bool:
-        """Return whether some of the data are arrays of the model's own library."""
+        """Return whether any of the data are arrays of the model's own library."""
         columns = (self.data.x, self.data.y, self.data.weight)
         return any(c is not None and c.home.name == self.session.backend.name for c in columns)
 
 
 class DeviceFeed(Feed):
-    """Batches that the step takes from a data set on the device: they come as row numbers.
+    """Pass row numbers; the step gathers the batches from a data set on the device.
 
     Args:
         held: inputs, targets and weights (or None) on the device. The others: see `Feed`.
@@ -85,7 +85,7 @@ class DeviceFeed(Feed):
         self._record(program)
 
     def _record(self, program: Program) -> None:
-        """Take the program's steps on batches of what is held."""
+        """Make `run`: the program's step, preceded by gathering its batch on the device."""
         (x, y, weight), backend, pick = self._held, self.session.backend, program.maker.pick
         target = getattr(backend.xp, program.target_dtype or backend.dtype_name)
 
@@ -95,16 +95,16 @@ class DeviceFeed(Feed):
             made = Batch(pick(x, rows, backend.dtype), pick(y, rows, target), weights, {})
             return program.step(state, made, finish)
 
-        # recordings of its own: the addresses of the data are in them, and both go with the feed
+        # its own recordings: they contain the addresses of the data, and are freed together with it
         self.run = Replay(step, program.recorder)
 
     def follow(self, program: Program) -> None:
-        """Feed another program of the same model: one made with other settings."""
+        """Switch to another program of the same model, made after a change of settings."""
         super().follow(program)
         self._record(program)
 
     def begin(self, order: np.ndarray | None, step: int) -> None:
-        """Begin an epoch: its order goes to the device once."""
+        """Begin an epoch; copy its row order to the device once."""
         self.order, self.step = order, step
         rows = np.arange(len(self.data), dtype=np.int32) if order is None else order
         self._order = self.session.backend.feed(rows)
@@ -118,10 +118,10 @@ class DeviceFeed(Feed):
 
 
 def make_feed(session: Session, program: Program, data: Data, class_weight: Mapping[int, float] | None) -> Feed:
-    """Return what feeds a training run: from the device where a step can, and the data set fits there."""
+    """Return the feed of a training run: on the device if the step supports it and the data set fits."""
     held = None
     if program.maker is not None:
-        with suppress(MemoryError):  # what is free may be in pieces, or not be this process' to take
+        with suppress(MemoryError):  # free memory may be fragmented, or not available to this process
             held = _hold(session, program, data, class_weight)
     if held is None:
         return Feed(session, program, data, class_weight)
@@ -131,7 +131,7 @@ def make_feed(session: Session, program: Program, data: Data, class_weight: Mapp
 def _hold(
     session: Session, program: Program, data: Data, class_weight: Any
 ) -> tuple[Array, Array, Array | None] | None:
-    """Return inputs, targets and weights on the device, or None if there is no room for them."""
+    """Return inputs, targets and weights on the device, or None if they do not fit."""
     backend, maker = session.backend, program.maker
     floating = backend.dtype_name
     columns = (data.x, data.y, data.weight)
@@ -155,10 +155,10 @@ def _hold(
 
 
 def _kept(column: Column | None, dtype: str, backend: Backend, maker: Any) -> str | None:
-    """Return in which dtype a column is copied to the device; None where there is nothing to copy."""
+    """Return the dtype in which to copy a column to the device; None if there is nothing to copy."""
     if column is None or (column.home.name == backend.name and maker.own(column.values, backend.device)):
         return None
-    return "uint8" if column.kind == "uint8" else dtype  # bytes stay bytes: a quarter of the memory
+    return "uint8" if column.kind == "uint8" else dtype  # keep bytes: a quarter of the memory
 
 
 def _parts(column: Column, backend: Any, dtype: str) -> Iterator[tuple[slice, Array]]:
@@ -176,14 +176,15 @@ def make_batches(
     class_weight: Any = None,
     masks: bool = True,
 ) -> Sequence[Batch]:
-    """Return some rows as batches of one size on the model's device, with the masks of the next steps.
+    """Return rows as batches of equal size on the model's device, with the masks of their steps.
 
     Args:
-        rows: a slice, or row numbers on the host. step: the first one's number. masks: whether they are wanted.
+        rows: a slice, or row numbers on the host. step: number of the first step. count: number of batches.
+        masks: whether to make masks.
     """
     backend, network = session.backend, session.network
     target = program.target_shape, program.target_dtype
-    # where host memory is the device's, a step is over when `run` returns; a GPU may still be reading
+    # if the host is the device, a step has ended when `run` returns; a GPU may still be reading the batch
     reuse = backend.inplace and not backend.pooled
     x, y, weight = data.batch(rows, backend, *target, class_weight, reuse=reuse)
     size = int(x.shape[0]) // count

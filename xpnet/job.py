@@ -1,4 +1,4 @@
-"""The door of `fit`: what a user passes is converted and checked here, and handed on as one record."""
+"""The arguments of `fit`, converted and checked once, as one record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Job", "make_job", "rows_at_a_time", "training_data"]
 
 
 class Job(NamedTuple):
-    """What a call of `fit` has to do; the attributes are the arguments of `Sequential.fit`."""
+    """The checked arguments of one call of `Sequential.fit`."""
 
     data: Data
     validation: Data | None
@@ -30,7 +30,7 @@ class Job(NamedTuple):
     steps_per_execution: int
 
     def split(self) -> Job:
-        """Return the job with its last rows kept for validation, where a share of them is."""
+        """Return the job with the last rows split off for validation, if `validation_split` is set."""
         if self.validation is not None or not self.validation_split:
             return self
         data, validation = self.data.split(self.validation_split)
@@ -55,10 +55,10 @@ def make_job(
     validation_freq: int,
     steps_per_execution: int,
 ) -> Job:
-    """Return the arguments of `fit`, converted; whether they fit the model, `Session.admit` checks.
+    """Return the arguments of `fit`, converted; `Session.admit` checks that they fit the model.
 
     Raises:
-        InvalidTypeError, InvalidValueError, ShapeError: an argument can't be meant.
+        InvalidTypeError, InvalidValueError, ShapeError: an argument is invalid.
     """
     size = rows_at_a_time(batch_size, 32)
     resolve_verbose(verbose)
@@ -85,8 +85,8 @@ def make_job(
 
 
 def training_data(x: Any, y: Any, sample_weight: Any = None, what: str = "") -> Data:
-    """Return inputs, targets and weights as one object. Args: what: what errors say first."""
-    data = Data(x, y, sample_weight)  # what is wrong with x comes first
+    """Return inputs, targets and weights as one object. Args: what: prefix of error messages."""
+    data = Data(x, y, sample_weight)  # first, so that errors in x are reported first
     if y is None:
         raise InvalidTypeError(f"{what}targets y are needed; got None")
     return data
@@ -104,5 +104,5 @@ def _validation(given: Any) -> Data | None:
 
 
 def rows_at_a_time(batch_size: int | None, default: int = 1024, what: str = "batch_size") -> int:
-    """Return the size of a batch."""
+    """Return the checked batch size, or the default if it is None."""
     return number(what, default if batch_size is None else batch_size, 1, integer=True)

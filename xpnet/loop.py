@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 def _on_its_device(function: Callable[Concatenate[Session, P], R]) -> Callable[Concatenate[Session, P], R]:
-    """Return `function(session, ...)` that works on the session's device."""
+    """Return `function(session, ...)` run with the session's device as the current one."""
 
     @wraps(function)
     def run(session: Session, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -41,17 +41,17 @@ def _on_its_device(function: Callable[Concatenate[Session, P], R]) -> Callable[C
 
 @_on_its_device
 def fit(session: Session, job: Job, model: Any) -> History:
-    """Do a job on a compiled, built model, with data that it has admitted.
+    """Train a compiled, built model on data that it has admitted.
 
-    Whatever exception strikes, at any time (a callback's, Ctrl-C, one that is sent into the thread), the state is
-    that of the last whole step.
+    Whatever exception is raised, at any time (by a callback, by Ctrl-C, asynchronously in the thread), the state
+    is that of the last complete step.
 
     Args:
-        model: what callbacks see; its `stop_training` ends the job.
+        model: passed to callbacks; its `stop_training` ends the job.
     """
     program, run = session.program(), Run(job.callbacks, model)
     run.begin(_params(job, program.names), session.unfinished)
-    unfinished = session.unfinished  # the session's until an epoch has begun: if that fails, nothing is lost
+    unfinished = session.unfinished  # kept on the session until an epoch has begun, in case that fails
     progress = ProgressBar(job.verbose, job.epochs, _steps(job))
     epoch = None
     try:
@@ -77,18 +77,18 @@ def fit(session: Session, job: Job, model: Any) -> History:
         raise
     finally:
         progress.close()
-    session.run, session.unfinished = None, None  # done: a callback that saves the model now saves no run
+    session.run, session.unfinished = None, None  # finished: a model saved by `on_train_end` contains no run
     run.end()
     return run.history
 
 
 def _steps(job: Job) -> int:
-    """Return the steps of an epoch."""
+    """Return the number of steps in an epoch."""
     return math.ceil(len(job.data) / job.batch_size)
 
 
 def _params(job: Job, names: Sequence[str]) -> dict[str, Any]:
-    """Return what callbacks are told of a job."""
+    """Return the `params` of the callbacks."""
     validation = [] if job.validation is None else [f"val_{name}" for name in names]
     return {"epochs": job.epochs, "steps": _steps(job), "verbose": job.verbose, "metrics": [*names, *validation]}
 
@@ -97,7 +97,7 @@ class _Epoch:
     """One pass over the data.
 
     Attributes:
-        done: steps that were taken before, in a run that was cut off.
+        done: steps already taken by an interrupted run.
     """
 
     def __init__(self, session: Session, feed: Feed, job: Job, number: int, unfinished: Unfinished | None) -> None:
@@ -107,17 +107,17 @@ class _Epoch:
         self.step = session.step
         sums = zero_sums(session.backend, self.program.metrics)
         self.done = 0
-        if unfinished is not None and unfinished.fits(rows, size, sums.shape):
+        if unfinished is not None and unfinished.fits(rows, size, sums.shape[-1]):
             self.done, sums = unfinished.steps, carried_sums(session.backend, unfinished.sums)
         self.rate: float | None = None
         self.commit = session.commit
-        session.end_epoch(0)  # sums belong to no epoch until the new ones are there
+        session.end_epoch(0)  # until the new sums are stored, they belong to no epoch
         session.replace_state(sums=sums)
         session.begin_epoch(self.step - self.done, rows, size)
         feed.begin(session.stream.permutation(rows, session.progress.epoch) if job.shuffle else None, self.step)
 
     def train(self, run: Run, progress: ProgressBar) -> None:
-        """Take the steps that are left, until all are done or a callback stops the training."""
+        """Take the remaining steps, or stop early if a callback says so."""
         size, together = self.job.batch_size, self.job.steps_per_execution
         watched = [c for c in run.callbacks if type(c).on_train_batch_end is not Callback.on_train_batch_end]
         progress.advance(self.done)
@@ -134,10 +134,10 @@ class _Epoch:
                 break
 
     def execute(self, start: int, stop: int, count: int) -> None:
-        """Take a step for each of some batches of one size."""
+        """Take one step for each of `count` batches of equal size."""
         if changes.count != self._seen:  # callbacks may change settings at any time
             self._look()
-        session, rate = self.session, self.program.optimizer.learning_rate
+        session, rate = self.session, self.program.optimizer.fixed_rate
         if rate != self.rate:
             session.replace_state(lr=session.backend.scalar(rate))
             self.rate = rate
@@ -146,7 +146,7 @@ class _Epoch:
         self.feed.step += count
 
     def _look(self) -> None:
-        """Take up settings that have changed."""
+        """Apply settings that have changed."""
         self._seen = changes.count
         program = self.session.program()
         if program is not self.feed.program:
@@ -157,16 +157,16 @@ class _Epoch:
         """The program that takes the steps."""
         return self.feed.program
 
-    def logs(self) -> dict[str, float]:
-        """Return the means over the epoch so far.
+    def logs(self) -> dict[str, Any]:
+        """Return the loss and the metrics of the epoch so far.
 
         Raises:
-            NonFiniteError: the guard has held a step back.
+            NonFiniteError: the guard has rejected a step.
         """
         session = self.session
         if not session.well():
             self._stop()
-        return read_sums(session.backend, session.state.sums, self.program.names)
+        return read_sums(session.backend, session.state.sums, self.program.names, self.program.metrics)
 
     def _stop(self) -> None:
         session, size = self.session, self.job.batch_size
@@ -178,21 +178,25 @@ class _Epoch:
 
 
 def non_finite(session: Session, program: Program, batch: Batch, where: str) -> NonFiniteError:
-    """Return the error for a step that the guard held back, by replaying it."""
+    """Return the error for a step that the guard rejected, after replaying it to find the cause."""
     culprit = first_concerned(
         session.backend, session.network, program.loss, program.optimizer, session.state, batch
     )
     return NonFiniteError(
         f"training stopped in {where}: {culprit}. Weights, optimizer and statistics are as they "
-        f"were before that step; got learning rate {program.optimizer.learning_rate:g}"
+        f"were before that step; got learning rate {_text(program.optimizer.learning_rate)}"
     )
 
 
+def _text(rate: Any) -> str:
+    return f"{rate:g}" if isinstance(rate, float) else repr(rate)
+
+
 def _groups(done: int, rows: int, batch_size: int, per_execution: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, stop, batches) of the rows that run at once: the last, smaller batch comes alone.
+    """Yield (start, stop, batches) for the rows of each execution; a smaller last batch comes alone.
 
     Args:
-        done: the batches that are left out.
+        done: number of batches to skip.
     """
     whole = rows - rows % batch_size
     for start in range(done * batch_size, whole, batch_size * per_execution):
@@ -203,7 +207,7 @@ def _groups(done: int, rows: int, batch_size: int, per_execution: int) -> Iterat
 
 
 @_on_its_device
-def evaluate(session: Session, data: Data, batch_size: int) -> dict[str, float]:
+def evaluate(session: Session, data: Data, batch_size: int) -> dict[str, Any]:
     """Return loss and metrics by name."""
     program, backend = session.program(), session.backend
     sums = zero_sums(backend, program.metrics)
@@ -213,7 +217,7 @@ def evaluate(session: Session, data: Data, batch_size: int) -> dict[str, float]:
             with kernels.surroundings(backend):
                 x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype)
                 sums = program.evaluation(sums, weights, stats, Batch(x, y, weight, {}))
-    return read_sums(backend, sums, program.names)
+    return read_sums(backend, sums, program.names, program.metrics)
 
 
 @_on_its_device
@@ -231,13 +235,13 @@ def predict(session: Session, data: Data, batch_size: int) -> Array:
 
 
 @_on_its_device
-def train_on_batch(session: Session, data: Data, class_weight: Mapping[int, float] | None) -> dict[str, float]:
+def train_on_batch(session: Session, data: Data, class_weight: Mapping[int, float] | None) -> dict[str, Any]:
     """Take one step on all the rows; return loss and metrics by name."""
     backend, program = session.backend, session.program()
     rows, step = slice(0, len(data)), session.step
     batches = make_batches(session, program, data, rows, step, 1, class_weight, program.host_masks)
     state = session.state._replace(
-        lr=backend.scalar(program.optimizer.learning_rate), sums=zero_sums(backend, program.metrics)
+        lr=backend.scalar(program.optimizer.fixed_rate), sums=zero_sums(backend, program.metrics)
     )
     session.run = None
     session.end_epoch(0)
@@ -245,5 +249,5 @@ def train_on_batch(session: Session, data: Data, class_weight: Mapping[int, floa
     if not session.well():
         batch = make_batches(session, program, data, rows, step, 1, class_weight)[0]
         raise non_finite(session, program, batch, f"step {session.step + 1}")
-    session.unfinished = None  # an epoch that was cut off can't go on behind this step
-    return read_sums(backend, session.state.sums, program.names)
+    session.unfinished = None  # an interrupted epoch can't be resumed after this step
+    return read_sums(backend, session.state.sums, program.names, program.metrics)

@@ -456,7 +456,7 @@ class Sequential:
             self.session.admit(Data(x), build=True)
             return self.predict(x)
 
-    def _scores(self, scores: dict[str, float], return_dict: bool) -> Any:
+    def _scores(self, scores: dict[str, Any], return_dict: bool) -> Any:
         values = list(scores.values())
         return scores if return_dict else values if len(values) > 1 else values[0]
 

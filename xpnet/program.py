@@ -13,6 +13,7 @@ from .network import Network
 from .random import Stream
 from .registry import fingerprint
 from .replay import Replay
+from .schedules import Schedule
 from .training import make_evaluation, make_step
 
 __all__ = ["Compiled", "Program", "check_compile", "check_head", "make_program"]
@@ -44,7 +45,8 @@ class Compiled(NamedTuple):
     def settings(self) -> Any:
         """Return what compares equal as long as no setting changes that a step goes by."""
         parts = [self.optimizer, self.loss, *self.metrics, *self.weighted_metrics]
-        return fingerprint(parts, leave_out=("learning_rate", "dtype"))  # the rate is part of a step's state
+        fixed = not isinstance(self.optimizer.learning_rate, Schedule)  # then it is part of a step's state
+        return fingerprint(parts, leave_out=("learning_rate", "dtype") if fixed else ("dtype",))
 
 
 class Program(NamedTuple):
@@ -71,6 +73,11 @@ class Program(NamedTuple):
     recorder: Any = None
     maker: Any = None
     settings: Any = None
+
+    def result_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of what the logs have under a name: () for a number."""
+        metric = dict(zip(self.names[1:], self.metrics)).get(name)
+        return () if metric is None else metric.result_shape()
 
     @property
     def host_masks(self) -> bool:

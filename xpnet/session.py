@@ -1,4 +1,4 @@
-"""A model's weights on its backend, and what takes steps with them: what `Sequential` hands to the loop."""
+"""A model's weights on its backend, and the compiled programs that use them: the core of `Sequential`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .program import Compiled, Program, check_head, make_program
 from .random import Stream
 from .run import Run, Unfinished
 from .settings import changes
-from .training import TrainState, carried_sums, first_scale, zero_sums
+from .training import TrainState, carried_sums, first_scale, host_sums, zero_sums
 
 __all__ = ["HostState", "Progress", "Session"]
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Progress(NamedTuple):
-    """Epochs completed; for an epoch in progress the number of its first step, its rows and batch size."""
+    """Epochs completed; during an epoch also the number of its first step, its rows and batch size."""
 
     epoch: int = 0
     first_step: int | None = None
@@ -36,7 +36,7 @@ class Progress(NamedTuple):
 
 
 class HostState(NamedTuple):
-    """What a `TrainState` holds, on the host, and the progress it belongs to."""
+    """A `TrainState` on the host, with its progress."""
 
     weights: np.ndarray | None = None
     stats: np.ndarray | None = None
@@ -49,17 +49,17 @@ class HostState(NamedTuple):
 
 
 class Session:
-    """The layers of a model, built on a backend, and the state that steps carry on.
+    """The layers of a model, built on a backend, and the training state.
 
     Args:
-        layers: in order; the list may grow as long as nothing is built.
-        seed: of the weights, shuffles and masks.
+        layers: in order; the list may grow until the model is built.
+        seed: seed of the weights, shuffles and masks.
         backend, device, dtype: where to compute; None lets the first arrays decide.
 
     Attributes:
-        stream: the random streams of the seed. access: who trains, who reads.
-        compiled: what `Sequential.compile` was given, or None.
-        run: the call of `fit` that is at work, or was cut off. unfinished: the run that a file was saved in.
+        stream: the random streams of the seed. access: controls which thread trains or reads.
+        compiled: the arguments of `Sequential.compile`, or None.
+        run: the running or interrupted call of `fit`. unfinished: the run during which the loaded file was saved.
         progress: the epochs so far.
     """
 
@@ -75,11 +75,11 @@ class Session:
         self._backend: Backend | None = get_backend(*self._where) if is_explicit(backend) else None
         self._settled = self._backend is not None  # else the first arrays decide
         self._slots: tuple[str, ...] = ()  # the names of the optimizer's slots in the state
-        self._seen = -1  # how many changes of settings there were at the last look
+        self._seen = -1  # `changes.count` when settings were last compared
         self.clear()
 
     def clear(self) -> None:
-        """Forget all that building makes."""
+        """Discard everything that building makes."""
         self._network: Network | None = None
         self._state: Any = None  # a `TrainState`, or a plain tuple of its leaves
         self._program: Program | None = None
@@ -89,11 +89,11 @@ class Session:
 
     @property
     def backend(self) -> Backend:
-        """The backend: the one that was settled, else the one that would be chosen now."""
+        """The backend: the one in use, else the one that would be chosen now."""
         return self._backend or get_backend(*self._where)
 
     def move(self, backend: str | Backend | None, device: str | None, dtype: str | None) -> None:
-        """Go over, with all state, to another backend, device or precision."""
+        """Move all state to another backend, device or precision."""
         old = self.backend
         if backend is None and device is None:
             device = old.device_name
@@ -111,12 +111,12 @@ class Session:
 
     @property
     def built(self) -> bool:
-        """Whether the weights are there."""
+        """Whether the weights exist."""
         return self._state is not None
 
     @property
     def laid_out(self) -> bool:
-        """Whether the shapes are known: building has begun."""
+        """Whether the shapes are known, because building has begun."""
         return self._network is not None
 
     @property
@@ -125,7 +125,7 @@ class Session:
         return _there(self._network)
 
     def build(self, shape: tuple[int, ...]) -> None:
-        """Make the weights for inputs of this shape, or check it if they are there."""
+        """Make the weights for inputs of this shape; if they exist, check the shape."""
         if self._network is not None:
             check_input(self._network, shape, "inputs")
             return
@@ -133,7 +133,7 @@ class Session:
         self.take_weights(HostState())
 
     def prepare(self, shape: tuple[int, ...], learns: Sequence[bool] | None = None) -> None:
-        """Lay out the weights without making them (for `load_model`, which has them already).
+        """Lay out the weights without drawing them (`load_model` reads them from a file).
 
         Args:
             shape: of an input. learns: whether each layer is trainable; None asks the layers.
@@ -148,7 +148,7 @@ class Session:
         self._network, self._backend = network, backend
 
     def take_weights(self, host: HostState) -> None:
-        """Take over the values that the layers have and draw the others, unless the host state has all."""
+        """Adopt the values that the layers hold and draw the others, unless the host state has all weights."""
         network = self.network
         own = {unit.key: unit.layer.values() or {} for unit in network.units}
         known = {f"{key}/{name}": value for key, values in own.items() for name, value in values.items()}
@@ -160,11 +160,11 @@ class Session:
             unit.layer.taken()
 
     def lay_out(self, network: Network, keep: bool) -> None:
-        """Bring the weights to where they lie in a network of the same layers, or of the first of them.
+        """Adopt another layout of the same layers, or of the first of them, and rearrange the weights.
 
         Args:
-            network: what to go over to.
-            keep: whether the optimizer keeps what it knows, if no weight changes its place.
+            network: the new layout.
+            keep: whether the optimizer keeps its slots and age if no weight changes its place.
         """
         state, backend = self.state, self.backend
         stay = network.is_laid_out_as(self.network)
@@ -179,15 +179,15 @@ class Session:
 
     @contextmanager
     def as_before_on_error(self, *new: Layer) -> Iterator[None]:
-        """Undo what the first data, or `new` layers, have settled (shapes, weights, backend) if they don't fit."""
+        """On an exception, undo what the first data or `new` layers determined: shapes, weights, backend."""
         names = ("_backend", "_settled", "_network", "_state", "_program", "_inference")
         before = {name: getattr(self, name) for name in names}
-        loose = self.layers if self._network is None else ()  # a model that is built holds its layers
+        loose = self.layers if self._network is None else ()  # once built, the layers do not change
         layers = [(layer, dict(vars(layer))) for layer in (*loose, *new) if isinstance(layer, Layer)]
         count = len(self.layers)
         try:
             yield
-        except BaseException:  # whatever it is, Ctrl-C too: undo, and let it go on
+        except BaseException:  # Ctrl-C too: undo, then re-raise
             vars(self).update(before)
             del self.layers[count:]
             for layer, attributes in layers:
@@ -196,7 +196,7 @@ class Session:
             raise
 
     def compile(self, compiled: Compiled) -> None:
-        """Take a choice of optimizer, loss and metrics; what was frozen or thawed since counts from here on."""
+        """Set optimizer, loss and metrics; apply changes of `trainable` made since the last call."""
         keep = self.compiled is not None and compiled.optimizer is self.compiled.optimizer
         if self._network is not None:
             check_head(self._network, compiled.loss)
@@ -208,7 +208,7 @@ class Session:
 
     @property
     def state(self) -> TrainState:
-        """The arrays that a step carries on."""
+        """The arrays that a step updates."""
         state = self._state
         return state if type(state) is TrainState else TrainState._make(_there(state))
 
@@ -217,7 +217,7 @@ class Session:
         self._state = state
 
     def replace_state(self, **parts: Any) -> None:
-        """Exchange parts of the state."""
+        """Replace fields of the state."""
         with self.access.lock:
             self.state = self.state._replace(**parts)
 
@@ -228,7 +228,7 @@ class Session:
             return 0 if self._state is None else self.backend.counted(self.state.step)
 
     def place(self, host: HostState) -> None:
-        """Put host arrays onto the backend as the state before the next step."""
+        """Copy host arrays to the backend as the state before the next step."""
         backend = self.backend
         dtype = backend.dtype_name
         self._state = TrainState(
@@ -244,7 +244,7 @@ class Session:
         )
 
     def snapshot(self) -> HostState:
-        """Return host copies of what the state holds, as of the last whole step."""
+        """Return a host copy of the state, as of the last complete step."""
         with self.access.lock:
             state, backend = self.state, self.backend
 
@@ -258,18 +258,18 @@ class Session:
                 backend.counted(state.step),
                 float(backend.host(state.age)),
                 tuple(float(backend.host(a)) for a in state.scale),
-                copied(state.sums),
+                host_sums(backend, state.sums),
                 self.progress,
             )
 
     @property
     def commit(self) -> Commit:
-        """What ends steps: it takes new states over."""
+        """What ends steps by storing their new state."""
         return Commit(self.access, self)
 
     @contextmanager
     def reading(self) -> Iterator[tuple[Array, Array]]:
-        """Look at weights and statistics, as of the last whole step, in a block of code."""
+        """Read weights and statistics, as of the last complete step, in a `with` block."""
 
         def copied() -> tuple[Array, Array]:
             return self.backend.copy(self.state.weights), self.backend.copy(self.state.stats)
@@ -278,30 +278,30 @@ class Session:
             yield found
 
     def well(self) -> bool:
-        """Return whether the guard let all steps through; if not, set its flag back to before the step it held."""
+        """Return whether the guard accepted all steps; if not, reset its flag."""
         ok = bool(self.backend.host(self.state.ok))
         if not ok:
             self.replace_state(ok=self.backend.scalar(True, self.backend.xp.bool))
         return ok
 
     def begin_epoch(self, first_step: int, rows: int, batch_size: int) -> None:
-        """Note that an epoch has begun, over so many rows, with the step of that number."""
+        """Record the beginning of an epoch: its first step, rows and batch size."""
         self.progress = Progress(self.progress.epoch, first_step, rows, batch_size)
 
     def end_epoch(self, count: int = 1) -> None:
-        """End an epoch, and count it (or not)."""
+        """End an epoch; `count` is 0 if it was not completed."""
         self.progress = Progress(self.progress.epoch + count)
 
-    # What takes steps -----------------------------------------------------------------------------------------
+    # Programs -------------------------------------------------------------------------------------------------
 
     def need_compiled(self) -> Compiled:
-        """Return what `compile` was given, or raise."""
+        """Return the arguments of `compile`, or raise `NotBuiltError`."""
         if self.compiled is None:
             raise NotBuiltError("the model must be compiled first: call compile(optimizer, loss); got no loss")
         return self.compiled
 
     def program(self) -> Program:
-        """Return what `compile` was given, made ready for the backend: anew where settings have changed."""
+        """Return the compiled training program, remade if settings have changed."""
         self.refresh()
         if self._program is None:
             self._program = make_program(self.need_compiled(), self.network, self.backend, self.stream)
@@ -309,7 +309,7 @@ class Session:
         return self._program
 
     def _give_slots(self, optimizer: Optimizer) -> None:
-        """Let the state have the optimizer's slots: those that it has already stay as they are."""
+        """Give the state the optimizer's slots; keep those that it already has."""
         state, names = self.state, tuple(optimizer.slots)
         known = dict(zip(self._slots or names, state.slots))
         if tuple(known) != names:
@@ -330,11 +330,11 @@ class Session:
         return self._inference
 
     def refresh(self) -> None:
-        """Take up settings that have changed since the last look: they count from the next step on."""
+        """Apply settings that have changed since the last call; they take effect from the next step."""
         if self._seen == changes.count or self._network is None or self._state is None:
             return
         with self.access.lock:
-            if self.access.taken:  # by a thread that will look itself, before its next step
+            if self.access.taken:  # the training thread does this itself before its next step
                 return
             seen, network = changes.count, self._network
             if network.settings != Network.settings_of(self.layers):
@@ -363,11 +363,11 @@ class Session:
             self.replace_state(weights=weights, stats=stats)
 
     def holds(self, layer: Layer) -> bool:
-        """Return whether the layer's weights are part of the state."""
+        """Return whether the state contains the layer's weights."""
         return self._state is not None and self.network.key(layer) is not None
 
     def layer_values(self, layer: Layer) -> dict[str, np.ndarray]:
-        """Return the host copies of one layer's parameters and statistics by name."""
+        """Return host copies of one layer's parameters and statistics by name."""
         with self.access.lock:
             return self.flats().values(str(self.network.key(layer)), [spec.name for spec in layer.specs])
 
@@ -377,20 +377,21 @@ class Session:
         self.assign({f"{key}/{spec.name}": value for spec, value in zip(layer.specs, values)})
 
     def flats(self) -> Flats:
-        """Return where the weights lie."""
+        """Return the layouts with the flat arrays of weights and statistics."""
         network, state = self.network, self.state
         return Flats(self.backend, ((network.layout, state.weights), (network.stats_layout, state.stats)))
 
     # Data -------------------------------------------------------------------------------------------------
 
     def admit(self, data: Data, build: bool) -> Data:
-        """Check data against the model, before the first step; the first ones settle its backend and build it.
+        """Check data against the model before the first step; the first data choose its backend and build it.
 
         Args:
-            data: as converted. build: whether a model that is not built may be.
+            data: converted data. build: whether to build a model that is not built.
 
         Raises:
-            ShapeError, InvalidValueError: they do not fit.
+            ShapeError, InvalidValueError: the data do not fit. NotBuiltError: `build` is false and there are no
+                weights.
         """
         self._settle(data, build)
         loss, out = None if self.compiled is None else self.compiled.loss, self.network.output_shape
@@ -401,7 +402,7 @@ class Session:
         return data
 
     def _settle(self, data: Data, build: bool) -> None:
-        """Settle the backend by the first arrays, and build or compare shapes."""
+        """Choose the backend from the first arrays, then build or compare shapes."""
         if not build and not self.built:
             raise NotBuiltError("the model must be built first: call build(input_shape), or fit; got 0 weights")
         if not self._settled:
@@ -424,7 +425,7 @@ class Session:
     # Copies -----------------------------------------------------------------------------------------------
 
     def __del__(self) -> None:
-        """Leave the weights to the layers: one that is still used keeps them."""
+        """Pass the weights to the layers, so that a layer still in use keeps them."""
         network = self.__dict__.get("_network")
         if network is not None and self._state is not None:
             flats = self.flats()
@@ -441,12 +442,12 @@ class Session:
         kept["_explicit"] = is_explicit(self._where[0])
         kept["_shape"] = self._network and (self._network.input_shape, self._network.learns)
         host = None if self._state is None else self.snapshot()
-        # the layers bring the weights, unless these may have changed by then
+        # the layers carry the weights, unless training may change them meanwhile
         kept["_host"] = host if host is None or self.access.training else host._replace(weights=None, stats=None)
         return kept
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        """Take in what `__getstate__` gave, on the same backend."""
+        """Restore what `__getstate__` returned, on the same backend."""
         host, shape, where = kept.pop("_host"), kept.pop("_shape"), kept["_backend"]
         explicit, seed = kept.pop("_explicit"), kept.pop("_seed")
         self.__dict__.update(kept)
@@ -463,7 +464,7 @@ class Session:
 
 
 def _there(part: T | None) -> T:
-    """Return a part that building makes, or raise."""
+    """Return `part`, which building makes, or raise if it is None."""
     if part is None:
         raise NotBuiltError(
             "the model has no weights before it is built: call build(input_shape), or fit; got 0 weights"

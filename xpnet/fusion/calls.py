@@ -55,32 +55,37 @@ def plan(graph: Graph, homes: tuple[int | None, ...]) -> Plan:
 
 @lru_cache(maxsize=256)
 def contract(graph: Graph) -> Graph:
-    """Return a graph with one operation for a sum and a product or quotient, for a library that has calls for it.
+    """Return the graph in the operations of PyTorch, which has calls for a sum and a product or quotient.
 
     x + n y is "add_scaled" (x, y, n), x + n (a b) "add_product" (x, a, b, n), x + n (a / b) "add_quotient"
     (x, a, b, n), where n is a number and may be missing in the latter two; likewise "subtract_scaled" and so on.
+    And the sign of NaN is NaN, which it is not there.
     """
     uses = Counter(arg for node in graph.nodes if node.is_operation for arg in node.args)
     uses.update(graph.outputs)
     nodes = list(graph.nodes)
-    for i, node in enumerate(nodes):
+    for i, node in enumerate(graph.nodes):
         if node.rank and node.op in ("add", "subtract"):
             x, y = node.args
             found = _term(nodes, uses, y, x) or (_term(nodes, uses, x, y) if node.op == "add" else None)
             if found is not None:
                 kind, args = found
                 nodes[i] = node._replace(op=f"{node.op}_{kind}", args=args)
+        elif node.rank and node.op == "sign":
+            (x,) = node.args
+            nodes += [Node("not_equal", (x, x), 1, True), node]
+            nodes[i] = Node("where", (len(nodes) - 2, x, len(nodes) - 1), 1, False)
     places: dict[int, int] = {}
-    needed = set(graph.outputs)
-    for i in reversed(range(len(nodes))):
-        if i in needed and nodes[i].is_operation:
-            needed.update(nodes[i].args)
     kept: list[Node] = []
-    for i in sorted(needed):
-        node = nodes[i]
-        places[i] = len(kept)
-        kept.append(node._replace(args=tuple(places[a] for a in node.args)) if node.is_operation else node)
-    outputs = tuple(places[output] for output in graph.outputs)
+
+    def visit(place: int) -> int:
+        if place not in places:
+            node = nodes[place]
+            kept.append(node._replace(args=tuple(map(visit, node.args))) if node.is_operation else node)
+            places[place] = len(kept) - 1
+        return places[place]
+
+    outputs = tuple(map(visit, graph.outputs))
     return Graph(tuple(kept), outputs, graph.arrays, graph.numbers, graph.constants)
 
 

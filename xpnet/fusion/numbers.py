@@ -103,11 +103,11 @@ def _minimum(a: Any, b: Any) -> Any:
 
 
 def _sign(a: Any) -> Any:
-    return float((a > 0) - (a < 0)) if a == a else a
+    return 1.0 if a > 0 else -1.0 if a < 0 else a
 
 
 _COMMON = {"abs": abs, "astype": float, "maximum": _maximum, "minimum": _minimum, "sign": _sign}
-_FUNCTIONS = ("sqrt", "exp", "expm1", "log", "log1p", "tanh", "pow")
+_FUNCTIONS = ("sqrt", "exp", "expm1", "log", "log1p", "tanh", "floor", "pow")
 
 
 @lru_cache(maxsize=256)

@@ -65,8 +65,8 @@ def _wrong(backend: Backend) -> Iterator[str]:
     """Yield the operations that give something else than their bodies do on NumPy."""
     body, twin = Context(NumpyBackend(dtype=backend.policy)), Context(backend, True, None, Arena(backend.xp))
     with np.errstate(all="ignore"):
-        wanted = _layers(body) | _losses(body) | _flat(body)
-        found = _layers(twin) | _losses(twin) | _flat(twin)
+        wanted = _layers(body) | _losses(body) | _flat(body) | _sums(body)
+        found = _layers(twin) | _losses(twin) | _flat(twin) | _sums(twin)
     wanted["masks"], found["masks"] = _masks(backend)
     wanted["batches"], found["batches"] = _batches(backend)
     for name, arrays in wanted.items():
@@ -104,6 +104,7 @@ def _losses(ctx: Context) -> Arrays:
             *ctx.ops.softmax_cross_entropy(ctx, z, soft, 0.25),
         ],
         "hits": [ctx.ops.hits(ctx, z, labels)],
+        "confusion": [ctx.ops.confusion(ctx, labels, labels[::-1] + 0, weight, UNITS)],
         "row_total": [ctx.ops.row_total(ctx, weight, weight, 0.5), ctx.ops.row_total(ctx, weight, None, 0.5)],
     }
 
@@ -122,17 +123,12 @@ def _flat(ctx: Context) -> Arrays:
         return ops.sound(ctx, flag(True), scalar(rate), 1e6, flats, scalar(value), put(np.ones(UNITS)))
 
     segments = ((0, SIZE // 2, 0.01, 0.02), (SIZE // 2, SIZE, 0.0, 0.1))
-    sums = ctx.backend.array([[1.0, 2.0], [3.0, 4.0]], "float64")
-    parts = [(scalar(2.0), 3.0, scalar(4.0)), (scalar(5.0), 1.0, 6.0)]
-    step, age, sums = ops.tally(ctx, flag(True), flag(True), ctx.backend.count(7), scalar(8.0), sums, parts)
-    ended(ctx)
     bad = put(np.where(np.arange(SIZE) == SIZE - 1, np.nan, 1.0))
     norm = ops.clip_factor(ctx, *draws(1), 1.0, scalar(2.0))
     found = {
         "penalize": [*ops.penalize(ctx, *draws(2), segments)],
         "sound": [sound(0.1, 1.0, *draws(2)), sound(0.1, 1.0, bad), sound(0.1, np.inf, *draws(1)),
                   sound(1e30, 1.0, *draws(1)), sound(0.1, 1.0, *(1e6 * a for a in draws(2)))],
-        "tally": [step, age, sums],
         "clipping": [norm, ops.clip_parts(ctx, *draws(1), 1.0, None, (slice(0, 9), slice(9, SIZE)))],
     }  # fmt: skip
     if ctx.backend.narrow == "float16":
@@ -140,6 +136,21 @@ def _flat(ctx: Context) -> Arrays:
         found["rescale"] = [*ops.rescale(ctx, *states)]
         ended(ctx)
     return found
+
+
+def _sums(ctx: Context) -> Arrays:
+    backend, scalar = ctx.backend, ctx.backend.scalar
+
+    def tally(*parts: Any) -> list[Any]:
+        yes, sums = scalar(True, ctx.xp.bool), backend.array([1.0, 2.0, 3.0], "float64")
+        found = ctx.ops.tally(ctx, yes, yes, backend.count(7), scalar(8.0), sums, parts)
+        ended(ctx)
+        return [*found]
+
+    return {
+        "tally": tally((scalar(2.0), 3.0), (5.0, 1.0), (scalar(9.0), 1.0)),
+        "tally of arrays": tally((backend.array([6.0, 7.0, 8.0], backend.dtype_name), 0.5)),
+    }
 
 
 def ended(ctx: Context) -> None:

@@ -136,6 +136,23 @@ extern "C" __global__ void hits(const A* __restrict__ p, const int* __restrict__
     }
 }
 
+// out[t, f] = the sum of the weights (null: 1) of the rows with target t that were found to be f. A thread works on
+// one of these numbers and reads all rows for it. A row of a class that does not exist makes all NaN.
+extern "C" __global__ void confusion(const int* __restrict__ target, const int* __restrict__ found,
+                                     const A* __restrict__ weight, A* __restrict__ out, int rows, int classes) {
+    for (EACH(i, (i64)classes * classes)) {
+        const int t = int(i / classes), f = int(i % classes);
+        A total = 0;
+        for (int row = 0; row < rows; row++) {
+            const int a = target[row], b = found[row];
+            if (a == t && b == f) total += weight ? weight[row] : A(1);
+            const A nothing = total - total;
+            if (a < 0 || a >= classes || b < 0 || b >= classes) total = nothing / nothing;
+        }
+        out[i] = total;
+    }
+}
+
 // out = scale * sum(values * weight): 8 B. weight may be null. One block, of up to 32 whole warps.
 extern "C" __global__ void sum_scaled(const A* __restrict__ values, const A* __restrict__ weight, A scale, A* out,
                                       int n) {
@@ -189,25 +206,34 @@ extern "C" __global__ void within(const A* __restrict__ partial, A limit, const 
     if (threadIdx.x == 0 && !sound) *ok = false;
 }
 
-// sums[0] += value * count and sums[1] += more (null: number), unless value is null.
-__device__ inline void add_up(double* sums, const A* value, A count, const A* more, A number) {
-    if (!value) return;
-    sums[0] += (double)*value * count;
-    sums[1] += more ? *more : number;
+// sums[i] += *value * factor, or the factor where value is null; unless i is not below n.
+__device__ inline void add_up(double* sums, int i, int n, const A* value, A factor) {
+    if (i < n) sums[i] += value ? (double)*value * factor : factor;
 }
 
-// step += 1 and age += 1 (both may be null) if *ok; four pairs of sums, one behind the other, if *counted. One thread.
-extern "C" __global__ void tally(const bool* ok, const bool* counted, i64* step, A* age, double* sums,
-                                 const A* value0, A count0, const A* more0, A number0, const A* value1, A count1,
-                                 const A* more1, A number1, const A* value2, A count2, const A* more2, A number2,
-                                 const A* value3, A count3, const A* more3, A number3) {
+// step += 1 and age += 1 (both may be null) if *ok; n numbers are added to the sums if *counted. One thread.
+extern "C" __global__ void tally(const bool* ok, const bool* counted, i64* step, A* age, double* sums, int n,
+                                 const A* value0, A factor0, const A* value1, A factor1, const A* value2, A factor2,
+                                 const A* value3, A factor3, const A* value4, A factor4, const A* value5, A factor5,
+                                 const A* value6, A factor6, const A* value7, A factor7) {
     if (*ok && step) *step += 1;
     if (*ok && age) *age += 1;
     if (!*counted) return;
-    add_up(sums, value0, count0, more0, number0);
-    add_up(sums + 2, value1, count1, more1, number1);
-    add_up(sums + 4, value2, count2, more2, number2);
-    add_up(sums + 6, value3, count3, more3, number3);
+    add_up(sums, 0, n, value0, factor0);
+    add_up(sums, 1, n, value1, factor1);
+    add_up(sums, 2, n, value2, factor2);
+    add_up(sums, 3, n, value3, factor3);
+    add_up(sums, 4, n, value4, factor4);
+    add_up(sums, 5, n, value5, factor5);
+    add_up(sums, 6, n, value6, factor6);
+    add_up(sums, 7, n, value7, factor7);
+}
+
+// sums += more * factor if *counted: 20 B.
+extern "C" __global__ void tally_array(const bool* counted, double* __restrict__ sums, const A* __restrict__ more,
+                                       A factor, i64 n) {
+    if (!*counted) return;
+    for (EACH(i, n)) sums[i] += (double)more[i] * factor;
 }
 
 // Clipping -------------------------------------------------------------------------------------------------

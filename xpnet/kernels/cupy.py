@@ -162,6 +162,17 @@ def hits(ctx: Any, p: Array, target: Array) -> Array:
     return out
 
 
+def confusion(ctx: Any, target: Array, found: Array, weight: Array | None, classes: int) -> Array:
+    """Twin of `ops.confusion`, which its product would keep from being captured."""
+    labels = all(a.dtype == np.int32 and a.flags.c_contiguous and a.ndim == 1 and a.size for a in (target, found))
+    if not (labels and ctx.inplace and (weight is None or fit(ctx, weight))):
+        return ops.confusion(ctx, target, found, weight, classes)
+    out = ctx.empty((classes, classes))
+    args = (target, found, NULL if weight is None else weight, out, np.int32(target.size), np.int32(classes))
+    kernel_of("confusion", out.dtype.name)(*over(out.size), args)
+    return out
+
+
 def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Array:
     """Twin of `ops.row_total`."""
     same = weight is None or (fit(ctx, weight) and weight.shape == values.shape)

@@ -88,29 +88,45 @@ def _squares(ctx: Any, a: Array, b: Any = NULL) -> tuple[Array, int]:
     return partial, grid[0]
 
 
-PAIRS = 4  # of sums that one launch of `tally` adds to
+NUMBERS = 8  # of sums that one launch of `tally` adds to
 
 
 def tally(
     ctx: Any, ok: Array, counted: Array, step: Array, age: Array, sums: Array, parts: Any
 ) -> tuple[Array, Array, Array]:
-    """Twin of `ops.tally`, in place: one kernel for the counters and up to `PAIRS` pairs."""
-    arrays = [a for trio in parts for a in (trio[0], trio[2]) if not isinstance(a, (int, float))]
-    values = all(not isinstance(value, (int, float)) for value, _, _ in parts)
-    kinds = step.dtype == np.int64 and sums.dtype == np.float64 and all(a.ndim == 0 for a in arrays)
-    if not (values and kinds and sums.flags.c_contiguous and fit(ctx, age, *arrays)):
+    """Twin of `ops.tally`, in place: a kernel for the counters and up to `NUMBERS` numbers, one for each array."""
+    arrays = [a for a, _ in parts if not isinstance(a, (int, float))]
+    kinds = step.dtype == np.int64 and sums.dtype == np.float64 and all(a.size for a in arrays)
+    if not (kinds and sums.ndim == 1 and sums.flags.c_contiguous and fit(ctx, age, *arrays)):
         return ops.tally(ctx, ok, counted, step, age, sums, parts)
-    real, clock = age.dtype.type, (step, age)
-    for first in range(0, max(1, len(parts)), PAIRS):
-        args: list[Any] = []
-        for value, count, more in parts[first : first + PAIRS]:
-            number = isinstance(more, (int, float))
-            args += [value, real(count), *((NULL, real(more)) if number else (more, real(0)))]
-        while len(args) < 4 * PAIRS:
-            args += [NULL, real(0), NULL, real(0)]
-        ctx.later(kernel_of("tally", age.dtype.name), (1,), (1,), (ok, counted, *clock, sums[first:], *args))
-        clock = (NULL, NULL)
+    real, clock, done = age.dtype.type, (step, age), 0
+    for group in _groups(parts):
+        room, size = sums[done:], sum(getattr(a, "size", 1) for a, _ in group)
+        if size > len(group):
+            ((a, factor),) = group
+            args = (counted, room, a, real(factor), np.int64(size))
+            ctx.later(kernel_of("tally_array", age.dtype.name), *over(size), args)
+        else:
+            pairs = [(NULL, real(a * f)) if isinstance(a, (int, float)) else (a, real(f)) for a, f in group]
+            pairs += [(NULL, real(0))] * (NUMBERS - len(pairs))
+            args = (ok, counted, *clock, room, np.int32(size), *(x for pair in pairs for x in pair))
+            ctx.later(kernel_of("tally", age.dtype.name), (1,), (1,), args)
+            clock = (NULL, NULL)
+        done += size
     return step, age, sums
+
+
+def _groups(parts: Any) -> list[list[Any]]:
+    """Return the parts in groups, one a launch: up to `NUMBERS` numbers, or an array; the first is of numbers."""
+    groups: list[list[Any]] = [[]]
+    after_array = False
+    for a, factor in parts:
+        is_array = getattr(a, "size", 1) > 1
+        if is_array or after_array or len(groups[-1]) == NUMBERS:
+            groups.append([])
+        groups[-1].append((a, factor))
+        after_array = is_array
+    return groups
 
 
 def rescale(ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak: Array) -> Any:

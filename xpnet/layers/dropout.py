@@ -16,8 +16,8 @@ __all__ = ["Dropout"]
 class Dropout(Layer):
     """In training, set each input to 0 with probability `rate` and divide the others by 1 - rate.
 
-    The masks are functions of the model's seed, the layer's position and the step (see `xpnet.random`): the
-    same bits on every backend. Outside training y = x.
+    The masks are functions of the model's seed, the layer's position and the step (see `xpnet.random`), bit-equal
+    on every backend. Outside training y = x.
 
     Args:
         rate: in [0, 1). name, dtype, trainable: see `Layer`.
@@ -41,7 +41,7 @@ class Dropout(Layer):
         """Return the masked and rescaled input."""
         if not (ctx.training and self.draws):
             return x, lambda dy, into, want_dx=True: (dy, {})
-        y, back = ctx.ops.dropout(ctx, x, ctx.draw("keep"), self.draws[0].rate)  # that of the mask
+        y, back = ctx.ops.dropout(ctx, x, ctx.draw("keep"), self.draws[0].rate)  # the rate of the mask
 
         def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
             return (back(dy) if want_dx else None), {}
