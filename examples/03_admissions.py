@@ -1,12 +1,12 @@
-"""Who is admitted to the graduate school? One sigmoid unit, then two layers of them, on 400 applications.
+"""Predict graduate admissions: one sigmoid unit, then two layers of sigmoid units, on 400 applications.
 
-Every number below is known from a run of the same course exercise in plain NumPy, and is met to ten digits.
-The table is downloaded once, or read from the folder that XPNET_DATA names.
+The expected numbers below are from the same course exercise in plain NumPy, and are reproduced to ten digits. The
+table is downloaded once, or read from the folder named by XPNET_DATA.
 """
 
 import os
 
-os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX has float64 only when told so before it is imported
+os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX supports float64 only if this is set before its import
 
 import numpy as np
 
@@ -19,24 +19,24 @@ LOSSES = [0.26276093849966364, 0.20928619409324895, 0.20084292908073417, 0.19862
 
 
 def prepare(seed):
-    """Return training rows, their targets, test rows, their targets."""
+    """Return training rows and targets, then test rows and targets."""
     x, y = admissions()  # columns gre, gpa, rank
     scores, rank = x[:, :2], x[:, 2:]
-    scores = (scores - scores.mean(axis=0)) / scores.std(axis=0, ddof=1)  # mean 0, deviation 1
-    x = np.concatenate([scores, rank == [1, 2, 3, 4]], axis=1)  # a rank is a name: one column for each
+    scores = (scores - scores.mean(axis=0)) / scores.std(axis=0, ddof=1)  # mean 0, standard deviation 1
+    x = np.concatenate([scores, rank == [1, 2, 3, 4]], axis=1)  # a rank is a category: one-hot columns
     train = np.random.RandomState(seed).choice(len(x), size=360, replace=False)
     test = np.setdiff1d(np.arange(len(x)), train)
     return x[train], y[train], x[test], y[test]
 
 
 def train(layers, weights, x, y, rate, epochs):
-    """Return the model and the mean squared error of the training rows after each epoch but the last."""
+    """Return the model and the mean squared training error after each epoch but the last."""
     model = xn.Sequential([xn.layers.Input((6,)), *layers], dtype="float64")
     model.set_weights(weights)
-    # The course descends  E = mean((y - o)^2) / 2, the library mean((y - o)^2): hence half the rate.
+    # The course minimizes  E = mean((y - o)^2) / 2, the library mean((y - o)^2): hence half the rate.
     model.compile(optimizer=xn.optimizers.SGD(learning_rate=rate / 2), loss="mse", metrics=["accuracy"])
     history = model.fit(x, y, batch_size=len(x), epochs=epochs, shuffle=False, verbose=0)
-    # With all rows in one batch, an epoch's loss is that before its only step, so after the step before it.
+    # With all rows in one batch, an epoch's loss is computed before its only step, i.e. after the previous one.
     return model, history.history["loss"][1:]
 
 
@@ -52,7 +52,7 @@ accuracy = model.evaluate(x_test, y_test)[1]
 print("test accuracy of one unit:", accuracy)
 assert accuracy == 0.725  # 29 of 40
 
-# 2. Two layers, by backpropagation: the output's delta goes back through the output weights W2.
+# 2. Two layers with backpropagation: the output's delta is propagated back through the output weights W2.
 #        A1 = sigmoid(X W1),   o = sigmoid(A1 W2)
 #        delta2 = (y - o) o (1 - o),           W2 += rate A1.T delta2 / n
 #        delta1 = (delta2 W2.T) A1 (1 - A1),   W1 += rate X.T delta1 / n

@@ -1,6 +1,6 @@
-"""A flower of two colours in the plane: a straight line can't part its petals, four hidden units can.
+"""A two-coloured flower in the plane: a straight line can't separate its petals, four hidden units can.
 
-Draws the decision boundary and the activation functions into PNG files, where matplotlib is installed.
+If matplotlib is installed, the decision boundaries and the activation functions are saved as PNG files.
 """
 
 import numpy as np
@@ -16,10 +16,10 @@ def flower(rng, points=400):
     return np.stack([r * np.sin(t), r * np.cos(t)], axis=1), colour
 
 
-# Both models end in a sigmoid unit and descend the cross-entropy
-#     J = -mean(y log a + (1 - y) log(1 - a)),   of which   dZ = A - Y.
+# Both models end in a sigmoid unit and minimize the cross-entropy
+#     J = -mean(y log a + (1 - y) log(1 - a)),   with   dZ = A - Y.
 # Logistic regression:  A = sigmoid(X W + b),   dW = X.T dZ / m,   db = mean(dZ)
-# With a hidden layer:  A1 = tanh(X W1 + b1),   A2 = sigmoid(A1 W2 + b2), and from the output back
+# With a hidden layer:  A1 = tanh(X W1 + b1),   A2 = sigmoid(A1 W2 + b2), and backwards from the output
 #     dZ2 = A2 - Y,                      dW2 = A1.T dZ2 / m,   db2 = mean(dZ2)
 #     dZ1 = (dZ2 W2.T) * (1 - A1^2),     dW1 = X.T dZ1 / m,    db1 = mean(dZ1)     (tanh' = 1 - tanh^2)
 x, y = flower(np.random.default_rng(2))
@@ -34,7 +34,7 @@ for name, hidden in {"logistic regression": [], "four hidden units": [4]}.items(
     print(f"{name}: loss {loss:.3f}, accuracy {accuracy[name]:.3f}")
 
 try:
-    from matplotlib.figure import Figure  # draws into files, needs no screen
+    from matplotlib.figure import Figure  # draws to files, needs no display
 except ImportError:
     print("matplotlib is not installed: no pictures")
 else:

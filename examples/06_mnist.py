@@ -1,7 +1,7 @@
 """MNIST: 70,000 handwritten digits of 28 x 28 pixels, a network of 670,000 weights, five epochs.
 
-The images are downloaded once, or read from the folder that XPNET_DATA names. Where they are not to be had,
-the example ends with the error that says what to do.
+The images are downloaded once, or read from the folder named by XPNET_DATA. If neither is possible, the error says
+what to do.
 """
 
 import time
@@ -13,13 +13,13 @@ from xpnet.datasets import mnist
 
 
 class Pace(xn.callbacks.Callback):
-    """Halve the learning rate from epoch to epoch, and measure the epochs."""
+    """Halve the learning rate after each epoch, and time the epochs."""
 
     def __init__(self):
         self.seconds = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model.optimizer.learning_rate = 0.002 / 2**epoch  # far at first, then fine
+        self.model.optimizer.learning_rate = 0.002 / 2**epoch  # large steps first, then small ones
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -27,9 +27,9 @@ class Pace(xn.callbacks.Callback):
 
 
 (x, y), (x_test, y_test) = mnist()
-x, x_test = x / np.float32(255), x_test / np.float32(255)  # bytes to [0, 1]
+x, x_test = x / np.float32(255), x_test / np.float32(255)  # scale bytes to [0, 1]
 
-# A0 = the image as a row of 784 numbers
+# A0 = the image, flattened to 784 numbers
 # A1 = relu(A0 W1 + b1),   A2 = relu(A1 W2 + b2),   A3 = softmax(A2 W3 + b3)
 # Dropout of rate p, in training only:   D = (random >= p),   A = A * D / (1 - p)   (keep_prob = 1 - p)
 model = xn.Sequential(

@@ -1,8 +1,8 @@
-"""Ways down one hill: how many rows a step sees, what the optimizer remembers, how long its steps are."""
+"""Compare gradient descent variants: batch sizes, optimizers, learning rates, dropout."""
 
 import os
 
-os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX has float64 only when told so before it is imported
+os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX supports float64 only if this is set before its import
 
 import numpy as np
 
@@ -10,13 +10,13 @@ import xpnet as xn
 from xpnet.datasets import digits
 from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
 
-# Each step goes down the gradient g of the mean loss of the rows that it sees:  w = w - rate g
-# Batch descent sees all rows at each step, stochastic descent one, mini-batch descent a few.
+# Each step follows the negative gradient g of the mean loss over its rows:  w = w - rate g
+# Batch descent uses all rows in each step, stochastic descent one, mini-batch descent a few.
 #     Momentum:  v = b v + (1 - b) g           w = w - rate v
 #     RMSprop:   s = b s + (1 - b) g^2         w = w - rate g / (sqrt(s) + epsilon)
-#     Adam:      v with b1, s with b2          w = w - rate v_c / (sqrt(s_c) + epsilon),  and in step t
-#                corrected for their start:    v_c = v / (1 - b1^t),  s_c = s / (1 - b2^t)
-RUNS = {  # optimizer, rows a step, dropout
+#     Adam:      v with b1, s with b2          w = w - rate v_c / (sqrt(s_c) + epsilon),  with bias correction
+#                in step t:                    v_c = v / (1 - b1^t),  s_c = s / (1 - b2^t)
+RUNS = {  # optimizer, rows per step, dropout
     "batch": (SGD(0.2), 256, 0.0),
     "stochastic": (SGD(0.02), 1, 0.0),
     "mini-batch": (SGD(0.2), 32, 0.0),
@@ -42,16 +42,16 @@ for name, (optimizer, rows, rate) in RUNS.items():
     history = model.fit(x, y, batch_size=rows, epochs=20, verbose=0)
     curve = curves[name] = np.array(history.history["loss"])
     print(f"{name:17} loss {curve[0]:.3f} -> {curve[-1]:.3f}, rose {sum(np.diff(curve) > 0)} times")
-assert all(curves[name][-1] < 0.5 < curves["batch"][-1] for name in list(RUNS)[1:6])  # more steps an epoch
+assert all(curves[name][-1] < 0.5 < curves["batch"][-1] for name in list(RUNS)[1:6])  # more steps per epoch
 assert curves["too small a rate"][-1] > 0.99 * curves["too small a rate"][0]  # hardly moves
-assert curves["too large a rate"].max() > 2 * curves["too large a rate"][0]  # leaps over the valley
-# With all rows and no dropout the cost must fall at every step: see to that first, then let dropout go on.
+assert curves["too large a rate"].max() > 2 * curves["too large a rate"][0]  # overshoots the minimum
+# With all rows and no dropout the cost must fall at every step: check this before adding dropout.
 assert (np.diff(curves["batch"]) < 0).all()
-assert (np.diff(curves["dropout"]) > 0).any()  # every step has a mask, so a cost, of its own ...
-assert curves["dropout"][-1] < 0.8 * curves["dropout"][0]  # ... and it learns all the same
+assert (np.diff(curves["dropout"]) > 0).any()  # every step has its own mask and so its own cost ...
+assert curves["dropout"][-1] < 0.8 * curves["dropout"][0]  # ... but it still learns
 
-# Back through ten layers:  dA[l-1] = (dA[l] * f'(Z[l])) W[l].T,   dW[l] = A[l-1].T (dA[l] * f'(Z[l]))
-# sigmoid' = a (1 - a) <= 1/4 makes dA smaller in each, relu' = 1 for z > 0 does not. A step of rate 1 is dW.
+# Backwards through ten layers:  dA[l-1] = (dA[l] * f'(Z[l])) W[l].T,   dW[l] = A[l-1].T (dA[l] * f'(Z[l]))
+# sigmoid' = a (1 - a) <= 1/4 shrinks dA in each layer, relu' = 1 for z > 0 does not. A step of rate 1 is dW.
 slope = {}
 for f, start in (("sigmoid", "glorot_uniform"), ("relu", "he_normal")):
     ten = [xn.layers.Dense(32, activation=f, kernel_initializer=start) for _ in range(10)]
@@ -66,7 +66,7 @@ assert slope["sigmoid"][0] < 1e-4 * slope["sigmoid"][-1]
 assert slope["relu"][0] > 0.1 * slope["relu"][-1]
 
 try:
-    from matplotlib.figure import Figure  # draws into files, needs no screen
+    from matplotlib.figure import Figure  # draws to files, needs no display
 except ImportError:
     print("matplotlib is not installed: no picture")
 else:

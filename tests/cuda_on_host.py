@@ -36,6 +36,9 @@ TYPES = {
 }
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 QUALIFIERS = {"const", "__restrict__"}
+# bytes are stored as words, which C++ forbids between types that CUDA's compilers take for the same memory
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+FLAGS.append("-U_FORTIFY_SOURCE")  # whose check of `longjmp` knows of one stack only
 
 _libraries = {}
 _folder = []
@@ -144,6 +147,9 @@ def _compile(code, options):
     if not _folder:
         _folder.append(tempfile.TemporaryDirectory(prefix="xpnet-cuda-on-host-"))
         atexit.register(_folder[0].cleanup)
+    machine = str(Path(_folder[0].name, "machine.o"))
+    if not Path(machine).exists():
+        _call([COMPILER, *FLAGS, "-c", "-o", machine, str(HEADER.with_suffix(".cpp"))])
     stem = Path(_folder[0].name, hashlib.sha256(repr((code, options)).encode()).hexdigest()[:16])
     plain = _call([COMPILER, "-E", "-P", "-x", "c++", *options, "-"], code)
     kernels = {name: [Parameter(p) for p in parameters.split(",")] for name, parameters in KERNEL.findall(plain)}
@@ -155,12 +161,11 @@ def _compile(code, options):
             f"{{ return cuda_stand_in::launch(dims, [=] {{ {name}({arguments}); }}); }}\n"
         )
     stem.with_suffix(".cpp").write_text("".join(parts))
-    # bytes are stored as words, which C++ forbids between types that CUDA's compilers take for the same memory
-    flags = ["-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
-    flags.append("-U_FORTIFY_SOURCE")  # whose check of `longjmp` knows of one stack only
     source, module, library = (str(stem.with_suffix(suffix)) for suffix in (".cpp", ".o", ".so"))
-    _call([COMPILER, *flags, "-fsanitize=alignment", *options, "-c", "-o", module, source])
-    _call([COMPILER, "-shared", "-o", library, module])  # not with libubsan: the header has what it takes
+    _call([COMPILER, *FLAGS, "-fsanitize=alignment", *options, "-c", "-o", module, source])
+    _call(
+        [COMPILER, "-shared", "-o", library, module, machine]
+    )  # not with libubsan: the machine has what it takes
     return ctypes.CDLL(library), kernels
 
 

@@ -28,7 +28,7 @@ from cupy_like import DEVICE, Array, Device, Eager, Namespace, _strip
 
 from xpnet import kernels
 from xpnet.backend import _make
-from xpnet.kernels import blas, check, cuda, graph
+from xpnet.kernels import blas, check, cuda, generated, graph
 
 UNIT = 512  # bytes: memory comes in multiples of it (cupy/cuda/memory.pyx, ALLOCATION_UNIT_SIZE)
 LARGE = 1 << 20  # bytes: memory of this size is not filled (cuBLAS' workspaces)
@@ -532,7 +532,16 @@ def _tf32(x):
 
 # All of it ----------------------------------------------------------------------------------------------
 
-CACHES = (check._right, cuda.module, cuda.kernel_of, _make, kernels._table, blas.available, blas._handle)
+CACHES = (
+    check._right,
+    cuda.module,
+    cuda.kernel_of,
+    cuda.kernel_made_by,
+    _make,
+    kernels._table,
+    blas.available,
+    blas._handle,
+)
 
 
 def clean_start(monkeypatch):
@@ -603,3 +612,4 @@ def _forget():
     for cache in CACHES:
         cache.cache_clear()
     graph._idle.clear()
+    generated._verdicts.clear()

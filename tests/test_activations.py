@@ -44,6 +44,14 @@ def test_derivative_against_central_differences(backend64, name):
     assert_close(f.derivative(backend64.array(z)), backend64.array(numeric), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("slope", [0.3, 0.0, -0.3])
+def test_slopes_of_both_signs(backend64, slope):
+    """The derivative takes the sign of z from the output only where that has it."""
+    z = backend64.array([-2.0, -0.5, 0.0, 0.5, 2.0])
+    wanted = backend64.array([slope, slope, slope, 1.0, 1.0])
+    assert_close(LeakyReLU(slope).derivative(z), wanted)
+
+
 def test_softmax_derivative_is_the_matrix(backend64):
     f, h = activations.get("softmax"), 1e-5
     z = np.random.default_rng(0).standard_normal((3, 2, 4))

@@ -509,7 +509,7 @@ def test_a_word_that_a_variable_does_not_know(monkeypatch, variable, value, near
     models = (regressor(), trained(regressor)) if variable != "XPNET_DTYPE" else ()
     monkeypatch.setenv(variable, value)
     for model in models:
-        model._program = None
+        model.session._program = None
         before = snapshot(model)
         refused(lambda: model.fit(X, Y, verbose=0), errors.UnknownNameError, repr(value), variable, near)  # noqa: B023
         assert snapshot(model) == before

@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,11 +21,16 @@ import pytest
 from cuda_on_host import COMPILER, RawKernel, RawModule
 from cupy_like import Array, CupyLike, inside_a_step
 
-from xpnet import activations, initializers, kernels, ops
+from xpnet import activations, initializers, kernels, ops, optimizers
 from xpnet.backend import BACKENDS, _make, get_backend
 from xpnet.context import Arena, Context
+from xpnet.fusion import cuda as fusion
+from xpnet.fusion.activation import activation_graphs
+from xpnet.fusion.trace import trace
+from xpnet.fusion.update import update_graph
 from xpnet.kernels import blas, check, cuda, cupy, cupy_flat
 from xpnet.kernels import device as makers
+from xpnet.kernels.generated import activation_kernels, update_kernel
 from xpnet.params import Layout, ParamSpec
 from xpnet.random import DRAW, Stream, keep_mask
 
@@ -34,6 +40,7 @@ if get_backend().name != "numpy":
 from test_ops import CASES, compare, hosts
 
 SOURCE = Path(cuda.__file__).with_name("cuda_kernels.cu")
+HELPERS = SOURCE.with_name("cuda_helpers.cu").read_text()
 twins = SimpleNamespace(**{**vars(cupy_flat), **vars(cupy)})
 NAMES = set(re.findall(r"__global__ void (\w+)\(", SOURCE.read_text()))
 NULL = np.uintp(0)
@@ -50,9 +57,15 @@ class Device:
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
         self.real = self.dtype.type
+        self.backend = self.backend_of(dtype)
         self.tolerance = TOLERANCES.get(dtype)
         self._module = cuda.module(dtype)
         self._guarded = []
+
+    @staticmethod
+    def backend_of(dtype):
+        """Return what kernels are made for."""
+        return SimpleNamespace(name="", dtype_name=dtype, narrow=None)
 
     def room(self, shape, dtype=None):
         """Return memory in which all bits are set (NaN, -1), as are those around it."""
@@ -69,11 +82,15 @@ class Device:
         return array
 
     def run(self, name, grid, block, *args):
+        """Launch a kernel of `cuda_kernels.cu`."""
+        self.launch(self._module.get_function(name), grid, block, *args)
+
+    def launch(self, kernel, grid, block, *args):
         """Launch a kernel and look at the surroundings."""
-        self._module.get_function(name)(grid, block, args)
+        kernel(grid, block, args)
         for memory in self._guarded:
-            assert (memory[:GUARD] == 255).all(), f"{name} wrote before an array"
-            assert (memory[-GUARD:] == 255).all(), f"{name} wrote behind an array"
+            assert (memory[:GUARD] == 255).all(), f"{kernel.name} wrote before an array"
+            assert (memory[-GUARD:] == 255).all(), f"{kernel.name} wrote behind an array"
 
     def close(self, found, wanted, **tolerance):
         np.testing.assert_allclose(found.values, wanted, **(tolerance or self.tolerance))
@@ -87,7 +104,7 @@ def compiler(monkeypatch):
     monkeypatch.setattr(cupy_like, "KNOW_CUPY", (*cupy_like.KNOW_CUPY, "test_ops"))  # its cases write to views
     monkeypatch.setitem(sys.modules, "cupy", cuda_on_host.cupy)
     monkeypatch.setitem(sys.modules, "nvmath", None)  # products by cupy.matmul
-    caches = (cuda.module, cuda.kernel_of, _make, kernels._table, blas.available)
+    caches = (cuda.module, cuda.kernel_of, cuda.kernel_made_by, _make, kernels._table, blas.available)
     for cache in caches:
         cache.cache_clear()
     RawKernel.launched.clear()
@@ -117,48 +134,117 @@ def draw(rng, shape, dtype, odd=False):
 
 def test_every_kernel_is_run_here():
     text = Path(__file__).read_text()
-    assert len(NAMES) == 23
+    assert len(NAMES) == 16
     assert {name for name in NAMES if f'"{name}"' not in text} == set()
 
 
 # Layers -------------------------------------------------------------------------------------------------
 
-KINDS = ["linear", "relu", "tanh", "sigmoid"]
+
+class Swish(activations.Activation):
+    """A user's, whose derivative reads the scores."""
+
+    def forward(self, xp, z):
+        return z / (1.0 + xp.exp(-z))
+
+    def backward(self, xp, da, z, a):
+        s = 1.0 / (1.0 + xp.exp(-z))
+        return da * (s + a * (1.0 - s))
+
+
+class Everything(activations.Activation):
+    """Of no use, but with every operation that a formula may have."""
+
+    def forward(self, xp, z):
+        size = xp.minimum(xp.abs(z), xp.full_like(z, 3.0))
+        even = (xp.isfinite(z) & ~xp.isnan(z)) | (z == 0.0)
+        roots = xp.sqrt(size) + xp.log(1.0 + size) - xp.log1p(size) + xp.expm1(-size) + size**1.5
+        return xp.where(even & (z != 1.0), xp.sign(z) * roots, xp.tanh(xp.exp(z))) + xp.astype(z >= 0.5, z.dtype)
+
+    def backward(self, xp, da, z, a):
+        steep = xp.where((z <= 2.0) | (z > 2.5), xp.maximum(da, a), -da)
+        return xp.where(xp.logical_not(a < 0.1), steep / 2.0, xp.square(z) - xp.positive(a))
+
+
+ACTIVATIONS = {
+    **{name: activations.get(name) for name in ("linear", "relu", "tanh", "sigmoid", "leaky_relu")},
+    "leaky_relu, steep": activations.LeakyReLU(0.5),
+    "leaky_relu, negative": activations.LeakyReLU(-0.3),
+    "swish": Swish(),
+    "everything": Everything(),
+}
+NOT_ELEMENTWISE = {activations.Softmax, activations.Step}  # and what has no derivative
+
+
+def test_the_table_has_every_activation():
+    known = {type(f) for f in ACTIVATIONS.values()} | NOT_ELEMENTWISE
+    assert set(activations.registry.classes.values()) <= known
+    for cls in NOT_ELEMENTWISE:
+        assert activation_kernels(Device.backend_of("float32"), cls()) is None
+
+
+def of_two(xp, a, b):
+    """Return what each operation makes of two numbers, those that are no functions of reals among others."""
+    numbers = [a + b, a - b, a * b, a / b, xp.maximum(a, b), xp.minimum(a, b), xp.pow(a, b), xp.where(a > b, a, b)]
+    numbers += [f(a) for f in (xp.abs, xp.sign, xp.sqrt, xp.exp, xp.expm1, xp.log, xp.log1p, xp.tanh)]
+    flags = [a > b, a >= b, a < b, a <= b, a == b, a != b, xp.isnan(a), xp.isfinite(a)]
+    flags += [(a > 0) & (b > 0), (a > 0) | (b > 0), ~(a > 0)]
+    return [-a, *numbers, *(xp.where(flag, xp.ones_like(a), 2.0 * xp.ones_like(a)) for flag in flags)]
+
+
+def test_operations_on_odd_numbers(device):
+    """All of them in one kernel; of NaN, infinity, zeros and equal numbers they make what NumPy makes."""
+    given = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -3.0]
+    a, b = (x.reshape(-1).astype(device.dtype) for x in np.meshgrid(given, given))
+    wanted = of_two(np, a, b)
+    arrays = 1 + len(wanted)
+    graph = trace(lambda xp: lambda a, b, *rest: of_two(xp, a, b), arrays, 3)
+    kernel = cuda.kernel_made_by(fusion.update_source, graph.key, device.dtype.name, in_place=False)
+    slots, out, numbers = [NULL] * (arrays - 2), [device.room(a.shape) for _ in wanted], [NULL] * 3
+    constants = map(device.real, graph.constants)
+    device.launch(kernel, (2,), (32,), device.put(a), device.put(b), *slots, *out, *numbers, *constants, NULL,
+                  np.int64(a.size))  # fmt: skip
+    for found, expected in zip(out, wanted, strict=True):
+        device.close(found, expected)
+
+
+def test_everything_is_there():
+    graph = trace(lambda xp: lambda z: Everything().forward(xp, z), 1)
+    back = trace(lambda xp: lambda *arrays: Everything().backward(xp, *arrays), 3)
+    assert {node.op for node in (*graph.nodes, *back.nodes) if node.is_operation} == set(fusion.OPERATIONS)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (33, 10), (2, 300), (64, 32), (0, 3)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_bias_act(device, kind, shape):
-    rng, f = np.random.default_rng(1), activations.get(kind)
-    for odd in (False, True):
-        for grid, block in GRIDS:
-            for bias in (draw(rng, shape[1], device.dtype), None):
-                z = draw(rng, shape, device.dtype, odd)
-                out, b = device.put(z), NULL if bias is None else device.put(bias)
-                device.run("bias_act", grid, block, out, b, np.int32(shape[0]), np.int32(shape[1]),
-                           np.int32(KINDS.index(kind)))  # fmt: skip
-                device.close(out, f.forward(np, z if bias is None else z + bias))
-
-
-def test_kinds_are_those_of_the_twin():
-    assert {name: i for i, name in enumerate(KINDS)} == cupy._KINDS
-    assert re.search(r"enum \{ (.*) \}", SOURCE.read_text())[1].lower().split(", ") == KINDS
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_bias_act(device, name, shape):
+    rng, f = np.random.default_rng(1), ACTIVATIONS[name]
+    made = activation_kernels(device.backend, f)
+    for odd, (grid, block), with_bias, keep in product((False, True), GRIDS, (True, False), (True, False)):
+        z, bias = draw(rng, shape, device.dtype, odd), draw(rng, shape[1], device.dtype)
+        on, b = device.put(z), device.put(bias) if with_bias else NULL
+        y = device.room(shape) if keep else on
+        device.launch(made.bias_act, grid, block, on, b, y, *made.constants, *map(np.int32, shape))
+        scores = z + bias if with_bias else z
+        device.close(y, f.forward(np, scores))
+        if keep:
+            np.testing.assert_array_equal(on.values, scores)
 
 
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize(("rows", "units"), [(1, 1), (7, 5), (33, 32), (300, 33), (3, 70), (0, 2)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_act_backward(device, kind, rows, units, odd):
-    rng, f = np.random.default_rng(2), activations.get(kind)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_act_backward(device, name, rows, units, odd):
+    rng, f = np.random.default_rng(2), ACTIVATIONS[name]
     z, dy = draw(rng, (rows, units), device.dtype, odd), draw(rng, (rows, units), device.dtype, odd)
     y = f.forward(np, z)
     wanted = f.backward(np, dy, z, y)
-    given = device.put(dy), device.put(y) if kind != "linear" else NULL
-    sizes = np.int32(rows), np.int32(units), np.int32(KINDS.index(kind))
+    made = activation_kernels(device.backend, f)
+    given = [device.put(dy), device.put(z) if made.keeps_scores else NULL, NULL if made.linear else device.put(y)]
+    sizes = *made.slopes, np.int32(rows), np.int32(units)
     across = -(-units // 32)
     for chunks in (1, 3, 40):
         dz, partial, sums = device.room(dy.shape), device.room((chunks, units)), device.room((units,))
-        device.run("act_backward", (across, chunks), WARPS, *given, dz, partial, *sizes)
+        device.launch(made.act_backward, (across, chunks), WARPS, *given, dz, partial, *sizes)
         device.run("column_sums", (across,), WARPS, partial, sums, np.int32(chunks), np.int32(units))
         device.close(dz, wanted)
         # what differs by the order of additions is as large as the rounding of the terms
@@ -168,10 +254,18 @@ def test_act_backward(device, kind, rows, units, odd):
         if chunks == 1:
             np.testing.assert_array_equal(partial.values[0], sums.values)
         only_sums, only_dz = device.room((chunks, units)), device.room(dy.shape)
-        device.run("act_backward", (across, chunks), WARPS, *given, NULL, only_sums, *sizes)
-        device.run("act_backward", (across, chunks), WARPS, *given, only_dz, NULL, *sizes)
+        device.launch(made.act_backward, (across, chunks), WARPS, *given, NULL, only_sums, *sizes)
+        device.launch(made.act_backward, (across, chunks), WARPS, *given, only_dz, NULL, *sizes)
         np.testing.assert_array_equal(only_sums.values, partial.values)
         np.testing.assert_array_equal(only_dz.values, dz.values)
+
+
+def test_where_scores_are_kept(compiler):
+    """Memory for them, and its traffic, is spent only on derivatives that read them."""
+    kept = {
+        name for name, f in ACTIVATIONS.items() if activation_kernels(Device.backend_of("float32"), f).keeps_scores
+    }
+    assert kept == {"leaky_relu, negative", "swish", "everything"}
 
 
 @pytest.mark.parametrize(("rows", "units"), [(1, 1), (8, 31), (9, 65), (100, 3)])
@@ -253,6 +347,27 @@ def test_hits(device, rows, classes):
                 device.run("hits", grid, WARPS, device.put(p), device.put(target, np.int32), out, np.int32(rows),
                            np.int32(classes))  # fmt: skip
                 np.testing.assert_array_equal(out.values, best == target)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1, 2), (50, 2), (300, 7), (37, 40)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_confusion(device, rows, classes, weighted):
+    rng = np.random.default_rng(25)
+    target, found = rng.integers(0, classes, (2, rows))
+    weight = rng.random(rows).astype(device.dtype)
+    wanted = np.zeros((classes, classes))
+    np.add.at(wanted, (target, found), weight if weighted else 1.0)
+    w, sizes = device.put(weight) if weighted else NULL, (np.int32(rows), np.int32(classes))
+    for grid, block in GRIDS:
+        out, labels = device.room((classes, classes)), [device.put(a, np.int32) for a in (target, found)]
+        device.run("confusion", grid, block, *labels, w, out, *sizes)
+        device.close(out, wanted)
+        for odd in (0, 1):
+            for label in (-1, classes):
+                labels = [device.put(a, np.int32) for a in (target, found)]
+                labels[odd].values[rows - 1] = label
+                device.run("confusion", grid, block, *labels, w, out, *sizes)
+                assert np.isnan(out.values).all()
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 1000, 2049])
@@ -344,24 +459,35 @@ def test_what_else_within_looks_at(device):
 def test_tally(device):
     rng = np.random.default_rng(21)
     for ok, counted in ((True, True), (False, True), (True, False)):
-        for there in range(5):
+        for there in range(9):
             for clocked in (True, False):
                 step, age = device.put(2**40, np.int64), device.put(3.0)
-                sums, before = device.put(rng.random((4, 2)), np.float64), []
-                args, wanted = [], []
-                for i in range(4):
-                    value, more = (device.put(a) for a in rng.random(2))
-                    args += [value, device.real(0.5 + i), more if i % 2 else NULL, device.real(2.0)]
-                    if i >= there:
-                        args[-4:] = [NULL, device.real(1), NULL, device.real(1)]
-                    add, added = i < there and counted, more.values.item() if i % 2 else 2.0
-                    before = sums.values[i]
-                    wanted.append([before[0] + (0.5 + i) * value.values.item() * add, before[1] + added * add])
+                start, numbers = rng.random(there), rng.random(there).astype(device.dtype)
+                factors = np.arange(0.5, 8.5).astype(device.dtype)
+                arrays = [device.put(a) if i % 3 else NULL for i, a in enumerate(numbers)]  # or the factor alone
+                arrays += [device.put(1.0)] * (8 - there)
+                sums = device.put(start, np.float64)
                 clock = (step, age) if clocked else (NULL, NULL)
                 flags = device.put(ok, bool), device.put(counted, bool)
-                device.run("tally", (1,), (1,), *flags, *clock, sums, *args)
-                np.testing.assert_allclose(sums.values, wanted, rtol=1e-15)
+                pairs = [x for a, factor in zip(arrays, factors) for x in (a, device.real(factor))]
+                device.run("tally", (1,), (1,), *flags, *clock, sums, np.int32(there), *pairs)
+                added = [
+                    f * (float(a) if i % 3 else 1.0) for i, (a, f) in enumerate(zip(numbers, factors.tolist()))
+                ]
+                np.testing.assert_allclose(sums.values, start + np.array(added) * counted, rtol=1e-15)
                 assert (step.values, age.values) == ((2**40 + 1, 4.0) if ok and clocked else (2**40, 3.0))
+
+
+@pytest.mark.parametrize("n", [1, 33, 700])
+def test_tally_array(device, n):
+    rng = np.random.default_rng(24)
+    for counted in (True, False):
+        for grid, block in GRIDS:
+            start, more = rng.random(n), rng.random(n).astype(device.dtype)
+            sums = device.put(start, np.float64)
+            args = device.put(counted, bool), sums, device.put(more), device.real(0.25), np.int64(n)
+            device.run("tally_array", grid, block, *args)
+            np.testing.assert_allclose(sums.values, start + 0.25 * more.astype(float) * counted, rtol=1e-15)
 
 
 # Clipping -----------------------------------------------------------------------------------------------
@@ -414,97 +540,153 @@ def test_penalize(device, size, l1, l2):
             device.close(value, penalty)
 
 
-def betas(real, *values):
-    return [x for b in values for x in (real(b), real(1.0 - b))]
+class Lion(optimizers.Optimizer):
+    """A user's, with a branch on values (X. Chen et al., NeurIPS 2023)."""
+
+    slots = ("average",)
+
+    def formula(self, xp):
+        def at(w, g, m, lr):
+            step = 0.9 * m + 0.1 * g
+            return w - lr * xp.where(xp.abs(step) > 1e-3, xp.sign(step), 0.0), 0.99 * m + 0.01 * g
+
+        return at
 
 
-def moments(real, *values):
-    return [x for b in values for x in (*betas(real, b), real(math.log(b) if b else -math.inf))]
+class Careless(optimizers.Optimizer):
+    """A user's, which reads neither what it keeps nor all that it is given, and has numbers of its own."""
+
+    slots = ("last", "nothing")
+
+    def numbers(self, xp, lr, age):
+        return xp.where(age > 2.0, lr / age, lr), age
+
+    def formula(self, xp):
+        return lambda w, g, last, nothing, lr, age: (w - lr * xp.tanh(g), g, xp.zeros_like(w))
 
 
-# name, slots, arguments of the body, those of the kernel
-OPTIMIZERS = [
-    ("sgd", 0, (0.0, False), lambda real: []),
-    *[
-        ("sgd_momentum", 1, (0.9, nesterov), lambda real, nesterov=nesterov: [real(0.9), np.int32(nesterov)])
-        for nesterov in (False, True)
-    ],
-    *[("momentum", 1, (beta,), lambda real, beta=beta: betas(real, beta)) for beta in (0.9, 0.0)],
-    *[
-        (
-            "rmsprop", 1, (0.9, epsilon, inside),
-            lambda real, e=epsilon, inside=inside: [*betas(real, 0.9), real(e), np.int32(inside)],
-        )
-        for inside in (False, True)
-        for epsilon in (1e-3, 0.0)
-    ],
-    *[
-        (
-            "adam", 2, (b1, b2, epsilon, corrected),
-            lambda real, b1=b1, b2=b2, e=epsilon, c=corrected: [
-                *moments(real, b1, b2), real(e), np.int32(c)
-            ],
-        )
-        for corrected in (False, True)
-        for b1, b2, epsilon in ((0.9, 0.999, 1e-3), (0.0, 0.0, 1e-2), (0.5, 0.9, 0.0))
-    ],
-]  # fmt: skip
+OPTIMIZERS = {
+    "SGD": optimizers.SGD(),
+    "SGD, momentum": optimizers.SGD(momentum=0.9),
+    "SGD, nesterov": optimizers.SGD(momentum=0.9, nesterov=True),
+    "Momentum": optimizers.Momentum(),
+    "Momentum, 0": optimizers.Momentum(beta=0.0),
+    "RMSprop": optimizers.RMSprop(epsilon=1e-3),
+    "RMSprop, 0": optimizers.RMSprop(epsilon=0.0),
+    "RMSprop, root": optimizers.RMSprop(epsilon=1e-3, epsilon_on="root"),
+    "RMSprop, momentum": optimizers.RMSprop(epsilon=1e-3, momentum=0.5),
+    "RMSprop, centered": optimizers.RMSprop(epsilon=1e-2, momentum=0.5, centered=True),
+    "Adam": optimizers.Adam(epsilon=1e-3),
+    "Adam, corrected": optimizers.Adam(epsilon=1e-3, epsilon_on="corrected"),
+    "Adam, 0": optimizers.Adam(beta_1=0.0, beta_2=0.0, epsilon=1e-2),
+    "Adam, amsgrad": optimizers.Adam(epsilon=1e-3, amsgrad=True),
+    "AdamW": optimizers.AdamW(epsilon=1e-3),
+    "Adagrad": optimizers.Adagrad(),
+    "Lion": Lion(0.1),
+    "Careless": Careless(0.1),
+}
+WAYS = {  # decay, factor, in place
+    "plain": (0.0, None, True), "decay and factor": (0.01, 0.25, True), "elsewhere": (0.5, 1e-3, False)
+}  # fmt: skip
 
 
-def body_of(device, name, w, g, slots, lr, age, args, decay=0.0, factor=None):
-    """Return what the body makes of them, as a list: weights, slots."""
-    clock = (device.real(age),) if name == "adam" else ()
-    body = getattr(ops, name.partition("_")[0])
-    new, fresh = body(body_context(device), w, g, tuple(slots), device.real(lr), *clock, *args, decay, factor)
-    return [new, *fresh]
+def test_the_table_has_every_optimizer():
+    known = {type(optimizer) for optimizer in OPTIMIZERS.values()} | {optimizers.Lamb}  # which is not elementwise
+    assert set(optimizers.registry.classes.values()) <= known
 
 
-def update(device, name, w, g, slots, lr, age, args, ok=NULL, grid=(3,), block=(64,), decay=0.0, factor=None):
-    """Run an optimizer's kernel on the device arrays."""
-    clock = (device.put(age),) if name == "adam" else ()
-    last = device.real(decay), NULL if factor is None else device.put(factor), ok, np.int64(w.size)
-    device.run(name, grid, block, w, device.put(g), *slots, device.put(lr), *clock, *args(device.real), *last)
+class Updates:
+    """Updates by a kernel, and by the body on NumPy's arrays."""
+
+    def __init__(self, device, optimizer, way, size):
+        self.device, self.optimizer, self.size = device, optimizer, size
+        self.decay, factor, self.in_place = WAYS[way]
+        self.factor = None if factor is None else device.real(factor)
+        slots = optimizer.first_slots(get_backend("numpy", dtype=device.dtype.name), (size,))
+        self.kept = [draw(np.random.default_rng(9), size, device.dtype), *slots]
+        self.on = [device.put(a) for a in self.kept]
+        scaled = factor is not None
+        made = update_kernel(device.backend, optimizer, len(slots), self.decay, scaled, self.in_place)
+        self.kernel, self.constants = made
+
+    def take(self, g, lr, age, ok=NULL, grid=(3,), block=(64,)):
+        """Run the kernel, and the body; return the pairs of what they give."""
+        put = self.device.put
+        new = [] if self.in_place else [self.device.room((self.size,)) for _ in self.on]
+        numbers = put(lr), put(age), NULL if self.factor is None else put(self.factor)
+        self.device.launch(self.kernel, grid, block, self.on[0], put(g), *self.on[1:], *new, *numbers,
+                           *self.constants, ok, np.int64(self.size))  # fmt: skip
+        self.on, (w, *slots) = new or self.on, self.kept
+        ctx, numbers = body_context(self.device), map(self.device.real, (lr, age))
+        w, slots = ops.update(ctx, self.optimizer, w, g, tuple(slots), *numbers, self.decay, self.factor)
+        self.kept = [w, *slots]
+        return zip(self.on, self.kept, strict=True)
 
 
 @pytest.mark.parametrize("size", [0, 1, 77, 1000])
-@pytest.mark.parametrize(("name", "count", "body_args", "args"), OPTIMIZERS)
-def test_optimizers(device, name, count, body_args, args, size):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers(device, name, way, size):
     rng = np.random.default_rng(10)
     for grid, block in GRIDS:
-        w, *slots = (np.abs(draw(rng, size, device.dtype)) for _ in range(1 + count))
-        on_w, *on_slots = (device.put(a) for a in (w, *slots))
-        for age, odd in ((1.0, False), (2.0, False), (1000.0, False), (1001.0, True)):
-            g, lr = draw(rng, size, device.dtype, odd), 0.1 / age
-            w, *slots = body_of(device, name, w, g, slots, lr, age, body_args)
-            update(device, name, on_w, g, on_slots, lr, age, args, device.put(True, bool), grid, block)
-            for found, wanted in zip((on_w, *on_slots), (w, *slots), strict=True):
+        updates = Updates(device, OPTIMIZERS[name], way, size)
+        for age, odd in ((1.0, False), (2.0, False), (3.0, False), (1000.0, False), (1001.0, True)):
+            g = draw(rng, size, device.dtype, odd)
+            for found, wanted in updates.take(g, 0.1 / age, age, device.put(True, bool), grid, block):
                 device.close(found, wanted, rtol=5 * device.tolerance["rtol"], atol=device.tolerance["atol"])
 
 
-@pytest.mark.parametrize(("decay", "factor"), [(0.01, None), (0.5, 0.25), (0.0, 1e-3)])
-@pytest.mark.parametrize(("name", "count", "body_args", "args"), OPTIMIZERS)
-def test_decay_and_factor(device, name, count, body_args, args, decay, factor):
-    rng = np.random.default_rng(11)
-    w, g, *slots = (np.abs(draw(rng, 50, device.dtype)) for _ in range(2 + count))
-    on = [device.put(a) for a in (w, *slots)]
-    update(device, name, on[0], g, on[1:], 0.1, 3.0, args, decay=decay, factor=factor)
-    scale = None if factor is None else device.real(factor)
-    wanted = body_of(device, name, w, g, slots, 0.1, 3.0, body_args, decay, scale)
-    for found, expected in zip(on, wanted, strict=True):
-        device.close(found, expected, rtol=5 * device.tolerance["rtol"], atol=device.tolerance["atol"])
-
-
-@pytest.mark.parametrize(("name", "count", "body_args", "args"), OPTIMIZERS)
-def test_a_closed_gate_holds_everything_back(device, name, count, body_args, args):
-    rng = np.random.default_rng(12)
-    before = [draw(rng, 77, device.dtype) for _ in range(1 + count)]
-    on, g = [device.put(a) for a in before], np.full(77, np.nan, device.dtype)
-    update(device, name, on[0], g, on[1:], 0.1, 2.0, args, device.put(False, bool))
-    for found, wanted in zip(on, before):
+@pytest.mark.parametrize("way", ["plain", "decay and factor"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_closed_gate_holds_everything_back(device, name, way):
+    updates = Updates(device, OPTIMIZERS[name], way, 77)
+    before, g = updates.kept, np.full(77, np.nan, device.dtype)
+    updates.take(g, 0.1, 2.0, device.put(False, bool))
+    for found, wanted in zip(updates.on, before, strict=True):
         np.testing.assert_array_equal(found.values, wanted)
-    update(device, name, on[0], g, on[1:], 0.1, 2.0, args)  # no gate
-    for a in on:
-        assert np.isnan(a.values).all()
+    updates.take(g, 0.1, 2.0)  # no gate
+    assert np.isnan(updates.on[0].values).all() or name == "Lion"
+
+
+def test_new_values_compile_nothing(compiler):
+    backend, before = Device.backend_of("float32"), None
+    makers = [
+        lambda x: update_kernel(backend, optimizers.Adam(x, x, x, x, weight_decay=x), 2, x, True, True),
+        lambda x: update_kernel(backend, optimizers.RMSprop(x, x, x, x, True), 3, x, True, False),
+        lambda x: activation_kernels(backend, activations.LeakyReLU(x)),
+    ]
+    for value in (0.5, 0.25, 0.125, 1 / 3):
+        kernels, constants = [], []
+        for make in makers:
+            made = make(value)
+            kernels += [part for part in made if isinstance(part, RawKernel)]
+            constants += [part for part in made if isinstance(part, tuple)]
+        if before is not None:
+            assert all(a is b for a, b in zip(kernels, before[0], strict=True))
+            assert all(a != b for a, b in zip(constants, before[1], strict=True))
+        before = kernels, constants
+    assert cuda.kernel_made_by.cache_info().misses == 4
+
+
+def test_what_is_no_kernel(compiler):
+    class Norm(optimizers.Optimizer):
+        def formula(self, xp):
+            return lambda w, g, lr: w - lr * g / xp.sqrt(xp.sum(g * g))
+
+    class Host(Norm):
+        def formula(self, xp):
+            return lambda w, g, lr: w - lr * g if lr > 0 else w
+
+    class Counting(Norm):
+        slots = scalar_slots = ("count",)
+
+        def formula(self, xp):
+            return lambda w, g, count, lr: (w - lr * g / count, count + 1.0)
+
+    for optimizer in (Norm(0.1), Host(0.1), Counting(0.1)):
+        assert (
+            update_kernel(Device.backend_of("float32"), optimizer, len(optimizer.slots), 0.0, False, True) is None
+        )
 
 
 # Random masks -------------------------------------------------------------------------------------------
@@ -617,13 +799,13 @@ def test_a_derivative_is_rounded_and_its_sums_are_not(compiler, narrow):
     device, rng = Device("float32"), np.random.default_rng(16)
     z, dy = (rng.standard_normal((9, 40)).astype(np.float32) for _ in range(2))
     sizes = np.int32(9), np.int32(40)
-    kernel = cuda.kernel_of("act_backward", "float32", None, narrow)
-    for kind, name in enumerate(KINDS):
-        f = activations.get(name)
-        y = f.forward(np, z)
+    device.backend.narrow = narrow
+    for f in ACTIVATIONS.values():
+        y, made = f.forward(np, z), activation_kernels(device.backend, f)
         dz, sums = device.room(z.shape, cuda.KEPT_IN[narrow]), device.room((1, 40))
-        kernel((2, 1), WARPS, (device.put(dy), device.put(y), dz, sums, *sizes, np.int32(kind)))
-        wanted = f.backward(np, dy, y, y)
+        given = (device.put(a) for a in (dy, z, y))
+        device.launch(made.act_backward, (2, 1), WARPS, *given, dz, sums, *made.slopes, *sizes)
+        wanted = f.backward(np, dy, z, y)
         np.testing.assert_allclose(sums.values, wanted.sum(0)[None], rtol=1e-5, atol=1e-5)
         found = dz.values if narrow == "float16" else (dz.values.astype(np.uint32) << 16).view(np.float32)
         np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=2.0**-8, atol=1e-7)
@@ -636,18 +818,17 @@ LAUNCHED = {
     "dropout": {"dropout"},
     "softmax_cross_entropy": {"softmax_ce"},
     "hits": {"hits"},
+    "confusion": {"confusion"},
     "row_total": {"sum_scaled"},
+    "join": set(),
     "pack": set(),
     "penalize": {"penalize", "sum_scaled"},
     "sound": {"sum_squares", "within", "all_finite"},
-    "tally": {"tally"},
+    "tally": {"tally", "tally_array"},
     "rescale": {"rescale"},
     "clip_factor": {"sum_squares", "clip_factor"},
     "clip_parts": {"sum_squares", "clip_factor", "scale"},
-    "sgd": {"sgd", "sgd_momentum"},
-    "momentum": {"momentum"},
-    "rmsprop": {"rmsprop"},
-    "adam": {"adam"},
+    "update": {"update"},
 }
 
 
@@ -801,10 +982,15 @@ def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
     agree("sound", ok, lr, 1e3, (w[0, :], x[0, :]))
     agree("sound", ok, lr, 1e3, ())
     agree("sound", ok, on(0.1, "float64"), 1e3, (w[0, :],))
-    sums, step = on([[1.0, 2.0]], "float64"), on(7, "int64")
-    agree("tally", ok, ok, on(7, "int32"), lr, sums, [(half, 1.0, 2.0)])
-    agree("tally", ok, ok, step, lr, on([[1.0, 2.0]]), [(half, 1.0, 2.0)])
-    agree("tally", ok, ok, step, lr, sums, [(half, 1.0, on(2.0, "float64"))])
+    agree("confusion", labels, labels[::-1], None, 5)
+    agree("confusion", labels, on(labels.values, "int64"), None, 5)
+    agree("confusion", labels[:0], labels[:0], None, 5)
+    agree("confusion", labels, labels, on(rng.random(6), "float64"), 5)
+    sums, step = on([1.0, 2.0], "float64"), on(7, "int64")
+    agree("tally", ok, ok, on(7, "int32"), lr, sums, [(half, 1.0), (2.0, 1.0)])
+    agree("tally", ok, ok, step, lr, on([1.0, 2.0]), [(half, 1.0), (2.0, 1.0)])
+    agree("tally", ok, ok, step, lr, sums, [(half, 1.0), (on(2.0, "float64"), 1.0)])
+    agree("tally", ok, ok, step, lr, sums, [(on([1.0, 2.0])[::-1], 1.0)])
     agree("clip_factor", x, 0.1, None)
     agree("clip_factor", g[::-1], 0.1, half)
     agree("clip_factor", g, 0.1, on(0.5, "float64"))
@@ -812,30 +998,51 @@ def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
     agree("clip_parts", g[::-1], 0.1, half, (slice(0, 30),))
     agree("penalize", x, x, ((0, 2, 0.1, 0.1),))
     agree("penalize", on(flat), g, ((0, 0, 0.1, 0.1), (0, 3, 0.0, 0.1)))
-    agree("sgd", x, x, (), lr, 0.0, False)
-    agree("sgd", on(flat), g, (), on(0.1, "float64"), 0.0, False)
-    agree("momentum", on(flat)[::-1], g, (g,), lr, 0.9)
-    agree("momentum", on(flat), g, (g,), lr, 0.9, 0.0, on(0.5, "float64"))
-    agree("rmsprop", x, x, (x,), lr, 0.9, 0.1, True)
-    agree("adam", on(flat), g, (g, g[::-1]), lr, on(1.0), 0.9, 0.9, 0.1, True)
-    # an update might overflow
-    agree("sgd", on(flat), g, (g,), lr, 1.0, False)
-    agree("sgd", on(flat), g, (), lr, 0.0, False, 1e4)
-    agree("momentum", on(flat), g, (g,), lr, 0.99999)
-    agree("rmsprop", on(flat), g, (g,), lr, 0.9, 1e-12, True)
-    agree("rmsprop", on(flat), g, (g,), lr, 0.99999, 0.1, True)
-    for more in ((0.99999, 0.9, 0.1), (0.9, 0.99999, 0.1), (0.9, 0.9, 0.0)):
-        agree("adam", on(flat), g, (g, g), lr, on(1.0), *more, True)
+    sgd, adam = OPTIMIZERS["SGD"], OPTIMIZERS["Adam"]
+    agree("update", sgd, x, x, (), lr, lr)
+    agree("update", sgd, on(flat), g, (), on(0.1, "float64"), lr)
+    agree("update", sgd, on(flat), g, (), lr, lr, 0.0, on(0.5, "float64"))
+    agree("update", sgd, on(flat)[::-1], g, (), lr, lr)
+    agree("update", adam, on(flat), g, (g, g[::-1]), lr, on(1.0))
+    agree("update", NotElementwise(0.1), on(flat), g, (), lr, lr)
+
+
+class NotElementwise(optimizers.Optimizer):
+    """A user's."""
+
+    def formula(self, xp):
+        return lambda w, g, lr: w - lr * g / xp.sqrt(xp.sum(g * g))
+
+
+def test_an_update_that_may_overflow_goes_elsewhere(pretended):
+    """The guard looks at it first; nothing is written over, and nothing put off."""
+    ctx, rng = pretended(), np.random.default_rng(24)
+    ctx.gate, lr = (
+        ctx.backend.scalar(False, bool),
+        ctx.backend.scalar(0.1),
+    )  # the gate that is looked at comes later
+    for optimizer in (optimizers.SGD(momentum=1.0), optimizers.Adam(epsilon=0.0), Lion(0.1)):
+        RawKernel.launched.clear()
+        slots = optimizer.first_slots(get_backend("numpy"), (30,))
+        given = [ctx.backend.array(a, "float32") for a in (*rng.standard_normal((2, 30)), *slots)]
+        before = [a.values.copy() for a in given]
+        (w, g, *kept), clock = given, (lr, ctx.backend.scalar(1.0))
+        new, new_slots = in_step(twins.update)(ctx, optimizer, w, g, tuple(kept), *clock)
+        assert ctx.finish == []
+        assert RawKernel.launched == ["update"]
+        for a, b in zip(given, before, strict=True):
+            np.testing.assert_array_equal(a.values, b)
+        wanted, wanted_slots = ops.update(pretended(arena=False), optimizer, w, g, tuple(kept), *clock)
+        for a, b in zip((new, *new_slots), (wanted, *wanted_slots), strict=True):
+            np.testing.assert_allclose(a.values, b.values, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_is_launched_over_nothing(pretended):
     ctx = pretended()
     none, one, lr = ctx.backend.zeros(0), ctx.backend.zeros(1), ctx.backend.scalar(0.1)
-    for result in (
-        twins.sgd(ctx, none, none, (), lr, 0.0, False),
-        twins.adam(ctx, none, none, (none, none), lr, lr, 0.9, 0.9, 0.1, False),
-    ):
-        assert result[0] is none
+    for name in ("SGD", "Adam"):
+        slots = tuple(none for _ in OPTIMIZERS[name].slots)
+        assert twins.update(ctx, OPTIMIZERS[name], none, none, slots, lr, lr) == (none, slots)
     assert RawKernel.launched == []
     ok = ctx.backend.scalar(True, bool)
     assert twins.sound(ctx, ok, lr, 0.0, (none, none), none, one) is ok
@@ -850,10 +1057,20 @@ def test_what_a_step_carries_on_stays_in_its_memory(pretended):
     ctx = pretended()
     ok, step = ctx.backend.scalar(True, bool), ctx.backend.count(3)
     age, *numbers = (ctx.backend.scalar(float(i)) for i in range(20))
-    for pairs, launches in ((1, 1), (4, 1), (5, 2), (9, 3)):
+    some, many = ctx.backend.array([1.0, 2.0, 3.0], "float32"), ctx.backend.zeros((5, 60))
+    for parts, launches in (
+        ([(a, 2.0) for a in numbers[:1]], ["tally"]),
+        ([(a, 2.0) for a in numbers[:8]], ["tally"]),
+        ([(a, 2.0) for a in numbers[:9]], ["tally"] * 2),
+        ([(a, 0.5) for a in numbers[:17]], ["tally"] * 3),
+        ([(numbers[1], 2.0), (3.0, 0.5), (some, 1.0), (numbers[2], 1.0)], ["tally", "tally_array", "tally"]),
+        ([(some, 0.25), (many, 1.0)], ["tally", "tally_array", "tally_array"]),
+        ([], ["tally"]),
+    ):
         RawKernel.launched.clear()
-        sums = ctx.backend.array(np.arange(2.0 * pairs).reshape(-1, 2))
-        parts = [(a, 2.0, 3.0) for a in numbers[:pairs]]
+        added = [np.reshape(getattr(a, "values", a), -1) * factor for a, factor in parts]
+        added = np.concatenate([np.zeros(0), *added])
+        sums = ctx.backend.array(np.arange(float(added.size)))
         before = sums.values.copy(), age.values.copy()
         new_step, new_age, new_sums = twins.tally(ctx, ok, ok, step, age, sums, parts)
         assert new_step is step
@@ -861,11 +1078,9 @@ def test_what_a_step_carries_on_stays_in_its_memory(pretended):
         assert new_sums is sums
         assert RawKernel.launched == []  # that ends the step
         check.ended(ctx)
-        assert RawKernel.launched == ["tally"] * launches
+        assert RawKernel.launched == launches
         assert age.values == before[1] + 1
-        assert sums.values.tolist() == [
-            [s + 2 * value.values, w + 3] for (s, w), (value, _, _) in zip(before[0], parts, strict=True)
-        ]
+        np.testing.assert_allclose(sums.values, before[0] + added)
 
 
 @pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu"])
@@ -897,19 +1112,14 @@ def test_a_derivative_of_any_strides(pretended, name):
 def test_the_gate_of_the_context(pretended):
     ctx = pretended()
     lr, age = ctx.backend.scalar(0.1), ctx.backend.scalar(3.0)
-    for name, count, args in (
-        ("sgd", 0, (lr, 0.0, False)),
-        ("sgd", 1, (lr, 0.9, True)),
-        ("momentum", 1, (lr, 0.9)),
-        ("rmsprop", 1, (lr, 0.9, 1e-3, True)),
-        ("adam", 2, (lr, age, 0.9, 0.99, 1e-3, True)),
-    ):
-        w, *slots = (ctx.backend.array(np.ones(5), "float32") for _ in range(1 + count))
+    for name in ("SGD", "SGD, nesterov", "Momentum", "RMSprop", "Adam"):
+        optimizer = OPTIMIZERS[name]
+        w, *slots = (ctx.backend.array(np.ones(5), "float32") for _ in range(1 + len(optimizer.slots)))
         g = ctx.backend.array(np.full(5, 0.5), "float32")
         for gate in (ctx.backend.scalar(False, bool), None, ctx.backend.scalar(True, bool)):
             ctx.gate = gate
             before = [a.values.copy() for a in (w, *slots)]
-            new, fresh = in_step(getattr(twins, name))(ctx, w, g, tuple(slots), *args)
+            new, fresh = in_step(twins.update)(ctx, optimizer, w, g, tuple(slots), lr, age)
             check.ended(ctx)
             assert new is w
             assert all(a is b for a, b in zip(fresh, slots, strict=True))
@@ -1135,15 +1345,51 @@ def nvrtc_options(monkeypatch, dtype, source=None, narrow=None):
 def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, source, narrow):
     given = nvrtc_options(monkeypatch, dtype, source, narrow)
     options = [f"--gpu-architecture={architecture}", "-ftz=true", *given]
-    log, ptx = nvrtc.compile(SOURCE.read_text(), options)
+    log, ptx = nvrtc.compile(HELPERS + SOURCE.read_text(), options)
     assert log.strip("\0\n ") == ""  # no warning either
     entries = set(re.findall(r"\.entry (\w+)", ptx))
     assert entries == ({"gather"} if source else NAMES - {"gather"})
     assert ".local" not in ptx  # all that a thread keeps is in registers
     if "float64" not in (dtype, source):
-        rest = re.sub(r"\.entry tally\(.*?\n}", "", ptx, flags=re.DOTALL)  # which adds up in double
+        rest = re.sub(r"\.entry tally\w*\(.*?\n}", "", ptx, flags=re.DOTALL)  # which add up in double
         assert re.findall(r"\.f64\b", rest) == []  # nothing is computed in double by accident
     assert not re.search(r"\b(atom|red)\.", ptx)
+
+
+def sources_from_formulas():
+    """Return the code of every kernel that the tables' activations and optimizers make, by a name of its own."""
+    code = {}
+    for name, activation in ACTIVATIONS.items():
+        forward, backward = activation_graphs(activation)
+        code[f"{name} forward"] = fusion.activation_source(forward)
+        code[f"{name} backward"] = fusion.derivative_source(backward)
+    for name, optimizer in OPTIMIZERS.items():
+        for way, (decay, factor, in_place) in WAYS.items():
+            graph = update_graph(optimizer, len(optimizer.slots), decay, factor is not None)
+            code[f"{name} {way}"] = fusion.update_source(graph, in_place)
+    names = {re.sub(r"\W", "_", name): text for name, text in code.items()}
+    return {name: re.sub(r"void \w+\(", f"void {name}(", text) for name, text in names.items()}
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    ("dtype", "narrow"), [("float32", None), ("float64", None), ("float32", "float16"), ("float32", "bfloat16")]
+)
+def test_nvrtc_compiles_what_formulas_make(nvrtc, monkeypatch, architecture, dtype, narrow):
+    sources = sources_from_formulas()
+    assert len(sources) == 2 * len(ACTIVATIONS) + 3 * len(OPTIMIZERS)
+    given = nvrtc_options(monkeypatch, dtype, None, narrow)
+    options = [f"--gpu-architecture={architecture}", "-ftz=true", *given]
+    log, ptx = nvrtc.compile(HELPERS + "\n".join(sources.values()), options)
+    assert log.strip("\0\n ") == ""
+    entries = dict(re.findall(r"\.entry (\w+)\((.*?)\n}", ptx, flags=re.DOTALL))
+    assert set(entries) == set(sources)
+    assert [name for name in entries if ".local" in entries[name]] == []
+    if dtype == "float32":
+        assert [name for name in entries if re.search(r"\.f64\b", entries[name])] == []
+    assert not re.search(r"\b(atom|red)\.", ptx)
+    reads = "ld.global.nc"  # by the cache for what nobody writes: the compiler knows that arrays do not overlap
+    assert [name for name in entries if "forward" not in name and reads not in entries[name]] == []
 
 
 def test_nvrtc_reports_warnings(nvrtc):

@@ -170,5 +170,5 @@ def test_numbers_of_numpy_are_saved_wherever_they_are(layer, tmp_path):
 def test_steps_of_64_bits_come_back(tmp_path):
     model = fitted()
     for step in (2**31, 2**63 - 1):
-        model.state = model.state._replace(step=model.backend.count(step))
+        model.session.state = model.state._replace(step=model.backend.count(step))
         assert there_and_back(model, tmp_path / "model").step == step

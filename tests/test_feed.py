@@ -45,7 +45,7 @@ def make(loss="sparse_categorical_crossentropy", backend="cupy", dtype="float32"
 def fed_by(model, x, y, sample_weight=None, class_weight=None):
     """Return the feed of a fit to these data."""
     model.build(np.shape(x)[1:])
-    return make_feed(model, model.program(), Data(x, y, sample_weight), class_weight)
+    return make_feed(model.session, model.session.program(), Data(x, y, sample_weight), class_weight)
 
 
 def trained(device, held, x, y, loss="sparse_categorical_crossentropy", dtype="float32", compiled=None, **kwargs):
@@ -173,7 +173,7 @@ def test_a_step_that_is_held_back_is_found_again(device, held):
     model.fit(X, CLASSES, batch_size=4, epochs=1, verbose=0)
     spoilt = X.copy()
     spoilt[7] = 3e38
-    step = np.flatnonzero(model.stream.permutation(22, model.epoch) == 7)[0] // 4 + 1
+    step = np.flatnonzero(model.session.stream.permutation(22, model.epoch) == 7)[0] // 4 + 1
     with pytest.raises(NonFiniteError, match=f"epoch 1, step {step} .* the output of layer 'first' is not finite"):
         model.fit(spoilt, CLASSES, batch_size=4, epochs=2, verbose=0)
 
@@ -197,7 +197,7 @@ def test_a_batch_is_brought_while_the_step_before_is_still_at_work(device):
 
     class Look(Callback):
         def on_train_batch_begin(self, batch, logs=None):
-            recorder = model.program().recorder
+            recorder = model.session.program().recorder
             if recorder.stream._done < recorder.stream._asked:  # the last step has not been done
                 with recorder.feeding():
                     copied = on_device(np.ones(3))

@@ -18,12 +18,13 @@ from steps import taken
 
 import xpnet as xn
 from xpnet import activations, losses, metrics
+from xpnet.activations import Activation
 from xpnet.backend import get_backend
 from xpnet.callbacks import Callback
 from xpnet.errors import NonFiniteError
 from xpnet.kernels.graph import CannotRecord, Recorder
 from xpnet.layers import BatchNormalization, Dense, Dropout, LeakyReLU, PReLU
-from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
+from xpnet.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
 from xpnet.replay import ATTEMPTS, Replay
 from xpnet.tree import leaves
@@ -106,7 +107,7 @@ def same_bits(model, other):
 
 def recordings(model):
     """Return all recordings of a model's steps."""
-    recorder = model.program().recorder
+    recorder = model.session.program().recorder
     assert recorder is not None
     return [recording for r, found in made if r is recorder for recording in found.values()]
 
@@ -121,7 +122,7 @@ def same_with_and_without(layers, y=CLASSES, *args, optimizer=lambda: "adam", ep
     with without_graphs():
         plain = make(layers, *args, optimizer=optimizer(), **kwargs)
         expected = fit(plain, y, epochs, **fitting)
-        assert not isinstance(plain.program().run, Replay)
+        assert not isinstance(plain.session.program().run, Replay)
     model = make(layers, *args, optimizer=optimizer(), **kwargs)
     found = fit(model, y, epochs, **fitting)
     assert len(recordings(model)) == 2
@@ -133,18 +134,95 @@ def same_with_and_without(layers, y=CLASSES, *args, optimizer=lambda: "adam", ep
 # The same numbers ---------------------------------------------------------------------------------------
 
 
+class Lion(Optimizer):
+    """A user's formula, which may overflow for all we know."""
+
+    slots = ("average",)
+
+    def formula(self, xp):
+        def at(w, g, m, lr):
+            return w - lr * xp.sign(0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g
+
+        return at
+
+
+class Swish(Activation):
+    """A user's formula, whose derivative reads the scores."""
+
+    def forward(self, xp, z):
+        return z / (1.0 + xp.exp(-z))
+
+    def backward(self, xp, da, z, a):
+        s = 1.0 / (1.0 + xp.exp(-z))
+        return da * (s + a * (1.0 - s))
+
+
+class InArrays(Optimizer):
+    """A user's, without a formula, who answers for it that nothing overflows."""
+
+    never_overflows = True
+
+    def apply(self, ctx, w, g, slots, lr, age, factor=None):
+        return w - lr / age * g, slots
+
+
+class Norm(Optimizer):
+    """A user's, whose formula is not elementwise and reads the age."""
+
+    never_overflows = True
+
+    def numbers(self, xp, lr, age):
+        return (lr / age,)
+
+    def formula(self, xp):
+        return lambda w, g, rate: w - rate * g / (1.0 + xp.max(xp.abs(g)))
+
+
+class Counting(Optimizer):
+    """A user's, with a slot that is one number: what could not be written by each element's thread."""
+
+    slots = scalar_slots = ("count",)
+
+    def formula(self, xp):
+        return lambda w, g, count, lr: (w - lr / (1.0 + count) * g, count + 1.0)
+
+
+@pytest.mark.parametrize("optimizer", [InArrays, Norm, Counting])
+def test_an_update_in_array_code(optimizer):
+    """Its numbers are those of NumPy, by the age of this update too, which kernels count up at the step's end."""
+    model = same_with_and_without(small(), optimizer=lambda: optimizer(0.1), dtype="float64")
+    reference = make(small(), optimizer=optimizer(0.1), backend="numpy", dtype="float64")
+    fit(reference)
+    for a, b in zip(arrays_of(model), arrays_of(reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    assert "update" not in cuda_on_host.RawKernel.launched
+
+
+def test_a_users_activation():
+    launched = []
+    for activation in (Swish(), "tanh"):
+        cuda_on_host.RawKernel.launched.clear()
+        model = same_with_and_without(small(activation), dtype="float64")
+        reference = make(small(activation), backend="numpy", dtype="float64")
+        fit(reference)
+        for a, b in zip(arrays_of(model), arrays_of(reference), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+        launched.append(cuda_on_host.RawKernel.launched.copy())
+    assert launched[0] == launched[1]  # it costs what ours cost
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "kernel"),
-    [(lambda: SGD(0.05, momentum=0.9, nesterov=True), "sgd_momentum"), (lambda: Adam(0.01), "adam"),
-     (lambda: RMSprop(0.01, epsilon=1e-12), None)],
-    ids=["sgd", "adam", "an update that may overflow"],
+    "optimizer",
+    [lambda: SGD(0.05, momentum=0.9, nesterov=True), lambda: Adam(0.01), lambda: RMSprop(0.01, epsilon=1e-12),
+     lambda: Lion(0.001)],
+    ids=["sgd", "adam", "an update that may overflow", "a user's"],
 )  # fmt: skip
-def test_a_hundred_steps(optimizer, kernel):
+def test_a_hundred_steps(optimizer):
     """All layers: bit by bit what comes without graphs, and what NumPy makes of it."""
     model = same_with_and_without(everything, optimizer=optimizer, epochs=34, dtype="float64")
     assert set(cuda_on_host.RawKernel.launched) == {
         "bias_act", "act_backward", "dropout", "softmax_ce", "penalize", "sum_scaled", "sum_squares", "within",
-        "all_finite", "hits", "tally", "keep_mask", "gather", *([kernel] if kernel else []),
+        "all_finite", "hits", "tally", "keep_mask", "gather", "update",
     }  # fmt: skip
     reference = make(everything, optimizer=optimizer(), backend="numpy", dtype="float64")
     fit(reference, epochs=34)
@@ -167,6 +245,7 @@ LOSSES = {
     "mean_squared_error": (None, ONE_HOT),
     "perceptron_criterion": (None, 2 * ONE_HOT - 1),
     "mean_absolute_error": (None, ONE_HOT),
+    "huber": (None, ONE_HOT),
 }
 
 
@@ -190,12 +269,26 @@ def test_activations(activation):
     same_with_and_without(small(activation))
 
 
-@pytest.mark.parametrize("metric", sorted({c.__name__ for c in metrics.registry.classes.values()}))
+METRICS = sorted({c.__name__ for c in metrics.registry.classes.values()} - {"OfLoss"}) + ["huber"]
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_metrics(metric):
     loss, y = "categorical_crossentropy", ONE_HOT
     if "Sparse" in metric:
         loss, y = f"sparse_{loss}", CLASSES
     same_with_and_without(small(), y, loss, chosen=[metric])
+
+
+@pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])
+def test_metrics_of_many_sums(y):
+    """Numbers and arrays side by side, weighted and not."""
+    chosen = [metrics.Precision([0.1, 0.3, 0.6]), "accuracy", metrics.ConfusionMatrix(), metrics.Recall(top_k=2)]
+    weighted = [metrics.ConfusionMatrix(6), metrics.Recall([0.2, 0.5], class_id=1), metrics.Precision()]
+    loss = f"{'sparse_' if y is CLASSES else ''}categorical_crossentropy"
+    same_with_and_without(small(), y, loss, chosen=chosen, weighted_metrics=weighted,
+                          fitting={"sample_weight": WEIGHTS})  # fmt: skip
+    assert {"confusion", "tally", "tally_array"} <= set(cuda_on_host.RawKernel.launched)
 
 
 def test_more_statistics_than_one_concatenation_takes():
@@ -309,7 +402,7 @@ def test_the_switches(monkeypatch, switch):
         monkeypatch.setenv(switch, "0")
     model = make(small(), graph=switch != "graph=False")
     fit(model, epochs=2)
-    assert not isinstance(model.program().run, Replay)
+    assert not isinstance(model.session.program().run, Replay)
 
 
 # State --------------------------------------------------------------------------------------------------
@@ -780,7 +873,7 @@ def test_streams_and_workspaces_are_taken_over_by_later_models(device):
     models = [make(small()) for _ in range(3)]
     for model in models:
         fit(model, epochs=2)
-    assert len({m.program().run.recorder.stream.ptr for m in models}) == 3
+    assert len({m.session.program().run.recorder.stream.ptr for m in models}) == 3
     same_bits(models[0], models[2])
 
 

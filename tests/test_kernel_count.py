@@ -32,7 +32,7 @@ def work_of(*layers, optimizer="adam", metrics=("accuracy",), inputs=(784,), wei
     model.compile(optimizer, "sparse_categorical_crossentropy", list(metrics))
     for _ in range(3):
         model.train_on_batch(x, y, weight)
-    ((play, _),) = model.program().run.recordings.values()
+    ((play, _),) = model.session.program().run.recordings.values()
     return play.graph.notes
 
 

@@ -206,7 +206,7 @@ def test_gradients_that_are_too_large_make_the_scale_smaller(graph):
     held = round(np.log2(ops.FIRST_SCALE / scale))
     assert 2 <= held <= 10
     assert (age, streak) == (20 - held, 20 - held)
-    exact.state = exact.state._replace(step=exact.backend.count(held))  # the same masks for the same steps
+    exact.session.state = exact.state._replace(step=exact.backend.count(held))  # the same masks for the same steps
     exact.fit(X, targets, batch_size=60, epochs=20 - held, verbose=0, shuffle=False)
     for a, b in zip(model.get_weights(), exact.get_weights()):
         np.testing.assert_allclose(a, b, rtol=0.02, atol=2e-4)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import kernels
 from xpnet.backend import available_backends, get_backend, library_of
 from xpnet.layers import BatchNormalization, Dense, Dropout, Input
 from xpnet.losses import MeanSquaredError, SparseCategoricalCrossentropy
 from xpnet.optimizers import SGD, Adam
 from xpnet.regularizers import L1, L1L2, L2
+from xpnet.session import Session
 from xpnet.testing import assert_close
 
 RNG = np.random.default_rng(0)
@@ -154,7 +154,7 @@ def test_the_step_goes_down_the_numeric_gradient_of_the_loss(make, loss, y):
         other = xn.Sequential(make(), seed=2, dtype="float64")
         other.compile(SGD(0.0), loss)
         other.build((3,))
-        other.state = other.state._replace(weights=other.backend.array(values + shift * direction))
+        other.session.state = other.state._replace(weights=other.backend.array(values + shift * direction))
         return other.train_on_batch(X, y)
 
     numeric = (training_loss(h) - training_loss(-h)) / (2 * h)
@@ -483,13 +483,15 @@ def test_a_rate_of_dropout_set_before_compile_counts(rate, new):
     same(*(model.get_weights() for model in models))
 
 
-def test_a_compile_that_fails_changes_no_rate_and_freezes_nothing():
+def test_a_compile_that_fails_freezes_nothing():
     layers, labels = [Dropout(0.5, name="half"), Dense(3, "softmax", name="last")], LABELS
     models = [xn.Sequential([Input((3,)), *copy.deepcopy(layers)], seed=2) for _ in range(2)]
     for model in models:
         model.compile("sgd", "sparse_categorical_crossentropy")
         model.fit(X, labels, batch_size=11, verbose=0)
-    models[1].get_layer("half").rate, models[1].get_layer("last").trainable = 0.2, False
+    for model in models:
+        model.get_layer("half").rate = 0.2
+    models[1].get_layer("last").trainable = False  # counts from the next `compile` on, which fails
     with pytest.raises(xn.errors.InvalidValueError, match="ends in 'softmax'"):
         models[1].compile("adam", SparseCategoricalCrossentropy(from_logits=True))
     for model in models:
@@ -499,35 +501,27 @@ def test_a_compile_that_fails_changes_no_rate_and_freezes_nothing():
 
 # Settings that change while the model trains ------------------------------------------------------------------
 
-LATER = "settings that change at any time: issue 'One formula, every machine'"
-REPLAYS = kernels.recorder_for(get_backend()) is not None  # steps are recorded, and know the settings of that time
-KEEPS = REPLAYS or get_backend().name == "jax"  # or they are compiled
-
-
-def later(keeps, *values):
-    return pytest.param(*values, marks=pytest.mark.xfail(keeps, strict=True, reason=LATER))
-
 
 @pytest.mark.parametrize("way", ["fit", "train_on_batch"])
 @pytest.mark.parametrize(
     ("optimizer", "part", "name", "value"),
     [
         (SGD(0.1), "optimizer", "learning_rate", 0.02),
-        later(KEEPS, SGD(0.1, momentum=0.9), "optimizer", "momentum", 0.1),
-        later(REPLAYS, SGD(0.1), "optimizer", "momentum", 0.9),
-        later(KEEPS, SGD(0.1, momentum=0.9), "optimizer", "nesterov", True),
-        later(KEEPS, SGD(0.1, clipnorm=1.0), "optimizer", "clipnorm", 0.01),
-        later(KEEPS, SGD(0.1), "optimizer", "clipvalue", 0.01),
-        later(KEEPS, SGD(0.1), "optimizer", "weight_decay", 0.5),
-        later(KEEPS, Adam(0.1), "optimizer", "beta_1", 0.1),
-        later(KEEPS, Adam(0.1), "optimizer", "beta_2", 0.5),
-        later(KEEPS, Adam(0.1), "optimizer", "epsilon", 1.0),
-        later(KEEPS, SGD(0.1), "loss", "label_smoothing", 0.5),
-        later(True, SGD(0.1), "half", "rate", 0.2),
-        later(True, SGD(0.1), "none", "rate", 0.5),
-        later(KEEPS, SGD(0.1), "norm", "momentum", 0.1),
-        later(KEEPS, SGD(0.1), "norm", "epsilon", 1.0),
-        later(KEEPS, SGD(0.1), "hidden", "activation", xn.activations.get("relu")),
+        (SGD(0.1, momentum=0.9), "optimizer", "momentum", 0.1),
+        (SGD(0.1), "optimizer", "momentum", 0.9),
+        (SGD(0.1, momentum=0.9), "optimizer", "nesterov", True),
+        (SGD(0.1, clipnorm=1.0), "optimizer", "clipnorm", 0.01),
+        (SGD(0.1), "optimizer", "clipvalue", 0.01),
+        (SGD(0.1), "optimizer", "weight_decay", 0.5),
+        (Adam(0.1), "optimizer", "beta_1", 0.1),
+        (Adam(0.1), "optimizer", "beta_2", 0.5),
+        (Adam(0.1), "optimizer", "epsilon", 1.0),
+        (SGD(0.1), "loss", "label_smoothing", 0.5),
+        (SGD(0.1), "half", "rate", 0.2),
+        (SGD(0.1), "none", "rate", 0.5),
+        (SGD(0.1), "norm", "momentum", 0.1),
+        (SGD(0.1), "norm", "epsilon", 1.0),
+        (SGD(0.1), "hidden", "activation", xn.activations.get("relu")),
     ],
 )
 def test_a_setting_counts_from_the_next_step_on(optimizer, part, name, value, way):
@@ -552,6 +546,80 @@ def test_a_setting_counts_from_the_next_step_on(optimizer, part, name, value, wa
     for each in (model, fresh):
         train(each)
     same(model.get_weights(), fresh.get_weights())
+
+
+class Change(xn.callbacks.Callback):
+    """Changes a setting before the batch of that number, in each epoch."""
+
+    def __init__(self, batch, part, name, value):
+        self.batch, self.change = batch, (part, name, value)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == self.batch:
+            setattr(*self.change)
+
+
+@pytest.mark.parametrize(
+    ("which", "name", "value"),
+    [("optimizer", "learning_rate", 0.5), ("optimizer", "momentum", 0.5), ("optimizer", "clipnorm", 0.01),
+     ("half", "rate", 0.1), ("hidden", "activation", "relu"), ("penalty", "l2", 0.3)],
+)  # fmt: skip
+def test_a_callback_changes_a_setting_between_two_batches(which, name, value):
+    """As if each batch were a call of its own."""
+    weights = []
+    for alone in (False, True):
+        penalty = xn.regularizers.L2(0.0)
+        layers = [Dense(6, "tanh", name="hidden", kernel_regularizer=penalty), Dropout(0.5, name="half"), Dense(2)]
+        model = xn.Sequential([Input((3,)), *layers], seed=5)
+        model.compile(SGD(0.1), "mse")
+        parts = {"penalty": penalty, "optimizer": model.optimizer, "half": layers[1], "hidden": layers[0]}
+        change = Change(3, parts[which], name, value)
+        y = np.stack([Y[:, 0], -Y[:, 0]], axis=1)
+        if not alone:
+            model.fit(X, y, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[change])
+        else:
+            for _ in range(2):
+                for batch, start in enumerate(range(0, len(X), 4)):
+                    change.on_train_batch_begin(batch)
+                    model.train_on_batch(X[start : start + 4], y[start : start + 4])
+        weights.append(model.get_weights())
+    same(*weights)
+
+
+def test_a_penalty_may_begin_later():
+    model = xn.Sequential([Input((3,)), Dense(1, name="d")], seed=5)
+    model.compile(SGD(0.1), "mse")
+    first = model.evaluate(X, Y)
+    model.get_layer("d").kernel_regularizer = "l2"
+    kernel = model.get_weights()[0]
+    assert model.evaluate(X, Y) == pytest.approx(first + 0.01 * np.sum(kernel**2), rel=1e-5)
+    model.get_layer("d").kernel_regularizer.l2 = 1.0
+    assert model.evaluate(X, Y) == pytest.approx(first + np.sum(kernel**2), rel=1e-5)
+
+
+def test_a_layer_of_ones_own_must_keep_its_weights():
+    class Wide(xn.layers.Layer):
+        width: int = xn.setting(default=2)
+
+        def build(self, input_shape):
+            self.add_weight("w", (self.width,))
+            return input_shape
+
+        def forward(self, ctx, params, x):
+            return x, lambda dy, into, want_dx=True: (dy, {"w": ctx.xp.zeros_like(params["w"])})
+
+    layer = Wide()
+    model = xn.Sequential([Input((3,)), layer, Dense(1)], seed=5)
+    model.compile(SGD(0.1), "mse")
+    before = model.get_weights()
+    layer.width = 3
+    with pytest.raises(
+        xn.errors.InvalidValueError, match=r"must not change its weights, .*'w', \(2,\).*'w', \(3,\)"
+    ):
+        model.train_on_batch(X, Y)
+    same(model.get_weights(), before)
+    layer.width = 2
+    model.train_on_batch(X, Y)
 
 
 # Evaluation and prediction ----------------------------------------------------------------------------------
@@ -750,7 +818,7 @@ def test_layers_are_taken_away_by_pop_only():
         model.layers.pop()  # a tuple: it can't disagree with what the model computes
     assert model.pop() is last
     assert [layer.name for layer in model.layers] == ["input", "dense", "batch_normalization"]
-    assert (model.output_shape, model.count_params(), model.optimizer.slots) == ((4,), 32, ("velocity",))
+    assert (model.output_shape, model.count_params(), list(model.optimizer.slots)) == ((4,), 32, ["velocity"])
     same(model.get_weights(), weights[:-2])
     same(last.get_weights(), weights[-2:])
     assert model.predict(X).shape == (22, 4)
@@ -789,7 +857,7 @@ def test_a_layer_that_is_not_added_after_all(rows, error, monkeypatch):
     other(np.ones((1, rows)))
     own = other.get_weights()
     with monkeypatch.context() as patch:
-        patch.setattr(xn.Sequential, "assign", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Session, "assign", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(error):
             model.add(other)
     assert other.name is None

@@ -173,7 +173,7 @@ def test_a_dropout_layer_used_twice_has_two_masks():
     ("rate", "new", "values"), [(0.5, 0.2, {0.0, 2.0}), (0.0, 0.5, {1.0}), (0.5, 0.0, {0.0, 2.0})]
 )
 def test_masks_and_their_scale_have_one_rate(rate, new, values, backend64):
-    """A rate set later counts for neither, until the layers are laid out again."""
+    """A rate set later counts for neither, until the layers are laid out again: before a model's next step."""
     layer = Dropout(rate)
     network = Network([layer], (4,))
     layer.rate = new

@@ -30,7 +30,8 @@ PROMISED = {
     " RandomNormal RandomUniform VarianceScaling Zeros get",
     "xpnet.layers": "Activation BatchNormalization Dense Dropout Flatten Input Layer LeakyReLU PReLU ReLU Sigmoid"
     " Softmax Tanh get",
-    "xpnet.losses": "BinaryCrossentropy CategoricalCrossentropy Loss MeanAbsoluteError MeanSquaredError"
+    "xpnet.losses": "BinaryCrossentropy CategoricalCrossentropy Elementwise Huber Loss MeanAbsoluteError"
+    " MeanSquaredError"
     " PerceptronCriterion SparseCategoricalCrossentropy get",
     "xpnet.metrics": "Accuracy BinaryAccuracy CategoricalAccuracy MeanAbsoluteError MeanSquaredError Metric"
     " SparseCategoricalAccuracy get",

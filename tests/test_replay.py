@@ -26,18 +26,18 @@ ONE_HOT = np.eye(4)[CLASSES]
 def train(monkeypatch, graph, make, y, loss, optimizer="adam", chosen=("accuracy",), **kwargs):
     monkeypatch.setenv("XPNET_GRAPH", graph)
     model = xn.Sequential(make(), seed=1, dtype=kwargs.pop("dtype", None))
-    model.compile(optimizer, loss, list(chosen))
+    model.compile(optimizer, loss, list(chosen), weighted_metrics=kwargs.pop("weighted_metrics", None))
     history = model.fit(X, y, batch_size=16, epochs=4, verbose=0, **kwargs)
     return model, history
 
 
 def same_with_and_without(monkeypatch, *args, recorded=True, **kwargs):
     (plain, plain_history), (model, history) = (train(monkeypatch, g, *args, **kwargs) for g in "01")
-    assert not isinstance(plain.program().run, Replay)
-    run = model.program().run
+    assert not isinstance(plain.session.program().run, Replay)
+    run = model.session.program().run
     assert isinstance(run, Replay)
     assert len(run.recordings) == (2 if recorded else 0)  # of 16 rows, and of 2
-    assert history.history == plain_history.history
+    np.testing.assert_equal(history.history, plain_history.history)
     for a, b in zip(leaves(model.state), leaves(plain.state), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     return model
@@ -61,6 +61,7 @@ LOSSES = {
     "binary_crossentropy": ("sigmoid", ONE_HOT),
     "mean_squared_error": (None, ONE_HOT),
     "mean_absolute_error": (None, ONE_HOT),
+    "huber": (None, ONE_HOT),
     "perceptron_criterion": (None, 2 * ONE_HOT - 1),
 }
 
@@ -80,7 +81,7 @@ def test_every_loss_is_tried():
     assert {losses.get(name).__class__ for name in LOSSES} == set(losses.registry.classes.values())
 
 
-METRICS = sorted({cls.__name__ for cls in metrics.registry.classes.values()})
+METRICS = sorted({cls.__name__ for cls in metrics.registry.classes.values()} - {"OfLoss"}) + ["huber"]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -88,6 +89,16 @@ def test_metrics(monkeypatch, metric):
     y = CLASSES if "Sparse" in metric else ONE_HOT
     loss = "sparse_categorical_crossentropy" if "Sparse" in metric else "categorical_crossentropy"
     same_with_and_without(monkeypatch, dense(), y, loss, chosen=[metric])
+
+
+@pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])
+def test_metrics_of_many_sums(monkeypatch, y):
+    """Numbers and arrays side by side, weighted and not."""
+    chosen = [metrics.Precision([0.1, 0.3, 0.6]), "accuracy", metrics.ConfusionMatrix(), metrics.Recall(top_k=2)]
+    weighted = [metrics.ConfusionMatrix(6), metrics.Recall([0.2, 0.5], class_id=1), metrics.Precision()]
+    loss = f"{'sparse_' if y is CLASSES else ''}categorical_crossentropy"
+    same_with_and_without(monkeypatch, dense(), y, loss, chosen=chosen, weighted_metrics=weighted,
+                          sample_weight=RNG.random(50))  # fmt: skip
 
 
 OPTIMIZERS = {
@@ -185,7 +196,7 @@ def test_state_lives_where_it_is(monkeypatch):
 def test_the_words_that_turn_recording_off(monkeypatch, word):
     for value, recorded in ((word, False), ("true", True), ("On", True), ("", True)):
         model, _ = train(monkeypatch, value, dense(), ONE_HOT, "categorical_crossentropy")
-        assert isinstance(model.program().run, Replay) is recorded
+        assert isinstance(model.session.program().run, Replay) is recorded
 
 
 @pytest.mark.parametrize(("word", "choice"), [("no", "bodies"), ("False", "bodies"), ("NumPy", "numpy")])
@@ -263,7 +274,7 @@ def test_code_of_users_runs_at_every_step(monkeypatch, parts):
     model.compile(parts.get("optimizer", "sgd"), parts.get("loss", "mse"), parts.get("metrics"))
     Doubled.calls = 0
     model.fit(X, ONE_HOT, batch_size=10, epochs=2, verbose=0)
-    assert not isinstance(model.program().run, Replay)
+    assert not isinstance(model.session.program().run, Replay)
     assert Doubled.calls == (10 if "layer" in parts and isinstance(parts["layer"], Doubled) else 0)
 
 
@@ -280,9 +291,9 @@ def test_the_switches(monkeypatch):
             m.delenv("XPNET_KERNELS", raising=False)
             m.setenv(name, value)
             model.compile("sgd", "mse")
-            assert isinstance(model.program().run, Replay) == expected
+            assert isinstance(model.session.program().run, Replay) == expected
             model.compile("sgd", "mse", graph=False)
-            assert not isinstance(model.program().run, Replay)
+            assert not isinstance(model.session.program().run, Replay)
 
 
 def test_a_step_that_cannot_be_recorded_is_tried_a_few_times(monkeypatch):
@@ -319,7 +330,7 @@ def test_many_shapes_do_not_pile_up(monkeypatch):
         for rows in range(1, MOST + 5):
             for _ in range(2):
                 model.train_on_batch(X[:rows], ONE_HOT[:rows])
-    run = model.program().run
+    run = model.session.program().run
     assert len(run.recordings) == MOST
     assert (0, (MOST + 4, 6), (MOST + 4, 4)) in run.recordings
     reference = xn.Sequential(dense()(), seed=1)

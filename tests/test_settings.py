@@ -134,7 +134,8 @@ def test_a_fingerprint_tells_settings_apart():
     assert fingerprint(ramp, ["mode"]) == one
     assert fingerprint([1, {"a": (ramp,)}]) == fingerprint([1, {"a": (ramp,)}])
     assert fingerprint([1]) != fingerprint([1.0]) != fingerprint([True])
-    assert fingerprint(Ramp(1)) != fingerprint(Ramp(1))  # another object may hide another state
+    assert fingerprint(Base("a")) == fingerprint(Base("a")) != fingerprint(Base("b"))
+    assert fingerprint([Ramp(1)]) != fingerprint([Ramp(1)])  # another object may hide another state
 
 
 @pytest.mark.parametrize(

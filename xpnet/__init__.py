@@ -21,10 +21,10 @@ from . import (
     metrics,
     optimizers,
     regularizers,
+    schedules,
 )
 from .backend import available_backends, get_backend, use_backend
-from .model import Sequential
-from .saving import load_model
+from .model import Sequential, load_model
 from .settings import setting
 
 __version__ = "0.1.0"
@@ -46,6 +46,7 @@ __all__ = [
     "metrics",
     "optimizers",
     "regularizers",
+    "schedules",
     "setting",
     "use_backend",
 ]

@@ -1,4 +1,4 @@
-"""Who writes to the state of a model, and who reads it: threads, and what interrupts them."""
+"""Safe access to a model's state: one training thread, any number of readers, and exceptions at any time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Access", "Commit"]
 
 
 class Access:
-    """One thread at a time trains a model; others may read its state meanwhile, as of the last whole step.
+    """Let one thread at a time train a model, while others read its state as of the last complete step.
 
     Attributes:
-        lock: held while a step ends, and while the state is copied.
-        readers: those who look at the state itself, for which the next step's end waits.
+        lock: held while a step ends and while the state is copied.
+        readers: tokens of the blocks that read the state in place; the next step waits for them before it ends.
     """
 
     def __init__(self) -> None:
@@ -30,21 +30,26 @@ class Access:
         _all.add(self)
 
     def renew(self) -> None:
-        """Let nobody train or read: a forked process has none of its parent's threads."""
+        """Drop the trainer and all readers: a forked process has none of its parent's threads."""
         self.lock = threading.RLock()
         self.readers: set[object] = set()
         self._trainer: Trainer | None = None
 
     @property
     def training(self) -> bool:
-        """Whether a call of `fit` or `train_on_batch` is at work."""
+        """Whether a call of `fit` or `train_on_batch` is running."""
         return self._trainer is not None
+
+    @property
+    def taken(self) -> bool:
+        """Whether another thread is training the model."""
+        return self._trainer is not None and self._trainer.thread is not threading.current_thread()
 
     def refuse(self, what: str, others: bool = False) -> None:
         """Raise if the model is being trained; with `others`, only if another thread trains it.
 
         Raises:
-            BusyError: saying that `what` must wait.
+            BusyError: the model is being trained; the message names `what`.
         """
         trainer = self._trainer
         if trainer is not None and not (others and trainer.thread is threading.current_thread()):
@@ -52,10 +57,10 @@ class Access:
 
     @contextmanager
     def train(self, what: str) -> Iterator[None]:
-        """Be the one who trains, in a block of code.
+        """Reserve the model for training in a `with` block.
 
         Raises:
-            BusyError: somebody else does.
+            BusyError: a training call is already running.
         """
         me = Trainer()
         try:
@@ -73,7 +78,7 @@ class Access:
 
     @contextmanager
     def read(self, copy: Callable[[], Any], take: Callable[[], Any]) -> Iterator[Any]:
-        """Look at the state in a block of code: at a copy while another thread trains, else at itself."""
+        """Read the state in a `with` block: a copy while another thread trains, else the state itself."""
         me = object()
         try:
             with self.lock:
@@ -89,17 +94,17 @@ class Access:
 
 
 class Trainer:
-    """A thread that trains."""
+    """The thread that is training."""
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
 
 
 class Commit:
-    """Ends steps: the new state takes the place of the former one in one go, or not at all.
+    """End steps atomically: the new state replaces the old one completely or not at all.
 
     Args:
-        access: of the model. holder: what keeps the state, as its attribute `_state`: the model.
+        access: the model's `Access`. holder: the object that keeps the state in its attribute `_state`.
     """
 
     def __init__(self, access: Access, holder: Any) -> None:
@@ -107,10 +112,10 @@ class Commit:
         self.store = partial(setattr, holder, "_state")
 
     def __call__(self, state: Any, finish: Any) -> None:
-        """Make the calls that end a step, and store its state."""
+        """Run the calls that end a step, and store its state."""
         with self.access.lock:
             if not self.access.readers:
-                if state is self.holder._state:  # it is written over
+                if state is self.holder._state:  # updated in place
                     make(finish)
                 else:
                     make(finish, partial(self.store, state))
@@ -119,7 +124,7 @@ class Commit:
         self(state, finish)
 
     def result(self, function: Callable[..., Any], state: Any, batch: Any) -> None:
-        """Store the state that a C function returns; those that it was given may be lost."""
+        """Store the state that a C function returns; the function may donate the arrays it was given."""
         with self.access.lock:
             if not self.access.readers:
                 result_of(self.store, function, state, batch)
@@ -128,7 +133,7 @@ class Commit:
         self.result(function, state, batch)
 
     def _wait(self) -> None:
-        """Wait for those who look at the state."""
+        """Wait until nobody reads the state in place."""
         while self.access.readers:
             time.sleep(1e-4)
 

@@ -102,8 +102,8 @@ class ReLU(Activation):
         return xp.maximum(z, xp.zeros_like(z))
 
     def backward(self, xp: Any, da: Array, z: Array, a: Array) -> Array:
-        """Return da where z > 0."""
-        return xp.where(z > 0, da, xp.zeros_like(da))
+        """Return da where a > 0, which is where z > 0."""
+        return xp.where(a > 0, da, xp.zeros_like(da))
 
 
 class LeakyReLU(Activation):
@@ -121,7 +121,8 @@ class LeakyReLU(Activation):
 
     def backward(self, xp: Any, da: Array, z: Array, a: Array) -> Array:
         """Return da or negative_slope * da."""
-        return xp.where(z > 0, da, self.negative_slope * da)
+        positive = (z if self.negative_slope < 0 else a) > 0  # without z, its memory can hold a
+        return xp.where(positive, da, self.negative_slope * da)
 
 
 class Softmax(Activation):

@@ -1,4 +1,4 @@
-"""What happens around the steps of `fit`: history, early stopping, progress. Names as in Keras."""
+"""Callbacks of `fit`: history and early stopping; the progress bar. Names as in Keras."""
 
 from __future__ import annotations
 
@@ -15,67 +15,68 @@ from .settings import flag, optional, setting
 
 __all__ = ["Callback", "EarlyStopping", "History", "ProgressBar"]
 
-Logs = dict[str, float]
+Logs = dict[str, Any]  # floats; arrays of metrics that give such
 
 
 class Callback(Configurable):
-    """Base class: override what you need; `self.model` and `self.params` are set before training.
+    """Base class: override the hooks you need; `self.model` and `self.params` are set before training.
 
-    `fit` passes `logs` to every hook: what was measured by name, {} where nothing was. `on_train_batch_end` gets
-    logs that must be read from the device after every execution: on a GPU, override it only where that is worth
-    the wait.
+    `fit` passes `logs` to every hook: measured values by name, {} if there are none. If `on_train_batch_end` is
+    overridden, its logs are read from the device after every execution; on a GPU this waits for the step.
     """
 
     model: Any = None
     params: dict[str, Any] = {}
 
     def set_model(self, model: Any) -> None:
-        """Take in the model."""
+        """Set the model."""
         self.model = model
 
     def set_params(self, params: dict[str, Any]) -> None:
-        """Take in `epochs`, `steps` (an epoch), `verbose` and `metrics` (the names in the logs)."""
+        """Set `epochs`, `steps` (per epoch), `verbose` and `metrics` (the names in the logs)."""
         self.params = params
 
     def get_state(self) -> dict[str, Any]:
-        """Return what it knows, in plain values (numbers, strings, None, lists, dictionaries) and host arrays."""
+        """Return its state as plain values (numbers, strings, None, lists, dictionaries) and host arrays."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take in what `get_state` gave, after `on_train_begin`."""
+        """Restore the result of `get_state`; called after `on_train_begin`."""
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        """Before the first epoch."""
+        """Run before the first epoch."""
 
     def on_train_end(self, logs: Logs | None = None) -> None:
-        """After the last epoch."""
+        """Run after the last epoch."""
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
-        """Before each epoch."""
+        """Run before each epoch."""
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        """After each epoch and its validation, with the means over the epoch."""
+        """Run after each epoch and its validation, with the means over the epoch."""
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        """Before each execution (of `steps_per_execution` batches)."""
+        """Run before each execution (of `steps_per_execution` batches)."""
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        """After each execution, with the means over the epoch so far."""
+        """Run after each execution, with the means over the epoch so far."""
 
 
 class History(Callback):
-    """Lists of floats, one an epoch: `history["loss"]`, `history["val_loss"]`, ... `fit` returns it.
+    """Record the logs of each epoch as lists: `history["loss"]`, `history["val_loss"]`, ... `fit` returns it.
+
+    Values are floats, or arrays where a metric's result is one.
 
     Attributes:
-        history: name -> values. epoch: the epochs' numbers.
+        history: name -> values, one per epoch. epoch: the epoch numbers.
     """
 
     def __init__(self) -> None:
-        self.history: dict[str, list[float]] = {}
+        self.history: dict[str, list[Any]] = {}
         self.epoch: list[int] = []
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        """Append."""
+        """Append the logs."""
         self.epoch.append(epoch)
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(value)
@@ -86,29 +87,30 @@ class History(Callback):
         return {"history": history, "epoch": list(self.epoch)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take in a history, to go on with it."""
+        """Restore a history, to append to it."""
         self.history = {name: list(values) for name, values in state["history"].items()}
         self.epoch = list(state["epoch"])
 
 
 class EarlyStopping(Callback):
-    """Stop when a monitored value has not become better for some epochs: Keras' rules.
+    """Stop training when a monitored value stops improving, by Keras' rules.
 
     Args:
-        monitor: a name in the logs. min_delta: by how much, >= 0, a value must be better to count.
-        patience: epochs in a row without improvement before it stops; never in the first epoch.
-        verbose: 1 prints at the end. mode: `"min"`, `"max"` or `"auto"`: as `Metric.direction` says; a loss is to
-            shrink. baseline: a value that must be beaten before anything counts as better; no epoch that is the
-            best so far stops training. restore_best_weights: whether the model ends with its best epoch's weights.
-        start_from_epoch: epochs before monitoring begins.
+        monitor: a name in the logs. min_delta: the smallest change, >= 0, that counts as an improvement.
+        patience: consecutive epochs without improvement after which training stops; never in the first epoch.
+        verbose: 1 prints a message at the end. mode: `"min"`, `"max"` or `"auto"` (from `Metric.direction`; for a
+            loss `"min"`). baseline: a value that must be beaten for the wait to be reset; an epoch that is the
+            best so far never stops training. restore_best_weights: whether to restore the weights of the best
+            epoch at the end. start_from_epoch: epochs before monitoring begins.
 
     Attributes:
         best: the best value so far, None before the first. best_epoch, best_weights: its epoch and weights.
-        wait: epochs since then. stopped_epoch: the epoch in which it stopped, else 0.
+        wait: epochs since the last improvement. stopped_epoch: the epoch in which training stopped, else 0.
 
     Raises:
         UnknownNameError: before the first epoch, if `monitor` will not be in the logs.
-        InvalidValueError: before the first epoch, if the mode is `"auto"` and the metric has no direction.
+        InvalidValueError: before the first epoch, if the metric's result is an array, or if the mode is `"auto"`
+            and the metric has no direction.
     """
 
     monitor: str = setting(default="val_loss")
@@ -121,7 +123,7 @@ class EarlyStopping(Callback):
     start_from_epoch: int = setting(number, 0, integer=True, default=0)
 
     def __post_init__(self) -> None:
-        """Begin with nothing seen."""
+        """Reset the state."""
         self._begin()
 
     def _begin(self) -> None:
@@ -130,10 +132,16 @@ class EarlyStopping(Callback):
         self.best_weights: list[np.ndarray] | None = None
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        """Start anew."""
+        """Check `monitor` and the direction; reset the state."""
         names = self.params.get("metrics", [])
         if self.monitor not in names:
             raise unknown_name("monitor of EarlyStopping", self.monitor, names)
+        name = self.monitor.removeprefix("val_")
+        shape = () if name == "loss" else self.model.session.program().result_shape(name)
+        if shape != ():
+            raise InvalidValueError(
+                f"EarlyStopping needs a number to compare; got {self.monitor!r}, an array of shape {shape}"
+            )
         self._direction()
         self._begin()
 
@@ -155,7 +163,7 @@ class EarlyStopping(Callback):
         return value - self.min_delta > than if self._direction() == "max" else value + self.min_delta < than
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        """Compare with the best so far."""
+        """Compare with the best value so far."""
         value = (logs or {}).get(self.monitor)
         if epoch < self.start_from_epoch or value is None:
             return
@@ -173,7 +181,7 @@ class EarlyStopping(Callback):
             self.model.stop_training = True
 
     def on_train_end(self, logs: Logs | None = None) -> None:
-        """Bring the best weights back."""
+        """Restore the best weights."""
         if self.stopped_epoch and self.verbose:
             print(f"Epoch {self.stopped_epoch + 1}: early stopping")
         if self.restore_best_weights and self.best_weights is not None:
@@ -196,17 +204,17 @@ class EarlyStopping(Callback):
 
 
 class ProgressBar:
-    """What `fit` shows: a tqdm bar for each epoch (verbose 1), or one line an epoch (verbose 2).
+    """Show the progress of `fit`: a tqdm bar per epoch (verbose 1) or one line per epoch (verbose 2).
 
     Args:
         verbose: 0, 1, 2 or "auto" (1 in a terminal or notebook, else 2). epochs, steps: the totals.
     """
 
-    interval = 0.25  # seconds between two looks at the device
+    interval = 0.25  # seconds between reads of the logs from the device
 
     def __init__(self, verbose: Any, epochs: int, steps: int) -> None:
         self.verbose, self.epochs, self.steps = resolve_verbose(verbose), epochs, steps
-        # a bar is written to stderr, lines to stdout
+        # bars are written to stderr, lines to stdout
         if self.verbose and not _heard(sys.stderr if self.verbose == 1 else sys.stdout):
             self.verbose = 0
         self.bar: Any = None
@@ -221,14 +229,14 @@ class ProgressBar:
             self._next = time.monotonic() + self.interval
 
     def advance(self, steps: int) -> bool:
-        """Count steps; return whether it is time to show new numbers."""
+        """Add steps; return whether the displayed logs are due for an update."""
         if self.bar is None:
             return False
         self.bar.update(steps)
         return time.monotonic() >= self._next
 
     def show(self, logs: Logs) -> None:
-        """Show numbers beside the bar."""
+        """Show the logs beside the bar."""
         if self.bar is not None:
             self.bar.set_postfix_str(_text(logs))
             self._next = time.monotonic() + self.interval
@@ -241,7 +249,7 @@ class ProgressBar:
             print(f"Epoch {epoch + 1}/{self.epochs}: {_text(logs)}", flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -261,7 +269,7 @@ def resolve_verbose(verbose: Any) -> int:
 
 
 def _heard(stream: Any) -> bool:
-    """Return whether there is somebody to write to: a program without a console has None there."""
+    """Return whether a stream can be written to; without a console, standard streams are None."""
     return stream is not None and not getattr(stream, "closed", False)
 
 
@@ -279,4 +287,4 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
 
 
 def _text(logs: Logs) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in logs.items() if np.ndim(value) == 0)

@@ -26,7 +26,7 @@ print((time.perf_counter() - start) * 1000)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return the exit status: 0 if all is well, 1 if a check failed, 2 for a wrong call."""
+    """Run a command and return the exit status: 0 for success, 1 if a check failed, 2 for invalid usage."""
     parser = argparse.ArgumentParser(prog="python -m xpnet", description="xpnet's own tools")
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="which backends can run here, on which devices, and why not")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    """Print the versions, the backends, and what import costs."""
+    """Print the versions, the backends and the import time."""
     timing = subprocess.run([sys.executable, "-c", _IMPORT_TIME], capture_output=True, text=True, check=True)
     report: dict[str, Any] = {
         "xpnet": __version__,
@@ -82,7 +82,7 @@ def _default() -> str:
 
 def _parity(options: argparse.Namespace) -> int:
     """Compare the backends and print a line for each run."""
-    os.environ.setdefault("JAX_ENABLE_X64", "1")  # in this process only: JAX computes in float64 on request
+    os.environ.setdefault("JAX_ENABLE_X64", "1")  # lets JAX compute in float64, in this process only
     from .parity import LIMITS, compare
 
     failed = 0

@@ -1,6 +1,6 @@
-"""Data in, batch by batch: NumPy and backend arrays, lists and tables; cast and moved a batch at a time.
+"""Data sets from arrays, lists and tables; cast and moved to the device batch by batch.
 
-The data set itself is never copied, and it is checked in blocks.
+The data set itself is never copied. It is checked in blocks.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ class Column:
 
     Args:
         values: a NumPy, CuPy, ... array, a list, or a pandas, polars or pyarrow table or series.
-        what: what errors call it.
+        what: its name in error messages.
 
     Raises:
-        InvalidTypeError: it does not consist of numbers. InvalidValueError: it has masked values.
-        ShapeError: it has no rows.
+        InvalidTypeError: not numeric. InvalidValueError: has masked values. ShapeError: has no rows.
     """
 
     def __init__(self, values: Any, what: str) -> None:
-        self.gaps = is_table(values)  # whether NaN may be a gap
+        self.gaps = is_table(values)  # whether NaN may stand for a missing value
         if library_of(values) is None:
             values = numeric(values, what)
         elif traced(values):
@@ -45,7 +44,7 @@ class Column:
                 f"jax.vmap; got {type(values).__name__}"
             )
         self.kind = check_real(values, what)
-        self.native = getattr(values.dtype, "isnative", True)  # the byte order is this machine's
+        self.native = getattr(values.dtype, "isnative", True)  # byte order
         if values.ndim == 0 or values.shape[0] == 0:
             raise ShapeError(f"{what} must have rows; got shape {tuple(values.shape)}")
         self.what, self.values, self.home = what, values, home_of(values)
@@ -60,15 +59,15 @@ class Column:
         return tuple(int(n) for n in self.values.shape[1:])
 
     def part(self, rows: slice) -> Column:
-        """Return some of the rows, as a view."""
+        """Return a range of rows as a view."""
         return Column(self.values[rows, ...], self.what)
 
     def take(self, rows: Rows, reuse: bool = False) -> Array:
-        """Return some of the rows, in the data's own library; with `reuse` in memory that the next call takes."""
+        """Return rows in the data's own library; with `reuse`, in a buffer that the next call overwrites."""
         if isinstance(rows, slice):
             return self.values[rows, ...]
         if self.home.name == "numpy":
-            if not self.values.flags.c_contiguous:  # such as tables have: `take` would copy all of it first
+            if not self.values.flags.c_contiguous:  # e.g. from a table: `take` would first copy the whole array
                 return self.values[rows]
             if not reuse:
                 return np.take(self.values, rows, axis=0)
@@ -78,20 +77,20 @@ class Column:
         return self.home.xp.take(self.values, self.home.array(rows), axis=0)
 
     def move(self, taken: Array, backend: Backend, dtype: str) -> Array:
-        """Return what `take` gave on the model's device, in the named dtype."""
+        """Return the result of `take` on the model's device, in the named dtype."""
         if self.home.name == backend.name:
             if self.kind == dtype and self.native:
                 return backend.bring(taken)
-            with np.errstate(all="ignore"):  # a number may be too small for the model's precision
+            with np.errstate(all="ignore"):  # values may underflow in the model's precision
                 return backend.xp.astype(backend.bring(taken), getattr(backend.xp, dtype), copy=False)
         with np.errstate(all="ignore"):
             return backend.feed(np.ascontiguousarray(host_of(taken), dtype=dtype))
 
     def check_finite(self, limit: float) -> None:
-        """Raise if a number is NaN or infinite, or too large for the model's precision.
+        """Raise if a value is NaN, infinite, or too large for the model's precision.
 
         Raises:
-            InvalidValueError: naming the first such row.
+            InvalidValueError: names the first such row.
         """
         if not self.kind.startswith(("float", "bfloat")):
             return
@@ -108,7 +107,7 @@ class Column:
                 )
 
     def _small(self, block: Array, limit: float) -> bool:
-        """Return whether the norm of a block is at most `limit`: one pass, which NaN and infinity spoil."""
+        """Return whether the norm of a block is at most `limit`: one pass, false for NaN and infinity."""
         if self.kind not in ("float32", "float64"):
             return False
         flat = self.home.xp.reshape(block, (-1,))
@@ -124,12 +123,12 @@ class Data:
         x: shape (rows, ...); (rows,) is taken as (rows, 1). y: targets or None. sample_weight: (rows,) or None.
 
     Raises:
-        ShapeError: no rows, or not as many of each. InvalidTypeError: something is not numeric.
+        ShapeError: no rows, or their numbers differ. InvalidTypeError: an argument is not numeric.
     """
 
     def __init__(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
         self.x = Column(x, "x")
-        self.given_shape = tuple(int(n) for n in self.x.values.shape)  # as its owner knows it
+        self.given_shape = tuple(int(n) for n in self.x.values.shape)  # for error messages
         if not self.x.shape:
             self.x = Column(self.x.home.xp.reshape(self.x.values, (-1, 1)), "x")
         self.y = None if y is None else Column(y, "y")
@@ -146,7 +145,7 @@ class Data:
         return len(self.x)
 
     def split(self, share: float) -> tuple[Data, Data]:
-        """Return the first rows and the last ones, which are `share` of all.
+        """Split off the last `share` of the rows; return both parts.
 
         Raises:
             InvalidValueError: one of the parts would be empty.
@@ -162,11 +161,11 @@ class Data:
         return Data(*parts)
 
     def check(self, limit: float, check_targets: Callable[[np.ndarray, int], None] | None = None) -> None:
-        """Check all rows, block by block: finite numbers, and targets that fit.
+        """Check all rows, block by block: finite numbers and valid targets.
 
         Args:
             limit: the largest number of the model's precision.
-            check_targets: called with host targets and their number of rows, once a block.
+            check_targets: called with host targets and their number of rows, once per block.
         """
         self.x.check_finite(limit)
         if self.weight is not None:
@@ -191,8 +190,8 @@ class Data:
 
         Args:
             rows: a slice, or row numbers on the host. target_shape: of a row of y. target_dtype: of y.
-            weights_of_classes: factors by class, see `class_weights`. reuse: whether host memory may be that of
-                the last batch, where the step is over before the next one is asked for.
+            weights_of_classes: factors by class, see `class_weights`. reuse: whether to reuse the last batch's
+                host memory; allowed if its step has ended.
         """
         x = self.x.move(self.x.take(rows, reuse), backend, backend.dtype_name)
         y = weight = None
@@ -221,7 +220,7 @@ def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def class_weights(backend: Backend, y: Array, factors: Mapping[int, float], sparse: bool = False) -> Array:
-    """Return the weights (rows, ...) of all targets: the factor of the class, 1 for a class without one.
+    """Return the weight of each target, shape (rows, ...): the factor of its class, 1 if it has none.
 
     Args:
         y: class numbers (rows,), or with `sparse` (rows, ...); one output (rows, ..., 1), or one-hot
@@ -238,7 +237,7 @@ def class_weights(backend: Backend, y: Array, factors: Mapping[int, float], spar
 
 
 def weigh(backend: Backend, own: Array, of_classes: Array | None) -> Array:
-    """Return the weights of rows, shape (rows,) or (rows, 1), times those of their classes (rows, ...) or None."""
+    """Return row weights, shape (rows,) or (rows, 1), times the weights of their classes, (rows, ...) or None."""
     xp, rows = backend.xp, own.shape[0]
     if of_classes is None:
         return xp.reshape(own, (rows,))
@@ -246,10 +245,10 @@ def weigh(backend: Backend, own: Array, of_classes: Array | None) -> Array:
 
 
 def class_factors(class_weight: Any) -> dict[int, float] | None:
-    """Return `class_weight` as a dict from class to factor, None as None.
+    """Return `class_weight` as a dict from class to factor, or None.
 
     Raises:
-        InvalidTypeError, InvalidValueError: it is something else.
+        InvalidTypeError, InvalidValueError: not such a dict.
     """
     if class_weight is None:
         return None

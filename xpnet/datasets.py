@@ -1,12 +1,11 @@
-"""Small public data sets as NumPy arrays: `digits` comes with the package, the others are fetched once.
+"""Small public data sets as NumPy arrays: `digits` is part of the package, the others are downloaded once.
 
-Where the files of a data set come from, first match wins:
+The files of a data set are read from the first of these folders that applies:
 
-* the folder `<name>` in the folder that the environment variable `XPNET_DATA` names, if it exists. Nothing is
-  downloaded then, and the files need not be the originals;
-* the user's cache folder, or the one that `XPNET_CACHE` names. The originals are downloaded there over HTTPS,
-  and their SHA-256 is checked at every use. This needs `pip install 'xpnet[datasets]'`; `XPNET_OFFLINE=1`
-  forbids downloading.
+* `$XPNET_DATA/<name>`, if it exists. Nothing is downloaded, and the files need not be the originals;
+* `$XPNET_CACHE`, or the user's cache folder. The original files are downloaded there over HTTPS, and their
+  SHA-256 is checked at every use. This needs `pip install 'xpnet[datasets]'`; `XPNET_OFFLINE=1` forbids
+  downloads.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ __all__ = ["admissions", "cifar10", "cifar100", "digits", "fashion_mnist", "mnis
 
 Pair = tuple[np.ndarray, np.ndarray]
 
-# The most bytes that are read of one file, once decompressed. The largest original has 154 MB.
+# Limit on the decompressed size of one file in bytes. The largest original has 154 MB.
 MAX_BYTES = 256 * 2**20
 
-# Of resources/digits.csv.gz; NOTICE.txt beside it says where it comes from and which seed ordered its rows.
+# Of resources/digits.csv.gz; its origin and the seed of its row order are in NOTICE.txt beside it.
 DIGITS_SHA256 = "45dad2042a8dfa1dff18cce66989ddeee726bbc1b49c32e016b08b5920cfa3f5"
 DIGITS_TRAIN = 1437
 ADMISSIONS = "admit,gre,gpa,rank"
 
 
 class Source(NamedTuple):
-    """Where the original files of a data set lie, and the SHA-256 of each."""
+    """The URL of a data set's original files, and the SHA-256 of each."""
 
     url: str
     sha256: dict[str, str]
@@ -86,16 +85,16 @@ SOURCES = {
 
 
 def digits() -> tuple[Pair, Pair]:
-    """Return the UCI handwritten digits, which are part of the package: 8 x 8 grey pixels, 10 classes.
+    """Return the UCI handwritten digits (part of the package): 8 x 8 grey pixels, 10 classes.
 
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, CC BY 4.0; see resources/NOTICE.txt.
 
     Returns:
-        `(x, y), (xt, yt)`: 1,437 training and 360 test rows, the same ones always. The pixels `x` are float32
+        `(x, y), (xt, yt)`: 1,437 training and 360 test rows, always the same. The pixels `x` are float32
         in [0, 1], shape (n, 64); the digits `y` are int64, shape (n,).
 
     Raises:
-        FileFormatError: the file in the installed package was altered.
+        FileFormatError: the file in the installed package has been altered.
 
     >>> (x, y), (xt, yt) = digits()
     >>> x.shape, y.shape, xt.shape, yt.shape
@@ -117,12 +116,12 @@ def digits() -> tuple[Pair, Pair]:
 
 
 def admissions() -> Pair:
-    """Return the graduate admissions table (UCLA statistics consulting, as in Udacity's courses), not split.
+    """Return the graduate admissions table (UCLA statistics consulting, as in Udacity's courses), unsplit.
 
     Returns:
-        `(x, y)`: `x` is float64, shape (400, 3), with the columns gre (test score, 220 to 800), gpa (grade
-        average, at most 4) and rank (of the college, 1 is the best, 4 the last); `y` is int64, shape (400,),
-        1 where the student was admitted. The values are as in the file, not scaled.
+        `(x, y)`: `x` is float64, shape (400, 3), with the columns gre (test score, 220 to 800), gpa (grade point
+        average, at most 4) and rank (of the college, 1 is best, 4 is worst); `y` is int64, shape (400,), 1 if the
+        student was admitted. The values are not scaled.
 
     Raises:
         FileFormatError: the file is truncated or altered. DownloadError, MissingExtraError: there is no file.
@@ -173,9 +172,9 @@ def fashion_mnist() -> tuple[Pair, Pair]:
 def cifar10() -> tuple[Pair, Pair]:
     """Return CIFAR-10, 32 x 32 colour photographs of 10 classes (A. Krizhevsky, 2009).
 
-    In `XPNET_DATA` the binary version is read, plain or packed (`.bin`, `.bin.xz`): `data_batch_1` to
-    `data_batch_5` and `test_batch`. Some training batches, and `test_batch_first1000` in place of the test
-    batch, will do; a warning says what is missing.
+    In `XPNET_DATA` the binary version is read, plain or compressed (`.bin`, `.bin.xz`): `data_batch_1` to
+    `data_batch_5` and `test_batch`. Some of the training batches, and `test_batch_first1000` instead of
+    `test_batch`, suffice; a warning names the missing files.
 
     Returns:
         `(x, y), (xt, yt)`: 50,000 training and 10,000 test rows. The pixels `x` are uint8, shape
@@ -191,7 +190,7 @@ def cifar10() -> tuple[Pair, Pair]:
 def cifar100(label_mode: str = "fine") -> tuple[Pair, Pair]:
     """Return CIFAR-100, 32 x 32 colour photographs of 100 classes in 20 groups (A. Krizhevsky, 2009).
 
-    In `XPNET_DATA` the binary version is read, plain or packed: `train` and `test` (`.bin`, `.bin.xz`).
+    In `XPNET_DATA` the binary version is read, plain or compressed: `train` and `test` (`.bin`, `.bin.xz`).
 
     Args:
         label_mode: `"fine"` for the 100 classes, `"coarse"` for the 20 groups.
@@ -201,7 +200,7 @@ def cifar100(label_mode: str = "fine") -> tuple[Pair, Pair]:
         (n, 32, 32, 3), red, green, blue; the classes `y` are int64, shape (n,).
 
     Raises:
-        UnknownNameError: an unknown `label_mode`. FileFormatError: a file is truncated or altered.
+        UnknownNameError: unknown `label_mode`. FileFormatError: a file is truncated or altered.
         DownloadError, MissingExtraError: there is no file.
     """
     modes = ("coarse", "fine")
@@ -215,7 +214,7 @@ def cifar100(label_mode: str = "fine") -> tuple[Pair, Pair]:
 
 
 def _folder(variable: str) -> Path | None:
-    """Return the folder that an environment variable names, None if it is not set."""
+    """Return the folder named by an environment variable, or None if it is not set."""
     root = os.environ.get(variable)
     try:
         return Path(root).expanduser() if root else None
@@ -257,7 +256,7 @@ def _pooch() -> Any:
 
 
 def _download(url: str, sha256: str, path: Path) -> Path:
-    """Return `path`, downloaded from `url` unless it is there already; either way with that SHA-256."""
+    """Return `path`, downloaded from `url` if missing; check its SHA-256 in any case."""
     got = None
     if path.is_file():
         with path.open("rb") as stream:
@@ -270,8 +269,8 @@ def _download(url: str, sha256: str, path: Path) -> Path:
         raise DownloadError(f"XPNET_OFFLINE forbids downloading {url}; expected {path}; got no such file")
     pooch = _pooch()
     try:
-        # pooch writes a temporary file beside `path` and renames it once its hash is right. The errors of
-        # requests are OSErrors, a wrong hash is a ValueError.
+        # pooch writes a temporary file beside `path` and renames it once its hash matches. Network errors
+        # (requests) are OSErrors, a wrong hash is a ValueError.
         pooch.retrieve(url, f"sha256:{sha256}", fname=path.name, path=path.parent)
     except (OSError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -288,7 +287,7 @@ def _refuse(path: object, expected: str, got: object) -> FileFormatError:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain, .gz or .xz file; damage that shows while it is read becomes a FileFormatError."""
+    """Open a plain, .gz or .xz file; damage found while reading raises FileFormatError."""
     import gzip
     import lzma
     import tarfile
@@ -304,7 +303,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Return the content of a file, decompressed, at most MAX_BYTES."""
+    """Return the decompressed content of a file, at most MAX_BYTES."""
     with _opened(path) as stream:
         data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -328,7 +327,7 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
         size = math.prod(shape)
         if not 0 < size <= MAX_BYTES:
             raise _refuse(path, f"dimensions of 1 to {MAX_BYTES} bytes in all", shape)
-        data = stream.read(size + 1)  # one byte more shows trailing data, and makes gzip check its CRC
+        data = stream.read(size + 1)  # one more byte detects trailing data and makes gzip check its CRC
     if len(data) != size:
         raise _refuse(path, f"{size} bytes after the header", f"{len(data)}{' or more' * (len(data) > size)}")
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
@@ -370,7 +369,7 @@ def _archive_parts(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes
     with _opened(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
             content = tar.extractfile(member) if member.name in names and member.size <= MAX_BYTES else None
-            if content:  # None also for what is not a file
+            if content:  # None also for members that are not files
                 found[member.name] = content.read()
     for name in names:
         if name not in found:
@@ -379,7 +378,7 @@ def _archive_parts(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes
 
 
 def _find_parts(folder: Path, name: str, train: list[str], test: str) -> list[Path]:
-    """Return the paths of the training files that are there, then of the test file."""
+    """Return the paths of the existing training files, then of the test file."""
 
     def find(file: str) -> list[Path]:
         return [path for path in (folder / file, folder / f"{file}.xz") if path.is_file()][:1]

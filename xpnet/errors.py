@@ -1,6 +1,6 @@
-"""The exceptions of xpnet: one family, each also the built-in one that a caller would expect.
+"""xpnet's exceptions: one hierarchy, each also derived from the matching built-in exception.
 
-Every message says what was wrong, what was expected, and ends in what was received.
+Every message says what was wrong, what was expected, and ends with what was received.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ __all__ = [
 ]
 
 
-YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")  # what switches say
+YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")  # values of environment switches
 
 
 class XpnetError(Exception):
-    """The root of every exception that xpnet raises itself."""
+    """Base class of all exceptions that xpnet raises."""
 
 
 class InvalidValueError(XpnetError, ValueError):
-    """An argument or a data set holds a value outside what is documented."""
+    """An argument or a data set contains a value outside the documented range."""
 
 
 class ShapeError(InvalidValueError):
@@ -42,31 +42,31 @@ class ShapeError(InvalidValueError):
 
 
 class UnknownNameError(InvalidValueError):
-    """A name (of a layer, a loss, a backend, ...) that nobody knows."""
+    """An unknown name (of a layer, a loss, a backend, ...)."""
 
 
 class InvalidTypeError(XpnetError, TypeError):
-    """An argument is of a type that can't be used, such as a table with text columns."""
+    """An argument has a type that can't be used, such as a table with text columns."""
 
 
 class NotBuiltError(XpnetError, RuntimeError):
-    """A layer or model was used before what it needs was there (`build`, `compile`, ...)."""
+    """A layer or model was used before the necessary `build`, `compile`, ..."""
 
 
 class BusyError(XpnetError, RuntimeError):
-    """A model that is being trained was to be trained or changed by somebody else."""
+    """A model was to be trained or changed while another call trains it."""
 
 
 class NonFiniteError(XpnetError, ArithmeticError):
-    """A loss, a gradient or the new weights of a training step were NaN or infinite."""
+    """A loss, a gradient or the new weights of a training step are NaN or infinite."""
 
 
 class BackendError(XpnetError, ImportError):
-    """An array library, device or precision was asked for that can't be used here."""
+    """The requested array library, device or precision is not available."""
 
 
 class MissingExtraError(XpnetError, ImportError):
-    """A feature needs an optional package; the message names the extra that installs it."""
+    """A feature needs an optional package; the message names the extra to install."""
 
 
 class FileFormatError(XpnetError, ValueError):
@@ -74,11 +74,11 @@ class FileFormatError(XpnetError, ValueError):
 
 
 class DownloadError(XpnetError, OSError):
-    """A data set is not on this machine and could not be fetched."""
+    """A data set is not on this machine and could not be downloaded."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
-    """Return the error for an unknown `name`, with the nearest known ones.
+    """Return the error for an unknown `name`, with the closest known names.
 
     >>> unknown_name("activation", "rleu", ["relu", "tanh"])
     UnknownNameError("unknown activation; did you mean 'relu'? Known: relu, tanh; got 'rleu'")
@@ -90,7 +90,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
 
 
 def one_of(kind: str, value: Any, known: Iterable[str]) -> str:
-    """Return `value` if it is one of the known names, or raise.
+    """Return `value` if it is one of the known names, else raise `UnknownNameError`.
 
     >>> one_of("mode", "min", ("min", "max"))
     'min'
@@ -102,10 +102,10 @@ def one_of(kind: str, value: Any, known: Iterable[str]) -> str:
 
 
 def switch(variable: str, default: bool) -> bool:
-    """Return whether an environment variable says yes or no; `default` where it is not set, or empty.
+    """Return whether an environment variable is switched on; `default` if it is unset or empty.
 
     Raises:
-        UnknownNameError: it says something else.
+        UnknownNameError: the value is neither a yes nor a no.
 
     >>> switch("XPNET_SURELY_NOT_SET", True)
     True
@@ -126,7 +126,7 @@ def number(
     open_high: bool = False,
     integer: bool = False,
 ) -> Any:
-    """Return `value` as a Python number, or raise if it lies outside the interval.
+    """Return `value` as a Python number, or raise if it is outside the interval.
 
     >>> number("rate", 0.2, 0, 1, open_high=True)
     0.2

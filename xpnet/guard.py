@@ -1,4 +1,4 @@
-"""What went wrong when the guard held a step back: the step is replayed, outside any compilation."""
+"""Diagnose a step that the guard rejected, by replaying it uncompiled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHANGED = "the data were changed during fit: what is changed must stay valid"
 
 
 class _Found(Exception):
-    """Carries the answer out of the replay: what was not right, and what may help."""
+    """Carries the diagnosis out of the replay: the problem and a remedy."""
 
     def __init__(self, what: str, remedy: str = REMEDY) -> None:
         super().__init__(f"{what}; {remedy}")
@@ -31,7 +31,7 @@ class _Found(Exception):
 def first_concerned(
     backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch
 ) -> str:
-    """Return the first thing in the step that was not right, "the loss is not finite", ..., and what may help."""
+    """Return the first problem in the step, such as "the loss is not finite", and a remedy."""
     limit = LIMITS[backend.dtype_name]
 
     def watch(what: str, key: str, a: Array) -> None:
@@ -56,7 +56,7 @@ def _replay(
     backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch, watch: Any
 ) -> None:
     ctx = Context(backend, True, b.draws)
-    # all were checked before the first step, but may have been written to since
+    # checked before the first step, but the user may have changed the arrays since
     _look("the batch's input", backend.host(b.x), remedy=CHANGED)
     if b.weight is not None:
         _look("a sample weight of the batch", backend.host(b.weight), remedy=CHANGED)

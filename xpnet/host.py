@@ -1,4 +1,4 @@
-"""What users pass in: arrays of any library, lists, numbers and tables, as arrays of numbers on the host."""
+"""Convert user data (arrays of any library, lists, numbers, tables) to numeric arrays on the host."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ENCODE = "; text must be encoded as numbers first, labels such as by np.unique(l
 
 
 def numeric(x: Any, what: str = "the argument") -> np.ndarray:
-    """Return an array, list, table or number as a host array of numbers; a gap of a table is NaN.
+    """Return an array, list, table or number as a numeric host array; missing values of a table become NaN.
 
     Args:
-        x: what the caller passed in. what: what errors call it.
+        x: the data. what: its name in error messages.
 
     Raises:
-        InvalidTypeError: it is not numeric, has rows of different lengths, is sparse, or is an iterator or
-            loader. InvalidValueError: it has masked values.
+        InvalidTypeError: not numeric, rows of different lengths, sparse, or an iterator or loader.
+        InvalidValueError: has masked values.
     """
     kind = type(x).__name__
     _check_dense(x, what)
@@ -52,7 +52,7 @@ def numeric(x: Any, what: str = "the argument") -> np.ndarray:
 
 
 def check_real(x: Array, what: str = "the argument") -> str:
-    """Return the name of the dtype of an array of a known library.
+    """Return the dtype name of an array of a known library.
 
     Raises:
         InvalidTypeError: its elements are not real numbers, or it is sparse.
@@ -65,7 +65,7 @@ def check_real(x: Array, what: str = "the argument") -> str:
 
 
 def kind_of(x: Array) -> str:
-    """Return the name of an array's dtype, without its library's and whatever its byte order."""
+    """Return the name of an array's dtype, without the library's name or the byte order."""
     return getattr(x.dtype, "name", None) or str(x.dtype).rpartition(".")[2]
 
 
@@ -83,7 +83,7 @@ def _check_dense(x: Any, what: str) -> None:
 
 
 def _is_whole(x: Any) -> bool:
-    """Return whether `x` is there with all its elements, and not a generator, loader or dictionary."""
+    """Return whether `x` holds all its elements, unlike a generator, loader or dictionary."""
     if is_table(x) or isinstance(x, (Sequence, str, bytes, memoryview)):
         return True
     if any(hasattr(x, name) for name in ("__array__", "__array_interface__", "__dlpack__", "__buffer__")):
@@ -98,7 +98,7 @@ def _to_encode(x: Any) -> str:
 
 
 def _from_columns(table: Any, what: str) -> np.ndarray:
-    """Return a table whose columns are of different kinds, or have gaps, or hold lists, as one array."""
+    """Return a table with columns of mixed types, missing values or lists as one array."""
     columns = _columns_of(table)
     found = [(name, _numbers(column)) for name, column in columns]
     texts = [name for name, part in found if part is None]
@@ -117,18 +117,18 @@ def _from_columns(table: Any, what: str) -> np.ndarray:
 
 
 def _columns_of(table: Any) -> list[tuple[str, Any]]:
-    """Return the columns with their names; a series is its only one."""
+    """Return the columns with their names; a series is its own only column."""
     if not hasattr(table, "columns"):
         return [("", table)]
     if hasattr(table, "column_names"):
         return list(zip(table.column_names, table.columns))
-    if hasattr(table, "iloc"):  # by place: names may be numbers or tuples, or come twice
+    if hasattr(table, "iloc"):  # by position: names may be numbers or tuples, or repeat
         return [(str(name), table.iloc[:, i]) for i, name in enumerate(table.columns)]
     return [(name, table[name]) for name in table.columns]
 
 
 def _numbers(column: Any) -> np.ndarray | None:
-    """Return a column as numbers, its gaps as NaN; None if it has something else."""
+    """Return a column as numbers, missing values as NaN; None if it is not numeric."""
     host = np.asarray(column)
     if host.dtype.kind == "O":
         host = np.array([_plain(e) for e in host])
@@ -136,7 +136,7 @@ def _numbers(column: Any) -> np.ndarray | None:
 
 
 def _plain(element: Any) -> Any:
-    """Return an element of a column as what NumPy makes numbers of: lists as lists, a gap as NaN."""
+    """Return an element of a column in a form that NumPy converts: arrays as lists, a missing value as NaN."""
     if isinstance(element, np.ndarray):
         return [_plain(e) for e in element] if element.dtype.kind == "O" else element.tolist()
     return float("nan") if element is None or type(element).__name__ == "NAType" else element

@@ -1,4 +1,4 @@
-"""Where the weights start. Names and defaults are those of Keras 3; the numbers are drawn on the host."""
+"""Initializers of weights. Names and defaults are those of Keras 3; numbers are drawn on the host."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ __all__ = [
 
 
 class Initializer(Configurable):
-    """Base class: subclasses give `draw`."""
+    """Base class; subclasses define `draw`."""
 
-    seed: int | None = None  # where it is no setting
+    seed: int | None = None  # for subclasses without this setting
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Return a host array of that shape in float64, its numbers taken from `rng`."""
+        """Return a float64 host array of this shape, drawn from `rng`."""
         raise TypeError(f"{type(self).__name__} must define draw(rng, shape)")
 
     def values(self, stream: Stream, slot: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the host array for a parameter's slot: from its own seed if it has one, else the stream's."""
+        """Return the host array for a parameter's slot, from its own seed if set, else from the stream."""
         stream = stream if self.seed is None else Stream(self.seed)
         return self.draw(stream.at(INIT, slot if self.seed is None else 0, 0), shape)
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Array:
-        """Return an array of the chosen backend, shape `shape`."""
+        """Return an array of this shape on the current backend."""
         backend = get_backend(dtype=dtype)
         stream = Stream(fresh_seed() if self.seed is None else self.seed)
         return backend.array(self.values(stream, 0, tuple(shape)), backend.dtype_name)
@@ -70,7 +70,7 @@ class Ones(Initializer):
 
 
 class Constant(Initializer):
-    """One value everywhere.
+    """A constant.
 
     Args:
         value: a finite number.
@@ -84,10 +84,10 @@ class Constant(Initializer):
 
 
 class RandomNormal(Initializer):
-    """Normal numbers.
+    """Normally distributed numbers.
 
     Args:
-        mean, stddev: of the distribution. seed: an integer, or None to follow the model's seed.
+        mean, stddev: of the distribution. seed: an integer, or None to use the model's seed.
     """
 
     mean: float = setting(number, default=0.0)
@@ -103,7 +103,7 @@ class RandomUniform(Initializer):
     """Uniform numbers in [minval, maxval).
 
     Args:
-        minval, maxval: the interval. seed: an integer, or None to follow the model's seed.
+        minval, maxval: the interval. seed: an integer, or None to use the model's seed.
     """
 
     minval: float = setting(number, default=-0.05)
@@ -111,7 +111,7 @@ class RandomUniform(Initializer):
     seed: int | None = setting(optional(number), 0, integer=True, default=None)
 
     def check_settings(self) -> None:
-        """Compare the ends of the interval."""
+        """Check that the interval is not empty."""
         if self.maxval < self.minval:
             raise InvalidValueError(f"maxval must be at least minval, {self.minval:g}; got {self.maxval:g}")
 
@@ -121,14 +121,14 @@ class RandomUniform(Initializer):
 
 
 class VarianceScaling(Initializer):
-    """Zero-mean numbers of variance scale / n, where n is a count of the kernel's connections.
+    """Zero-mean numbers of variance scale / n, where n counts the kernel's connections.
 
-    With the normal form, numbers beyond two deviations are drawn again and the deviation is widened to make
-    up for it (Keras: `truncated_normal`).
+    The truncated normal distribution redraws numbers beyond two standard deviations and is widened to keep the
+    variance, as in Keras.
 
     Args:
         scale: a positive number. mode: n is `"fan_in"`, `"fan_out"` or their mean, `"fan_avg"`.
-        distribution: `"uniform"` or `"truncated_normal"`. seed: an integer, or None.
+        distribution: `"uniform"` or `"truncated_normal"`. seed: an integer, or None to use the model's seed.
     """
 
     scale: float = setting(number, 0, open_low=True, default=1.0)
@@ -137,7 +137,7 @@ class VarianceScaling(Initializer):
     seed: int | None = setting(optional(number), 0, integer=True, default=None)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Return uniform or truncated normal numbers of the wanted variance."""
+        """Return uniform or truncated normal numbers of variance scale / n."""
         fan_in, fan_out = fans(shape)
         n = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
         variance = self.scale / max(1.0, n)
@@ -147,7 +147,7 @@ class VarianceScaling(Initializer):
         values = rng.standard_normal(shape)
         while (outside := np.abs(values) > 2).any():
             values[outside] = rng.standard_normal(int(outside.sum()))
-        # 0.8796...: the standard deviation of N(0, 1) cut off at +-2 (scipy.stats.truncnorm(-2, 2).std())
+        # 0.8796...: the standard deviation of N(0, 1) truncated at +-2 (scipy.stats.truncnorm(-2, 2).std())
         return values * (math.sqrt(variance) / 0.87962566103423978)
 
 
@@ -168,7 +168,7 @@ class GlorotUniform(VarianceScaling):
     """Uniform in +-sqrt(6 / (fan_in + fan_out)) (X. Glorot, Y. Bengio, AISTATS 2010).
 
     Args:
-        seed: an integer, or None to follow the model's seed.
+        seed: an integer, or None to use the model's seed.
     """
 
     scale, mode, distribution = 1.0, "fan_avg", "uniform"

@@ -1,4 +1,4 @@
-"""Layers in a row on one flat array of weights: a pure function and its derivative."""
+"""A sequence of layers on one flat array of weights: a pure function and its derivative."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import InvalidValueError, ShapeError
 from .layers import Layer
 from .params import DrawSpec, Layout, ParamSpec
 from .random import Stream, keep_mask
-from .registry import snake_case
+from .registry import fingerprint, snake_case
 
 __all__ = ["Network", "Unit"]
 
@@ -19,7 +19,7 @@ Watch = Callable[[str, str, Array], None]
 
 
 class Unit(NamedTuple):
-    """A layer at its place in the row; a layer used twice has two places and one key."""
+    """A layer at its position; a layer used twice has two positions and one key."""
 
     position: int
     key: str
@@ -27,20 +27,21 @@ class Unit(NamedTuple):
 
 
 class Network:
-    """The layers, built for one input shape, and where their parameters lie.
+    """Layers built for one input shape, and the layout of their parameters.
 
     Args:
         layers: in order. input_shape: without the batch axis.
-        learns: whether each of the layers is trainable; None asks the layers.
+        learns: whether each layer is trainable; None asks the layers.
 
     Attributes:
-        learns: as above. frozen: the keys of those that are not trainable.
-        units: the layers at their places. layout, stats_layout: of the trainable parameters, and of the
-            running statistics and frozen ones. draws: (key, slot, spec) of the masks.
+        settings: of the layers (see `settings_of`). learns: as above. frozen: keys of the layers that are not
+            trainable.
+        units: the layers at their positions. layout: of the trainable parameters. stats_layout: of the running
+            statistics and frozen parameters. draws: (key, slot, spec) of the masks.
         input_shape, output_shape: without the batch axis.
 
     Raises:
-        ShapeError: a layer does not fit its predecessor. InvalidValueError: two layers have one name.
+        ShapeError: a layer does not fit its predecessor. InvalidValueError: two layers have the same name.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Network:
         self.draws: list[tuple[str, int, DrawSpec]] = []
         seen: set[int] = set()
         name_layers(layers)
+        self.settings = self.settings_of(layers)
         self.learns = [bool(layer.trainable) for layer in layers] if learns is None else list(learns)
         self.frozen = frozenset(str(layer.name) for layer, own in zip(layers, self.learns) if not own)
         for position, layer in enumerate(layers):
@@ -70,23 +72,28 @@ class Network:
         self.layout, self.stats_layout = Layout(trainable), Layout(fixed)
         keys = {key.rpartition("/")[0] for key in self.layout.slices}
         self.first_trainable = min((u.position for u in self.units if u.key in keys), default=len(self.units))
-        # where memory is written to in place, the same few buffers come back at every step
+        # backends that update in place use the same few buffers at every step
         self._views: list[tuple[Array, Array, dict[str, dict[str, Array]]]] = []
         self._room: tuple[Array, dict[str, dict[str, Array]], dict[str, Array]] | None = None
 
+    @staticmethod
+    def settings_of(layers: Sequence[Layer]) -> Any:
+        """Return a value that compares equal until a setting changes that affects the network."""
+        return fingerprint(list(layers), leave_out=("trainable", "dtype"))
+
     def parts(self) -> list[Any]:
-        """Return all objects whose code a step runs: layers and their activations."""
+        """Return the objects whose code a step runs: layers and their activations."""
         layers = [unit.layer for unit in self.units]
         return [*layers, *(a for a in (getattr(layer, "activation", None) for layer in layers) if a is not None)]
 
     def score_units(self, activation: str) -> list[Unit] | None:
-        """Return the units with that activation removed from the last one, None if that ends in another."""
+        """Return the units, the last one without this activation; None if it ends in another one."""
         position, key, layer = self.units[-1]
         bare = layer.without_activation(activation)
         return None if bare is None else [*self.units[:-1], Unit(position, key, bare)]
 
     def masks(self, stream: Stream, step: int, rows: int) -> dict[str, np.ndarray]:
-        """Return the host masks of a training step for a batch of that many rows."""
+        """Return the host masks of a training step on a batch of `rows` rows."""
         return {
             key: keep_mask(stream, slot, step, (rows, *draw.shape), draw.rate) for key, slot, draw in self.draws
         }
@@ -118,7 +125,7 @@ class Network:
 
         Args:
             weights, stats: flat arrays. x: shape (..., batch, *input_shape).
-            units: the units to go through, or None for all. watch: sees every output and gradient.
+            units: the units to apply, or None for all. watch: called with every output and gradient.
         """
         units = self.units if units is None else units
         params = self.params(ctx, weights, stats)
@@ -163,7 +170,7 @@ class Network:
         return x, backward
 
     def _room_for(self, ctx: Context) -> Any:
-        """Return the flat gradient to write to, and its views by layer and by path."""
+        """Return the buffer of the flat gradient, and its views by layer and by path."""
         flat = ctx.empty((self.layout.size,))
         if self._room is None or self._room[0] is not flat:
             paths = self.layout.views(ctx.xp, flat)
@@ -175,7 +182,7 @@ class Network:
         return self._room
 
     def new_stats(self, ctx: Context, stats: Array) -> Array:
-        """Return the flat statistics after a step, the carried ones in their places."""
+        """Return the flat statistics after a step, updated with the carried values."""
         if not ctx.carry:
             return stats
         return ctx.ops.pack(ctx, self.stats_layout, {**self.stats_layout.views(ctx.xp, stats), **ctx.carry}, None)
@@ -189,16 +196,16 @@ class Network:
 
     @property
     def layouts(self) -> tuple[Layout, Layout]:
-        """Of the trainable parameters, and of all else."""
+        """The layouts of the trainable parameters and of everything else."""
         return self.layout, self.stats_layout
 
     def is_laid_out_as(self, other: Network) -> bool:
-        """Return whether every parameter lies where it does in another network, of the same layers."""
+        """Return whether every parameter has the same place as in another network of the same layers."""
         pairs = zip(self.layouts, other.layouts)
         return all([e[1] for e in a.entries] == [e[1] for e in b.entries] for a, b in pairs)
 
     def key(self, layer: Layer) -> str | None:
-        """Return the name under which this very layer is part of the network, or None."""
+        """Return the key of this layer object in the network, or None."""
         return self._keys.get(id(layer))
 
     def paths(self) -> list[str]:
@@ -208,16 +215,16 @@ class Network:
 
 
 def name_layers(layers: Sequence[Layer]) -> None:
-    """Give names to the layers that have none: "dense", "dense_1", ...
+    """Name the layers that have no name: "dense", "dense_1", ...
 
     Raises:
-        InvalidValueError: two layers have one name.
+        InvalidValueError: two layers have the same name.
     """
     taken: dict[str, Layer] = {}
     for layer in layers:
         if layer.name is not None and taken.setdefault(layer.name, layer) is not layer:
             raise InvalidValueError(f"the layers of a model must have different names; got {layer.name!r} twice")
-    counts: dict[str, int] = {}  # by base, so that nobody counts from the start again
+    counts: dict[str, int] = {}  # by base name: where to continue counting
     for layer in layers:
         if layer.name is None:
             base = snake_case(type(layer).__name__)
@@ -230,7 +237,7 @@ def name_layers(layers: Sequence[Layer]) -> None:
 
 
 def check_input(network: Network, shape: Sequence[int], what: str = "x") -> None:
-    """Raise if rows of this shape (without the batch axis) are not what the network takes."""
+    """Raise if the network does not take rows of this shape (without the batch axis)."""
     if tuple(shape) != network.input_shape:
         raise ShapeError(
             f"{what} must have shape {('batch', *network.input_shape)} for this model; got {('batch', *shape)}"

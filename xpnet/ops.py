@@ -24,15 +24,16 @@ __all__ = [
     "clip_factor",
     "clip_parts",
     "clip_values",
+    "confusion",
     "dropout",
     "hits",
+    "join",
     "one_hot",
     "pack",
     "penalize",
     "product",
     "rescale",
     "row_total",
-    "sigmoid_cross_entropy",
     "softmax_cross_entropy",
     "sound",
     "tally",
@@ -170,24 +171,6 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     return values, dz * columns(xp, weight), a
 
 
-def sigmoid_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
-    """Return -(t log(a) + (1 - t) log(1 - a)), its mean over the last axis; the derivative; a = sigmoid(z).
-
-    Args:
-        z: scores, shape (..., units). target: t in [0, 1], the same shape. weight: shape (...), or a number.
-
-    In the stable form |z| s + log(1 + exp(-|z|)), s being 1 - t for z >= 0, else t, with inf s = 0 where s = 0;
-    dz = (a - t) / units, times `weight`.
-    """
-    xp = ctx.xp
-    size, positive = xp.abs(z), z >= 0
-    e = xp.exp(-size)
-    a = xp.where(positive, xp.ones_like(e), e) / (1.0 + e)
-    share = xp.where(positive, 1.0 - target, target)
-    values = xp.mean(share * xp.where(share == 0, share, size) + xp.log1p(e), axis=-1)
-    return values, (a - target) * (columns(xp, weight) / z.shape[-1]), a
-
-
 def hits(ctx: Any, p: Array, target: Array) -> Array:
     """Return 1 where the first of the largest numbers of a row is at the target, else 0, in the dtype of p.
 
@@ -197,6 +180,19 @@ def hits(ctx: Any, p: Array, target: Array) -> Array:
     xp = ctx.xp
     best = xp.argmax(p, axis=-1)
     return xp.astype(best == xp.astype(target, best.dtype), p.dtype)
+
+
+def confusion(ctx: Any, target: Array, found: Array, weight: Array | None, classes: int) -> Array:
+    """Return the sums of the weights of the rows by their class and the class found, shape (classes, classes).
+
+    Args:
+        target, found: class numbers of the rows, int32, shape (n,); one that is no class makes all NaN.
+        weight: shape (n,), or None for ones.
+    """
+    xp = ctx.xp
+    rows, columns = (one_hot(ctx, a, classes, ctx.dtype) for a in (target, found))
+    rows = rows if weight is None else rows * xp.expand_dims(weight, axis=-1)
+    return xp.matmul(xp.matrix_transpose(rows), columns)
 
 
 def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Array:
@@ -224,6 +220,11 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: tuple[Array, dict
     `room` is the flat array whose views were offered as `into`, and those views by path; or None.
     """
     return layout.pack(ctx.xp, parts)
+
+
+def join(ctx: Any, parts: Sequence[Array]) -> Array:
+    """Return arrays of shape (..., size) as one, each behind the other."""
+    return ctx.xp.concat(list(parts), axis=-1)
 
 
 def sound(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[Array], *others: Array) -> Array:
@@ -268,23 +269,24 @@ def next_count(xp: Any, step: Array) -> Array:
     return xp.stack([low, step[1] + xp.astype(low == 0, step.dtype)])
 
 
-def add_up(xp: Any, sums: Array, parts: Sequence[Any]) -> Array:
+def add_up(xp: Any, sums: Array, parts: Sequence[tuple[Any, float]]) -> Array:
     """Return the sums with a batch's added.
 
     Args:
-        sums: shape (n, 2), or (2, n, 2) with what rounding has lost of each in the second half.
-        parts: for each sum a batch's (value, count, weight): value * count is added to the sum, weight to its
-            weight. Counts are numbers, and weights may be.
+        sums: shape (n,), or (2, n) with what rounding has lost of each in the second row.
+        parts: what is added to the sums, one part behind the other: pairs of an array of any shape (or a number)
+            and the number by which it is multiplied first.
 
     What rounding loses:  t = s + a,  z = t - s,  e = (s - (t - z)) + (a - z)  (D. Knuth, "The art of computer
     programming", volume 2, section 4.2.2).
     """
-    zero = xp.zeros_like(parts[0][0])  # what makes arrays of Python's numbers
-    more = xp.stack([xp.stack([zero + value * count, zero + weight]) for value, count, weight in parts])
-    more = xp.astype(more, sums.dtype, copy=False)
-    if sums.ndim == 2:
+    old = sums if sums.ndim == 1 else sums[0, ...]
+    zero = xp.zeros_like(old[:1])  # to it all is added in the sums' dtype
+    more = [zero + (a if isinstance(a, (int, float)) else xp.reshape(a, (-1,))) for a, _ in parts]
+    more = xp.concat([a if factor == 1.0 else a * factor for a, (_, factor) in zip(more, parts)])
+    if sums.ndim == 1:
         return sums + more
-    old, lost = sums[0, ...], sums[1, ...]
+    lost = sums[1, ...]
     total = old + more
     part = total - old
     return xp.stack([total, lost + ((old - (total - part)) + (more - part))])
@@ -360,7 +362,7 @@ def update(
     slots: tuple[Array, ...],
     lr: Array,
     age: Array,
-    decay: float = 0.0,
+    decay: Any = 0.0,
     factor: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return the new weights and slots by the formula of an optimizer (see `xpnet.optimizers`).
@@ -371,10 +373,11 @@ def update(
         w, g: weights and gradient, shape (..., size). slots: what the optimizer keeps, of the same shape or 0-d.
         lr, age: 0-d; `age` counts updates from 1.
         decay: takes  lr decay w  away from the weights first ("decoupled weight decay": I. Loshchilov, F. Hutter,
-            ICLR 2019). factor: 0-d and at most 1, or None: what the gradient is multiplied with first.
+            ICLR 2019); a number or a schedule.
+        factor: 0-d and at most 1, or None: what the gradient is multiplied with first.
     """
     g = _scaled(g, factor)
-    w = w - (lr * decay) * w if decay else w
+    w = w - (lr * at_age(ctx.xp, decay, age)) * w if decay else w
     numbers = optimizer.numbers(ctx.xp, lr, age)
     new = optimizer.formula(ctx.xp)(w, g, *slots, *numbers)
     new = new if isinstance(new, (tuple, list)) else (new,)
@@ -392,13 +395,18 @@ LIMITS = {"float32": 1e18, "float64": 1e150}
 LARGEST_RATE = 1e6
 
 
-def never_overflows(beta: float, epsilon: float = 1.0, decay: float = 0.0) -> bool:
+def never_overflows(beta: float, epsilon: float = 1.0, decay: Any = 0.0) -> bool:
     """Return whether an optimizer with these numbers turns what is within `LIMITS` into finite numbers.
 
     The largest update is LARGEST_RATE * 1e18 / epsilon, the largest decay LARGEST_RATE * decay * 1e18, the largest
     average or sum 1e18^2 / (1 - beta). A `factor`, at most 1, makes none of them larger.
     """
-    return beta <= 0.9999 and epsilon >= 1e-10 and decay <= 1e3
+    return beta <= 0.9999 and epsilon >= 1e-10 and getattr(decay, "bound", decay) <= 1e3
+
+
+def at_age(xp: Any, value: Any, age: Array) -> Any:
+    """Return a number, or what a schedule gives for the update of that age (which counts from 1)."""
+    return value.at(xp, age - 1.0) if hasattr(value, "at") else value
 
 
 def bias_correction(xp: Any, beta: float, age: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Names <-> slices of ONE flat array: what a layer declares, and where it lies.
+"""Parameters as slices of ONE flat array: their declarations and their layout.
 
 Optimizers, the finite check, saving and averaging see one array; layers see named views of it.
 """
@@ -32,7 +32,7 @@ class ParamSpec(NamedTuple):
 
 
 class DrawSpec(NamedTuple):
-    """A random mask that a layer needs at each training step: shape without the batch axis."""
+    """A random mask that a layer needs at each training step; its shape has no batch axis."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,11 +40,11 @@ class DrawSpec(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """A parameter as an optimizer sees it: where it lies in the flat array, and how it learns.
+    """A parameter as an optimizer sees it.
 
     Attributes:
-        path: such as "dense_1/kernel". start, stop: its place in the flat array's last axis. shape: its own.
-        lr_factor: what the learning rate is multiplied with. decay: whether weight decay may act on it.
+        path: such as "dense_1/kernel". start, stop: its range on the flat array's last axis. shape: its shape.
+        lr_factor: factor of the learning rate. decay: whether weight decay applies to it.
     """
 
     path: str
@@ -55,12 +55,12 @@ class Variable(NamedTuple):
     decay: bool = True
 
     def decays(self, excluded: Sequence[str]) -> bool:
-        """Return whether weight decay acts on it, if paths in which one of the patterns is found are excluded."""
+        """Return whether weight decay applies; paths that contain one of the `excluded` patterns have none."""
         return self.decay and not any(re.search(pattern, self.path) for pattern in excluded)
 
 
 class Group(NamedTuple):
-    """Neighbours in the flat array that learn in the same way."""
+    """A range of adjacent parameters with the same learning-rate factor and decay."""
 
     start: int
     stop: int
@@ -69,11 +69,11 @@ class Group(NamedTuple):
 
 
 class Variables(tuple[Variable, ...]):
-    """All parameters of a flat array, one after the other."""
+    """All parameters of a flat array, in order."""
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
-        """Where they lie."""
+        """Their slices of the flat array."""
         return tuple(slice(v.start, v.stop) for v in self)
 
     @cached_property
@@ -81,10 +81,10 @@ class Variables(tuple[Variable, ...]):
         return {}
 
     def groups(self, excluded: tuple[str, ...] | None = ()) -> tuple[Group, ...]:
-        """Return the groups; one is the usual case.
+        """Return the groups, usually one.
 
         Args:
-            excluded: patterns of paths on which weight decay does not act; None where there is no decay.
+            excluded: patterns of paths without weight decay; None if there is no weight decay.
         """
         if excluded not in self._groups:
             found: list[Group] = []
@@ -98,15 +98,15 @@ class Variables(tuple[Variable, ...]):
 
 
 class Layout:
-    """Where each of the given parameters lies in one flat array.
+    """The layout of parameters in one flat array.
 
     Args:
-        entries: (key, slot, spec) for each: a unique path such as "dense_1/kernel", the number that keys its
-            random stream, and what the layer declared.
+        entries: (key, slot, spec) for each parameter: a unique path such as "dense_1/kernel", the number that
+            keys its random stream, and the layer's declaration.
 
     Attributes:
-        size: elements in all. slices: key -> slice of the flat array's last axis.
-        segments: ((start, stop, l1, l2), ...) for the regularized parts. variables: as an optimizer sees them.
+        size: total number of elements. slices: key -> slice of the flat array's last axis.
+        segments: ((start, stop, l1, l2), ...) of the regularized parameters. variables: the optimizer's view.
     """
 
     def __init__(self, entries: Sequence[tuple[str, int, ParamSpec]]) -> None:
@@ -129,14 +129,14 @@ class Layout:
         )
 
     def views(self, xp: Any, flat: Array) -> dict[str, Array]:
-        """Return the parameters by key as parts of the flat array, shape (..., size)."""
+        """Return the parameters by key as views of the flat array, shape (..., size)."""
         lead = tuple(flat.shape[:-1])
         return {
             key: xp.reshape(flat[..., where], (*lead, *self.shapes[key])) for key, where in self.slices.items()
         }
 
     def pack(self, xp: Any, parts: Mapping[str, Array]) -> Array:
-        """Return the flat array, shape (..., size), of these parts of shape (..., *shape)."""
+        """Return the flat array, shape (..., size), made of parts of shape (..., *shape)."""
         flat = []
         for key, shape in self.shapes.items():
             part = parts[key]
@@ -144,7 +144,7 @@ class Layout:
         return xp.concat(flat, axis=-1)
 
     def initial(self, stream: Stream, known: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-        """Return the initial values as a flat host array in float64; what is `known`, by key, is not drawn."""
+        """Return initial values as a flat float64 host array: those in `known`, by key, else drawn."""
         flat = np.empty(self.size)
         known = known or {}
         for key, slot, spec in self.entries:
@@ -158,7 +158,7 @@ class Layout:
         return {key: host[where].reshape(self.shapes[key]).copy() for key, where in self.slices.items()}
 
     def from_host(self, parts: Mapping[str, Any]) -> np.ndarray:
-        """Return a flat host array of the given arrays, after a check of their shapes.
+        """Return the given arrays as one flat host array, after checking their shapes.
 
         Raises:
             ShapeError: an array does not have its parameter's shape. InvalidTypeError: it is not numeric.
@@ -176,9 +176,9 @@ class Layout:
 
 
 class Flats(NamedTuple):
-    """Where the weights of a model lie: what it leaves to its layers, which outlive it.
+    """The flat arrays of a model and their layouts, passed to layers that outlive the model.
 
-    It refers to no layer, so that a layer that refers to it is no part of a cycle.
+    It refers to no layer, so a layer that refers to it is not part of a reference cycle.
     """
 
     backend: Backend

@@ -1,8 +1,8 @@
-"""Is training the same on every backend? One pinned dropout network, step by step.
+"""Compare training across backends on one fixed dropout network, step by step.
 
-With one seed, initial weights, batch order and dropout masks must be bit-equal; over 100 steps of Adam at rate
-1e-3 the losses must agree with those of NumPy's bodies to 1e-9 (float64) or 1e-4 (float32), relatively. With
-free seeds or larger rates a single ReLU that falls on the other side of 0 can part float32 curves.
+For the same seed, initial weights, batch order and dropout masks must be bit-equal. Over 100 steps of Adam at rate
+1e-3, the losses must agree with those of the reference implementation on NumPy to a relative 1e-9 (float64) or
+1e-4 (float32). With other seeds or larger rates, one ReLU input of opposite sign can make float32 losses diverge.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROWS, FEATURES, CLASSES, BATCH = 480, 20, 5, 32
 
 
 class Run(NamedTuple):
-    """What a run left: digests of the bits, and the loss before each step."""
+    """The result of a run: SHA-256 digests of the bits, and the loss before each step."""
 
     weights: str
     batches: str
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = True) -> Run:
-    """Train the pinned network for some steps.
+    """Train the fixed network for some steps, with `kernels` or with the reference implementation.
 
     >>> run("numpy", "float32", 0, steps=2).losses.shape
     (2,)
@@ -79,22 +79,22 @@ def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = T
             backend=get_backend(backend, dtype=dtype),
         )
         model.compile(Adam(1e-3), "sparse_categorical_crossentropy")
-        program, work, data = model.program(), model.backend, Data(x, y)
+        program, work, data = model.session.program(), model.backend, Data(x, y)
         digests = {name: hashlib.sha256() for name in ("weights", "batches", "masks")}
         digests["weights"].update(work.host(model.weights).tobytes())
         losses = np.empty(steps)
-        model.state = model.state._replace(lr=work.scalar(1e-3))
+        model.session.state = model.state._replace(lr=work.scalar(1e-3))
         per_epoch = ROWS // BATCH
         for step in range(steps):
-            order = model.stream.permutation(ROWS, step // per_epoch)
+            order = model.session.stream.permutation(ROWS, step // per_epoch)
             start = step % per_epoch * BATCH
-            (batch,) = loop.make_batches(model, program, data, order[start : start + BATCH], step)
+            (batch,) = loop.make_batches(model.session, program, data, order[start : start + BATCH], step)
             digests["batches"].update(work.host(batch.x).tobytes())
             digests["batches"].update(work.host(batch.y).tobytes())
             for key in sorted(batch.draws):
                 digests["masks"].update(work.host(batch.draws[key]).tobytes())
-            model.state = model.state._replace(sums=zero_sums(work, program.metrics))
-            program.run(model.state, [batch], model.commit)
+            model.session.state = model.state._replace(sums=zero_sums(work, program.metrics))
+            program.run(model.state, [batch], model.session.commit)
             losses[step] = float(work.host(model.state.sums).reshape(-1)[0]) / BATCH
         weights, batches, masks = (d.hexdigest() for d in digests.values())
         return Run(weights, batches, masks, losses)
@@ -106,10 +106,10 @@ def compare(
     seeds: Sequence[int] = (0, 1, 2),
     steps: int = 100,
 ) -> Iterator[Row]:
-    """Yield a row for each backend, with its twins, against NumPy's bodies.
+    """Compare each backend, with its twins, with the reference implementation on NumPy; yield a row for each run.
 
     Args:
-        backends: names, or None for those that can run here. dtypes, seeds, steps: what to run.
+        backends: names, or None for the available ones. dtypes, seeds: one run for each. steps: of each run.
     """
     for dtype in dtypes:
         for seed in seeds:

@@ -11,7 +11,9 @@ from .errors import InvalidValueError, number
 from .fusion.update import update_graph
 from .network import Network
 from .random import Stream
+from .registry import fingerprint
 from .replay import Replay
+from .schedules import Schedule
 from .training import make_evaluation, make_step
 
 __all__ = ["Compiled", "Program", "check_compile", "check_head", "make_program"]
@@ -40,6 +42,12 @@ class Compiled(NamedTuple):
         both = (*self.metrics, *self.weighted_metrics)
         return dict(zip(self.names, ("min", *(m.direction for m in both))))
 
+    def settings(self) -> Any:
+        """Return what compares equal as long as no setting changes that a step goes by."""
+        parts = [self.optimizer, self.loss, *self.metrics, *self.weighted_metrics]
+        fixed = not isinstance(self.optimizer.learning_rate, Schedule)  # then it is part of a step's state
+        return fingerprint(parts, leave_out=("learning_rate", "dtype") if fixed else ("dtype",))
+
 
 class Program(NamedTuple):
     """A compiled model made ready for its backend: what `loop` runs.
@@ -50,6 +58,7 @@ class Program(NamedTuple):
         step: `step(state, batch, finish=None) -> state`. run: `run(state, batches, commit)`, compiled or recorded.
         evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
         recorder: what records its steps, or None. maker: what makes masks and batches on the device, or None.
+        settings: those of optimizer, loss and metrics (see `Compiled.settings`).
     """
 
     optimizer: optimizers.Optimizer
@@ -63,6 +72,12 @@ class Program(NamedTuple):
     evaluation: Any
     recorder: Any = None
     maker: Any = None
+    settings: Any = None
+
+    def result_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of what the logs have under a name: () for a number."""
+        metric = dict(zip(self.names[1:], self.metrics)).get(name)
+        return () if metric is None else metric.result_shape()
 
     @property
     def host_masks(self) -> bool:
@@ -89,11 +104,16 @@ def check_compile(
         bool(graph),
         _metrics(weighted),
     )
-    if compiled.loss.reduction == "none":
-        raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
+    check_reduction(compiled.loss)
     if len(set(compiled.names)) < len(compiled.names):
         raise InvalidValueError(f"metrics must have different names; got {compiled.names[1:]}")
     return compiled
+
+
+def check_reduction(loss: losses.Loss) -> None:
+    """Raise if the loss is not one number."""
+    if loss.reduction == "none":
+        raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
 
 
 def _metrics(given: Any) -> list[metrics.Metric]:
@@ -115,7 +135,8 @@ def check_head(network: Network, loss: losses.Loss) -> None:
 
 def make_program(compiled: Compiled, network: Network, backend: Backend, stream: Stream) -> Program:
     """Return the compiled step and evaluation for a network on a backend; `stream` is that of its masks."""
-    optimizer, loss = compiled.optimizer, compiled.loss
+    optimizer, loss, settings = compiled.optimizer, compiled.loss, compiled.settings()
+    check_reduction(loss)
     check_head(network, loss)
     outputs = (1, *network.output_shape)
     targets = loss.target_shape(outputs)
@@ -143,6 +164,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
         make_evaluation(backend, network, loss, chosen),
         recorder,
         maker,
+        settings,
     )
 
 

@@ -1,8 +1,8 @@
 """Counter-based random numbers: functions of (seed, purpose, slot, step), the same on every backend.
 
-The stream is NumPy's own Philox (4x64-10; J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011). Nothing depends on what was drawn before, so weights, shuffles and masks are the same bits on every
-backend, after a resume, and in whatever order they are asked for.
+The generator is NumPy's Philox (4x64-10; J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011). Nothing depends on earlier draws, so weights, shuffles and masks are bit-equal on every backend, after
+a resume, and in any order of requests.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from .backend import np
 
 __all__ = ["DRAW", "INIT", "SHUFFLE", "Stream", "fresh_seed", "keep_mask"]
 
-# The purposes: the highest word of Philox' 256-bit counter.
+# The purposes: the highest word of Philox's 256-bit counter.
 INIT, SHUFFLE, DRAW = 0, 1, 2
 
 
 def fresh_seed() -> int:
-    """Return a seed that nobody can foresee, of 32 bits so that it is easily written down."""
+    """Return an unpredictable seed of 32 bits, short enough to write down."""
     return secrets.randbits(32)
 
 
 class Stream:
-    """All the random numbers of one seed.
+    """All random numbers of one seed.
 
     Args:
         seed: a non-negative integer.
 
     Attributes:
-        key: Philox' key, two words of 64 bits.
+        key: Philox's key, two words of 64 bits.
 
     >>> a, b = Stream(7), Stream(7)
     >>> _ = a.at(SHUFFLE, 0, 3).random(5)
@@ -47,7 +47,7 @@ class Stream:
 
     def at(self, purpose: int, slot: int, step: int) -> np.random.Generator:
         """Return the generator with its counter at (0, slot, step, purpose); valid until the next call."""
-        # Setting the state of one Philox takes 1 us, making another one 11 us.
+        # Setting the state of an existing Philox takes 1 us, making a new one 11 us.
         state = self._state
         state["state"]["counter"][:] = (0, slot, step, purpose)
         state["buffer_pos"], state["has_uint32"] = 4, 0
@@ -55,18 +55,18 @@ class Stream:
         return self._generator
 
     def permutation(self, n: int, epoch: int) -> np.ndarray:
-        """Return the order of `n` rows in an epoch, shape (n,), int32 (int64 from 2^31 rows on)."""
+        """Return the order of `n` rows in an epoch, shape (n,), int32 (int64 for 2^31 or more rows)."""
         order = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
-        self.at(SHUFFLE, 0, epoch).shuffle(order)  # the order of `permutation(n)`, in half its memory
+        self.at(SHUFFLE, 0, epoch).shuffle(order)  # same order as `permutation(n)`, half the memory
         return order
 
 
 def keep_mask(stream: Stream, slot: int, step: int, shape: tuple[int, ...], rate: float) -> np.ndarray:
     """Return the boolean mask of a dropout layer: True (keep) with probability 1 - rate.
 
-    A 32-bit word u of the stream keeps its unit if `(u >> 8) >= ceil(rate * 2**24)`: as `random(shape, float32)
-    >= rate` would have it, whose numbers are `(u >> 8) * 2**-24`. Rows come first: the mask of a smaller batch is
-    the beginning of a larger one's.
+    A 32-bit word u of the stream keeps its unit if `(u >> 8) >= ceil(rate * 2**24)`. This equals
+    `random(shape, float32) >= rate`, whose numbers are `(u >> 8) * 2**-24`. Rows come first: the mask of a smaller
+    batch is the beginning of a larger one's.
 
     >>> bool((keep_mask(Stream(1), 2, 5, (3, 8), 0.5) == keep_mask(Stream(1), 2, 5, (9, 8), 0.5)[:3]).all())
     True

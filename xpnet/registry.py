@@ -1,4 +1,4 @@
-"""Names <-> classes, and objects <-> plain dictionaries, for everything that has a Keras name."""
+"""Look up classes by Keras names, and convert objects to and from plain dictionaries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T", bound="Configurable")
 
 
 class _Custom(threading.local):
-    """The classes that `custom_object_scope` has made known in this thread, by name."""
+    """The classes of this thread's `custom_object_scope`, by name."""
 
     classes: Mapping[str, type] = {}
 
@@ -31,10 +31,10 @@ _registries: list[Registry[Any]] = []  # of all kinds
 
 @contextmanager
 def custom_object_scope(classes: Mapping[str, type] | None) -> Iterator[None]:
-    """While the block runs, let configs refer to these classes by name, in this thread only.
+    """Let configs refer to these classes by name within the block, in this thread only.
 
     Raises:
-        InvalidTypeError: `classes` is no dictionary.
+        InvalidTypeError: `classes` is not a dictionary.
 
     >>> class Mine(Configurable):
     ...     pass
@@ -66,7 +66,7 @@ def snake_case(name: str) -> str:
 
 
 def overrides(part: Any, name: str, other: str) -> bool:
-    """Return whether a class (or object) has `name` from a class below the one that it has `other` from.
+    """Return whether a class (or object) gets `name` from a more derived class than `other`.
 
     >>> class A: one = two = 1
     >>> class B(A): one = 2
@@ -80,32 +80,32 @@ def overrides(part: Any, name: str, other: str) -> bool:
 
 @dataclass_transform(eq_default=False, field_specifiers=(setting, part))
 class Configurable:
-    """An object that its constructor's arguments, kept under the same names, describe completely.
+    """Base class of parts: objects that are fully described by their constructor's arguments.
 
-    A class declares its arguments as settings (`xpnet.setting`) and gets its constructor from them. A class with
-    an `__init__` of its own keeps its arguments as attributes of the same names.
+    A class declares its arguments as settings (`xpnet.setting`), which generate its constructor. A class with its
+    own `__init__` must store its arguments as attributes of the same names.
     """
 
     _settings: ClassVar[Mapping[str, Setting]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Make the constructor of a class, unless it has its own."""
+        """Generate the constructor of a class that does not define one."""
         super().__init_subclass__(**kwargs)
         before, cls._settings = cls._settings, settings_of(cls)
         if "__init__" not in vars(cls) and list(cls._settings.items()) != list(before.items()):
             setattr(cls, "__init__", constructor(cls))  # noqa: B010 - a method
 
     def __post_init__(self) -> None:
-        """Prepare what is no setting, when the settings are there."""
+        """Initialize attributes that are not settings; called when the settings are set."""
 
     def check_settings(self) -> None:
-        """Raise if settings do not go together; called after the constructor and after each assignment."""
+        """Raise if settings are incompatible; called by the constructor and after each assignment."""
 
     def check_change(self, name: str, value: Any) -> None:
-        """Raise if a `fixed` setting can't change any more."""
+        """Raise if a `fixed` setting can no longer change."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check a setting whenever it is assigned; if that fails, it keeps its value."""
+        """Check a setting at each assignment; if the check fails, the old value remains."""
         declared = self._settings.get(name)
         if declared is None:
             object.__setattr__(self, name, value)
@@ -132,15 +132,15 @@ class Configurable:
 
     @classmethod
     def from_config(cls: type[T], config: dict[str, Any]) -> T:
-        """Return a new object of this class from what `get_config` gave, its parts made first.
+        """Return a new object from the result of `get_config`; its parts are made first.
 
         Raises:
-            UnknownNameError: a part's class is not known (see `custom_object_scope`).
+            UnknownNameError: a part's class is unknown (see `custom_object_scope`).
         """
         return cls(**{name: _made(value) for name, value in config.items()})
 
     def __repr__(self) -> str:
-        """Return the constructor's call, without what is left at its default."""
+        """Return the constructor call, without arguments that have their default."""
         parameters = inspect.signature(type(self).__init__).parameters
         shown = [f"{name}={value!r}" for name, value in _given(self).items()
                  if not _is_default(value, parameters[name].default)]  # fmt: skip
@@ -148,32 +148,44 @@ class Configurable:
 
 
 def _given(part: Any) -> dict[str, Any]:
-    """Return the constructor's arguments that a part keeps as attributes."""
+    """Return the constructor arguments that a part stores as attributes."""
     cls: Any = type(part)
     values = {name: getattr(part, name) for name in _arguments(cls) if hasattr(part, name)}
     return {name: value for name, value in values.items() if not isinstance(value, Setting)}
 
 
 def fingerprint(value: Any, leave_out: Collection[str] = ()) -> Any:
-    """Return something that compares equal as long as the settings of a part, and of its parts, do not change.
+    """Return a value that compares equal until a setting of a part, or of its own parts, changes.
 
     Args:
-        value: a part, a container of parts, or anything else. leave_out: names of settings that do not count.
+        value: a part, or a list of parts. leave_out: names of settings to ignore.
     """
-    if isinstance(value, Configurable):
-        own = [(k, fingerprint(v, leave_out)) for k, v in _given(value).items() if k not in leave_out]
-        return _Same(value), tuple(own)
-    if isinstance(value, Mapping):
-        return type(value), tuple((k, fingerprint(v, leave_out)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(fingerprint(v, leave_out) for v in value)
+    return _own(value, leave_out, ()) if isinstance(value, Configurable) else _mark(value, leave_out, ())
+
+
+def _own(value: Configurable, leave_out: Collection[str], around: tuple[int, ...]) -> Any:
+    around = (*around, id(value))
+    return type(value), [(k, _mark(v, leave_out, around)) for k, v in _given(value).items() if k not in leave_out]
+
+
+def _mark(value: Any, leave_out: Collection[str], around: tuple[int, ...]) -> Any:
+    """Return a fingerprint of a value. Args: around: ids of its containers, to detect cycles."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
+    if id(value) in around:
+        return _Same(value)
+    if isinstance(value, Configurable):  # compare identity too: objects may have hidden state
+        return _Same(value), _own(value, leave_out, around)
+    around = (*around, id(value))
+    if isinstance(value, Mapping):
+        return type(value), [(k, _mark(v, leave_out, around)) for k, v in value.items()]
+    if isinstance(value, (list, tuple)):
+        return type(value), [_mark(v, leave_out, around) for v in value]
     return _Same(value)
 
 
 class _Same:
-    """Equal to another of the same object, which it keeps alive."""
+    """Compare equal if it wraps the same object; keeps the object alive."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -185,7 +197,7 @@ class _Same:
 
 
 def _is_default(value: Any, default: Any) -> bool:
-    """Return whether a setting is what the constructor makes of its default."""
+    """Return whether a setting is the result of its default."""
     if isinstance(value, Configurable) and isinstance(default, str):
         return snake_case(repr(value)) == f"{default}()"
     return (
@@ -196,7 +208,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a value of a config as numbers, strings, lists and dictionaries; what can't be so stays as it is.
+    """Convert a value to numbers, strings, lists and dictionaries; leave other values unchanged.
 
     >>> import fractions
     >>> plain({"shape": (2, 3), "rate": fractions.Fraction(1, 4)})
@@ -222,10 +234,10 @@ def _is_config(value: Any) -> bool:
 
 
 def _made(value: Any) -> Any:
-    """Undo `plain`: make the parts that a value of a config describes.
+    """Undo `plain`: make the parts that a config value describes.
 
-    Where kinds share a class name (the layer `Tanh`, the activation `Tanh`), the arguments in the config decide,
-    and a class of one's own comes first; where that is not enough, the constructor gets the dictionary.
+    If several kinds share a class name (the layer `Tanh`, the activation `Tanh`), the config's arguments decide,
+    and user-defined classes come first. If still ambiguous, the constructor gets the dictionary.
     """
     if isinstance(value, list):
         return [_made(v) for v in value]
@@ -247,28 +259,28 @@ def _made(value: Any) -> Any:
 
 @cache
 def _arguments(cls: Any) -> tuple[str, ...]:
-    """Return the names of the constructor's arguments."""
+    """Return the names of the constructor arguments."""
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
 def _classes(name: Any) -> list[Any]:
-    """Return the classes of that name: one's own, and those of every kind that has one."""
+    """Return the classes of that name: user-defined ones, then those of every kind."""
     found = [_lookup(classes, name) for classes in (_custom.classes, *(r.classes for r in _registries))]
     return list(dict.fromkeys(cls for cls in found if cls is not None))
 
 
 def _lookup(classes: Mapping[str, Any], name: Any) -> Any:
-    """Return the class of that name, also where it is in lower case; None without such."""
+    """Return the class of that name, exact or in lower case; None if there is none."""
     return classes.get(name, classes.get(name.lower())) if isinstance(name, str) else None
 
 
 class Registry(Generic[T]):
-    """The classes of one kind, by class name, snake-case name and aliases.
+    """The classes of one kind, by class name, snake-case name and alias.
 
     Args:
-        kind: what an error calls them, such as `"activation"`.
-        base: the class they all derive from.
+        kind: their name in error messages, such as `"activation"`.
+        base: their common base class.
     """
 
     def __init__(self, kind: str, base: type[T]) -> None:
@@ -277,33 +289,41 @@ class Registry(Generic[T]):
         _registries.append(self)
 
     def add(self, *classes: type[T], **aliases: type[T]) -> None:
-        """Register classes under their own names, and under aliases."""
+        """Register classes under their own names and under aliases."""
         for cls in classes:
             self.classes[cls.__name__] = self.classes[snake_case(cls.__name__)] = cls
         self.classes.update(aliases)
 
     def find(self, name: object, custom_objects: Mapping[str, type] | None = None) -> type[T]:
-        """Return the class of that name: of `custom_objects` and `custom_object_scope`, then of xpnet's own.
+        """Return the class of that name from `custom_objects`, `custom_object_scope` or xpnet, in this order.
 
         Raises:
-            UnknownNameError: nobody has registered it; the message names the nearest ones.
+            UnknownNameError: it is not registered; the message suggests the closest names.
         """
-        custom = {**_custom.classes, **(custom_objects or {})}
-        ours = {n: cls for n, cls in custom.items() if isinstance(cls, type) and issubclass(cls, self.base)}
-        known = {**self.classes, **ours}
+        known = self._known(custom_objects)
         found = _lookup(known, name)
         if found is None:
             raise unknown_name(self.kind, name, {n for n in known if n == n.lower()} or known)
         return found
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether a class has that name."""
+        return _lookup(self._known(), name) is not None
+
+    def _known(self, custom_objects: Mapping[str, type] | None = None) -> dict[str, type[T]]:
+        custom = {**_custom.classes, **(custom_objects or {})}
+        ours = {n: cls for n, cls in custom.items() if isinstance(cls, type) and issubclass(cls, self.base)}
+        return {**self.classes, **ours}
+
     def get(self, identifier: Any, custom_objects: Mapping[str, type] | None = None) -> T:
-        """Return an object: itself, or made from a name, a class or a `{"class_name", "config"}` pair.
+        """Return an object of this kind: the given one, or made from a name, a class or a config.
 
         Args:
-            custom_objects: classes of one's own by name, for the object and for all its parts.
+            identifier: an object, name, class, or `{"class_name": ..., "config": ...}`.
+            custom_objects: user-defined classes by name, for the object and all its parts.
 
         Raises:
-            UnknownNameError: no such name. InvalidTypeError: nothing of this kind.
+            UnknownNameError: unknown name. InvalidTypeError: not an object of this kind.
         """
         if isinstance(identifier, self.base):
             return identifier

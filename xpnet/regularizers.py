@@ -16,7 +16,7 @@ __all__ = ["L1", "L1L2", "L2", "Regularizer", "get"]
 class Regularizer(Configurable):
     """The penalty l1 * sum(|w|) + l2 * sum(w^2); its gradient is l1 * sign(w) + 2 * l2 * w.
 
-    The notes' penalty lambda / (2 m) * sum(w^2), m the number of samples, is `L2(lambda / (2 * m))`.
+    The notes' penalty lambda / (2 m) * sum(w^2), where m is the number of samples, is `L2(lambda / (2 * m))`.
     """
 
     l1: float = 0.0
@@ -46,7 +46,7 @@ class L1(Regularizer):
 
 
 class L2(Regularizer):
-    """l2 * sum(w^2); weight decay in Krogh & Hertz' sense has half this factor.
+    """l2 * sum(w^2); Krogh & Hertz define weight decay with half this factor.
 
     Args:
         l2: the factor, >= 0.
@@ -71,10 +71,10 @@ registry.add(L1, L2, L1L2)
 
 
 def get(identifier: Any) -> Regularizer | None:
-    """Return a regularizer from a name or an object; None stays None.
+    """Return a regularizer from a name or an object; None gives None.
 
     Raises:
-        InvalidTypeError: a callable of one's own (xpnet needs l1 and l2 as numbers). UnknownNameError: "l1_l2".
+        InvalidTypeError: a user-defined callable (xpnet needs l1 and l2 as numbers). UnknownNameError: "l1_l2".
     """
     if identifier is None:
         return None

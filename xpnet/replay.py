@@ -1,8 +1,8 @@
-"""A step that is recorded once for each shape of batch, over memory that stays, and then replayed.
+"""Record a step once for each batch shape, on permanent arrays, and replay it.
 
-How a step is recorded is the library's affair (`kernels.recorder_for`): a list of calls on NumPy, a CUDA graph on
-CuPy. What a recording needs is the same everywhere and stands here: state and batch live in arrays that are never
-exchanged, and what cannot be recorded runs as it is.
+The recorder depends on the library (`kernels.recorder_for`): a list of calls on NumPy, a CUDA graph on CuPy. This
+module has what they share: state and batch live in arrays that are never replaced, and a step that can't be
+recorded runs directly.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from .tree import Stack, Tree, leaves, tree_map
 
 __all__ = ["Replay"]
 
-ATTEMPTS = 5  # batches of a shape after which nobody tries to record it any more
+ATTEMPTS = 5  # batches of a shape after which recording is no longer attempted
 Step = Callable[..., Tree]
 Commit = Callable[[Tree, Any], None]
 
 
 class Replay:
-    """`run(state, batches, commit)`, by recordings: a step for each batch (see `Backend.compile`).
+    """Run steps from recordings: `run(state, batches, commit)` takes one step per batch (see `Backend.compile`).
 
-    The first batch of a shape runs as it is: many shapes (a short last batch, `train_on_batch` called once)
-    come only once. The second is recorded, the others are replays. Where the recorder takes steps `together`, a
-    `Stack` of batches is one recording.
+    The first batch of a shape runs directly, because many shapes occur only once (a short last batch, a single
+    `train_on_batch`). The second is recorded, later ones are replayed. If `recorder.together`, a `Stack` of
+    batches is one recording.
 
     Args:
         step: (state, batch, finish) -> state, see `training.make_step`.
-        recorder: `record(step, state, batch) -> play` or its `CannotRecord`; `play()` takes the step again and
-            returns the calls that end it, `play.finish`. `own`, `new` and `copy` handle arrays that stay.
-            `surroundings` is a context in which steps run, `release` is called when nobody will read a batch any
-            more.
+        recorder: `record(step, state, batch)` returns a `play` or raises `CannotRecord`; `play()` takes the step
+            again and returns the calls that end it, `play.finish`. `own`, `new` and `copy` handle permanent
+            arrays. `surroundings()` is a context in which steps run; `release()` is called when a batch has been
+            read.
     """
 
     def __init__(self, step: Step, recorder: Any) -> None:
         self.step, self.recorder = step, recorder
-        self.state: Tree = None  # the arrays that stay
-        self.seen: dict[Any, int] = {}  # by shapes: batches that were not replayed
-        self.recordings: dict[Any, tuple[Any, list[Any]]] = {}  # by shapes: play, its batch
+        self.state: Tree = None  # the permanent arrays
+        self.seen: dict[Any, int] = {}  # by shapes: number of batches not replayed
+        self.recordings: dict[Any, tuple[Any, list[Any]]] = {}  # by shapes: play, the arrays of its batch
 
     def __call__(self, state: Tree, batches: Sequence[Tree], commit: Commit) -> None:
-        """Take one step per batch, and commit each state."""
+        """Take one step per batch and commit each state."""
         with self.recorder.surroundings():
             if self.recorder.together and isinstance(batches, Stack):
                 self._take(state, batches.tree, commit, len(batches))
@@ -52,7 +52,7 @@ class Replay:
                 state = self._take(state, batch, commit)
 
     def _take(self, state: Tree, batch: Tree, commit: Commit, count: int = 0) -> Tree:
-        """Take one step, or with a `count` that many, on a stack of batches."""
+        """Take one step, or `count` steps on a stack of batches."""
         given = leaves(batch)
         key = (count, *[a.shape for a in given])
         recording = self.recordings.get(key)
@@ -70,7 +70,7 @@ class Replay:
         return state
 
     def _without(self, key: Any, state: Tree, batch: Tree) -> tuple[Tree, Any]:
-        """Take a step that was not recorded, and record it if it is time; return the state and the step's end."""
+        """Take a step without a recording, recording it if due; return the state and the calls that end it."""
         step = self.step if key[0] == 0 else partial(_steps, self.step, key[0])
         if len(self.seen) >= 256 * MOST:
             self.seen.clear()
@@ -82,7 +82,7 @@ class Replay:
             except self.recorder.CannotRecord:
                 state = settled
             else:
-                while len(self.recordings) >= MOST:  # the oldest go
+                while len(self.recordings) >= MOST:  # drop the oldest
                     del self.recordings[next(iter(self.recordings))]
                 self.recordings[key] = (play, leaves(room))
                 return settled, play.finish
@@ -90,7 +90,7 @@ class Replay:
         return step(state, batch, finish), finish
 
     def _settle(self, state: Tree) -> Tree:
-        """Copy the state into the permanent arrays and return these; the first state's own become permanent."""
+        """Copy the state to the permanent arrays and return them; the first state's arrays become permanent."""
         if state is self.state:
             return state
         if self.state is None:

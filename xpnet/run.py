@@ -1,4 +1,4 @@
-"""One call of `fit`: its callbacks, and what a file needs to know to go on with it."""
+"""One call of `fit`: its callbacks, and the data that a file needs to resume it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Run", "Unfinished"]
 
 
 class Unfinished(NamedTuple):
-    """Where a run of `fit` was when its model was saved, for the run that goes on with it.
+    """The position of a `fit` run when its model was saved, for the run that resumes it.
 
     Attributes:
-        steps: those of the epoch that were taken. rows, batch_size: of the data. sums: see `TrainState.sums`.
-        callbacks: (class name, state) of each. told: (epoch, logs, number of callbacks that were told) where the
-            model was saved while they heard of an epoch's end; or None.
+        steps: steps taken in the current epoch. rows, batch_size: of the data. sums: see `training.host_sums`.
+        callbacks: (class name, state) of each. told: (epoch, logs, number of callbacks already called) if the
+            model was saved during `on_epoch_end`, else None.
     """
 
     steps: int = 0
@@ -26,11 +26,11 @@ class Unfinished(NamedTuple):
     batch_size: int = 0
     sums: Any = None
     callbacks: Sequence[tuple[str, dict[str, Any]]] = ()
-    told: tuple[int, dict[str, float], int] | None = None
+    told: tuple[int, dict[str, Any], int] | None = None
 
-    def fits(self, rows: int, batch_size: int, sums: tuple[int, ...]) -> bool:
-        """Return whether a run with such data and sums goes on in the middle of the epoch."""
-        known = self.rows == rows and self.batch_size == batch_size and np.shape(self.sums) == tuple(sums)
+    def fits(self, rows: int, batch_size: int, sums: int) -> bool:
+        """Return whether a run with this data and so many sums can resume in the middle of the epoch."""
+        known = self.rows == rows and self.batch_size == batch_size and np.shape(self.sums) == (sums,)
         return self.steps > 0 and known
 
 
@@ -38,21 +38,21 @@ class Run:
     """The callbacks of one call of `fit`.
 
     Args:
-        callbacks: the user's. model: what they are about.
+        callbacks: the user's. model: the model that they observe.
 
     Attributes:
-        history: the `History` among the callbacks, or one that comes after them.
+        history: the first `History` among the callbacks, or a new one that runs after them.
     """
 
     def __init__(self, callbacks: Sequence[Callback], model: Any) -> None:
         self.history = next((c for c in callbacks if isinstance(c, History)), None) or History()
         self.callbacks = [*callbacks, *([] if self.history in callbacks else [self.history])]
         self.model = model
-        self.told: tuple[int, dict[str, float], int] | None = None
-        self._logs: dict[str, float] = {}
+        self.told: tuple[int, dict[str, Any], int] | None = None
+        self._logs: dict[str, Any] = {}
 
     def begin(self, params: dict[str, Any], unfinished: Unfinished | None) -> None:
-        """Begin to train; callbacks of an unfinished run take up what those of the same class knew."""
+        """Begin training; callbacks restore the state of those of the same class in an unfinished run."""
         for callback in self.callbacks:
             callback.set_model(self.model)
             callback.set_params(params)
@@ -65,7 +65,7 @@ class Run:
         for place, callback in zip(places, self.callbacks):
             if place in known:
                 callback.set_state(known[place][1])
-        if unfinished.told is not None:  # the others hear of that epoch now
+        if unfinished.told is not None:  # call the hook on those that the saved run had not reached
             epoch, logs, count = unfinished.told
             heard = set(list(known)[:count])
             for place, callback in zip(places, self.callbacks):
@@ -77,8 +77,8 @@ class Run:
         for callback in self.callbacks:
             getattr(callback, hook)(*args)
 
-    def end_epoch(self, epoch: int, logs: dict[str, float]) -> None:
-        """Tell of an epoch's end; note who has heard of it, in case one of them saves the model."""
+    def end_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Call `on_epoch_end`; keep count of the callbacks reached, in case one of them saves the model."""
         self._logs = logs
         for count, callback in enumerate(self.callbacks, 1):
             self.told = (epoch, dict(logs), count)
@@ -86,12 +86,12 @@ class Run:
         self.told = None
 
     def end(self) -> None:
-        """End: the last epoch's numbers go to `on_train_end`."""
+        """Call `on_train_end` with the logs of the last epoch."""
         self.tell("on_train_end", self._logs)
 
 
 def _places(names: Any) -> list[tuple[str, int]]:
-    """Return (name, how many of that name came before) for each name."""
+    """Return (name, number of earlier occurrences) for each name."""
     seen: Counter[str] = Counter()
     places = []
     for name in names:

@@ -1,11 +1,11 @@
-"""One safetensors file for a model: weights, architecture, optimizer state, counters and seed. Never pickle.
+"""Save a model to one safetensors file: weights, architecture, optimizer state, counters, seed. No pickle.
 
-A file that is saved while `fit` is at work, or after it was cut off, also holds where `fit` was and what its
-callbacks knew: the `fit` that follows `load_model` goes on there.
+A file saved during `fit`, or after `fit` was interrupted, also holds its position and the callbacks' state: the
+next `fit` after `load_model` resumes there.
 
-The tensors are the parameters by path ("dense_1/kernel") and the optimizer's flat slots ("optimizer.0", ...: no
-layer can have such a path, which has a "/"); the header's metadata hold the rest as JSON. Readers: any safetensors
-library, for the tensors.
+The tensors are the parameters by path ("dense_1/kernel") and the optimizer's flat slots ("optimizer.0", ...; paths
+of parameters always contain "/"). The rest is JSON in the header's metadata. Any safetensors library can read the
+tensors.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from . import losses, metrics, optimizers
 from .backend import LARGEST_COUNT, np
 from .errors import FileFormatError, InvalidTypeError, InvalidValueError, XpnetError, number
 from .layers import registry
-from .model import HostState, Sequential
 from .registry import custom_object_scope, plain
 from .run import Run, Unfinished
+from .session import HostState, Progress
 from .tensorfile import TYPES, TensorFile, raw, read_json, reading, type_of, write
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["read_model", "save_model"]
 
 FORMAT, VERSION = "xpnet", "2"
-SLOTS = {"1": "optimizer/{}", "2": "optimizer.{}"}  # what the optimizer's slots are called, by version
-DTYPES = {  # of the tensors, by precision
+SLOTS = {"1": "optimizer/{}", "2": "optimizer.{}"}  # tensor names of the optimizer's slots, by version
+DTYPES = {  # of the tensors, by policy
     "float32": "float32",
     "float64": "float64",
     "mixed_float16": "float32",
     "mixed_bfloat16": "float32",
 }
-ARRAY = "__array__"  # the key under which a callback's state names a tensor
+ARRAY = "__array__"  # in a callback's state, {ARRAY: name} stands for a tensor
 
 
 # Saving -----------------------------------------------------------------------------------------------------
 
 
-def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
-    """Write a built model to a file; a former file of that name is replaced only when all is written.
+def save_model(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write a built model to a file; an existing file is replaced only when everything is written.
 
     Args:
-        model: the model. path: where to; `.safetensors` by custom. "~" is not expanded.
+        model: the model. path: the file, usually `*.safetensors`; "~" is not expanded.
 
     Raises:
         NotBuiltError: the model has no weights yet. OSError: the file can't be written. InvalidValueError,
-            InvalidTypeError: a config holds what JSON can't say.
+            InvalidTypeError: a config can't be represented in JSON.
     """
-    host = model.snapshot()
+    model.session.refresh()  # the slots depend on the optimizer's settings
+    host = model.session.snapshot()
     tensors = _tensors(model, host)
     description = _as_json(lambda: _describe(model, host, tensors))
     metadata = {
@@ -64,7 +65,7 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     write(path, metadata, tensors)
 
 
-def _tensors(model: Sequential, host: HostState) -> dict[str, np.ndarray]:
+def _tensors(model: Any, host: HostState) -> dict[str, np.ndarray]:
     """Return the state's arrays by name, as views."""
     tensors = {}
     for layout, flat in zip(model.network.layouts, (host.weights, host.stats)):
@@ -74,8 +75,8 @@ def _tensors(model: Sequential, host: HostState) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _describe(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return all that is no tensor; what callbacks know of arrays is added to the tensors."""
+def _describe(model: Any, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return everything but the tensors; arrays in callbacks' states are added to `tensors`."""
     return {
         "model": _architecture(model),
         "compile": _compile_config(model),
@@ -91,8 +92,8 @@ def _describe(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]
     }
 
 
-def _architecture(model: Sequential) -> dict[str, Any]:
-    """Describe the layers; one that is used again is the number of its first place."""
+def _architecture(model: Any) -> dict[str, Any]:
+    """Describe the layers; a layer used again is given as the number of its first position."""
     places: dict[int, int] = {}
     layers: list[Any] = []
     for i, (layer, learns) in enumerate(zip(model.layers, model.network.learns)):
@@ -101,12 +102,12 @@ def _architecture(model: Sequential) -> dict[str, Any]:
         else:
             places[id(layer)] = i
             layers.append({"class_name": type(layer).__name__, "config": layer.get_config()})
-            if not learns:  # as laid out; the config has what it is now
+            if not learns:  # as laid out; the config has the current value
                 layers[-1]["trainable"] = False
     return {"name": model.name, "input_shape": list(model.input_shape), "layers": layers}
 
 
-def _compile_config(model: Sequential) -> dict[str, Any] | None:
+def _compile_config(model: Any) -> dict[str, Any] | None:
     compiled = model.compiled
     if compiled is None:
         return None
@@ -120,17 +121,17 @@ def _compile_config(model: Sequential) -> dict[str, Any] | None:
     }
 
 
-def _unfinished(model: Sequential, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any] | None:
-    """Describe the run of `fit` that is at work or was cut off; if none, the one that a file brought."""
-    found = model.unfinished or _cut_off(model.run, host)
+def _unfinished(model: Any, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any] | None:
+    """Describe the unfinished run of `fit`: that of the loaded file, else the running or interrupted one."""
+    found = model.session.unfinished or _cut_off(model.session.run, host)
     if found is None:
         return None
-    callbacks = [[name, _without_arrays(state, tensors)] for name, state in found.callbacks]
-    return {**found._asdict(), "callbacks": callbacks}
+    callbacks, told = _without_arrays([list(found.callbacks), found.told], tensors)
+    return {**found._asdict(), "callbacks": callbacks, "told": told}
 
 
 def _cut_off(run: Run | None, host: HostState) -> Unfinished | None:
-    """Return where a run of `fit` is, for the run that goes on with it."""
+    """Return the position of a run of `fit`, for the run that resumes it."""
     if run is None:
         return None
     first, rows, batch_size = host.progress[1:]
@@ -141,10 +142,10 @@ def _cut_off(run: Run | None, host: HostState) -> Unfinished | None:
 
 
 def _without_arrays(value: Any, tensors: dict[str, np.ndarray]) -> Any:
-    """Return a value in which each array is replaced by the name of a tensor, to which it is added.
+    """Return a value with each array replaced by the name under which it is added to `tensors`.
 
     Raises:
-        InvalidTypeError: a dictionary has keys that are no strings, which a file would make such.
+        InvalidTypeError: a dictionary has keys that are not strings; JSON would convert them.
     """
     if isinstance(value, np.ndarray):
         name = f"callback.{len(tensors)}"
@@ -160,10 +161,10 @@ def _without_arrays(value: Any, tensors: dict[str, np.ndarray]) -> Any:
 
 
 def _as_json(describe: Callable[[], dict[str, Any]]) -> str:
-    """Return a model's description as a text that `load_model` can read.
+    """Return a model's description as JSON that `load_model` can read.
 
     Raises:
-        InvalidTypeError, InvalidValueError: it can't be one; nothing is written then.
+        InvalidTypeError, InvalidValueError: JSON can't represent it; nothing has been written.
     """
     try:
         text = json.dumps(plain(describe()), sort_keys=True, default=_refuse)
@@ -183,10 +184,10 @@ def _refuse(value: Any) -> Any:
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], description: str) -> str:
-    """SHA-256 over the description and, by name, each tensor's shape and bytes."""
+    """Return the SHA-256 of the description and, sorted by name, each tensor's name, shape and bytes."""
     digest = hashlib.sha256(description.encode())
     for key in sorted(tensors):
-        digest.update(f"{key}{tensors[key].shape}".encode(errors="surrogatepass"))  # `write` refuses halves
+        digest.update(f"{key}{tensors[key].shape}".encode(errors="surrogatepass"))  # rejected by `write`
         digest.update(raw(tensors[key]))
     return digest.hexdigest()
 
@@ -194,32 +195,22 @@ def _checksum(tensors: Mapping[str, np.ndarray], description: str) -> str:
 # Loading ----------------------------------------------------------------------------------------------------
 
 
-def load_model(
+def read_model(
+    make: Callable[..., Any],
     path: str | os.PathLike[str],
-    *,
-    backend: Any = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    custom_objects: Mapping[str, type] | None = None,
-) -> Sequential:
-    """Return the model of a file, ready to predict and to go on training.
-
-    Args:
-        path: a file that `save` wrote. backend, device: where to compute, as for `Sequential`.
-        dtype: the precision, or None for the file's.
-        custom_objects: classes of one's own by name: of layers, losses and so on, and of what these are made of.
-
-    Raises:
-        FileFormatError: the file is truncated, altered, of another format, or of a newer version.
-        UnknownNameError: it needs a class that is not in `custom_objects`. OSError: it can't be opened.
-    """
+    backend: Any,
+    device: str | None,
+    dtype: str | None,
+    custom_objects: Mapping[str, type] | None,
+) -> Any:
+    """Return the model in a file. Args: make: `Sequential`. The others: those of `xpnet.load_model`."""
     with reading(path) as file:
         text, slot = _description(file)
         with _understood(file), custom_object_scope(custom_objects):
             description = read_json(text)
             counters = _counters(description["counters"])
             stored = np.dtype(DTYPES[description["dtype"]]).newbyteorder("<")
-            model = _make_model(description, backend, device, dtype)
+            model = _make_model(make, description, backend, device, dtype)
             arrays: dict[str, np.ndarray] = {}
             unfinished = _run(description.get("unfinished"), file, arrays)
         slots = _slots(model, file, slot)
@@ -235,12 +226,15 @@ def load_model(
         raise FileFormatError(
             f"{file.name} was altered: its checksum does not fit; got {file.metadata.get('sha256')!r}"
         )
-    model.restore(weights, stats, [tensors[name] for name in slots], **counters, unfinished=unfinished)
+    session = model.session
+    session.progress = Progress(counters.pop("epoch"))
+    session.place(HostState(weights, stats, tuple(tensors[name] for name in slots), **counters))
+    session.unfinished = unfinished
     return model
 
 
 def _description(file: TensorFile) -> tuple[str, str]:
-    """Return the description in a file, and what its slots are called."""
+    """Return the description in a file and the name pattern of its slots."""
     metadata = file.metadata
     if metadata.get("format") != FORMAT:
         raise FileFormatError(f"{file.name} is not a model file of xpnet; got format {metadata.get('format')!r}")
@@ -256,7 +250,7 @@ def _description(file: TensorFile) -> tuple[str, str]:
 
 @contextmanager
 def _understood(file: TensorFile) -> Iterator[None]:
-    """Name the file in what goes wrong with its description."""
+    """Name the file in errors about its description."""
     try:
         yield
     except XpnetError as error:
@@ -266,8 +260,10 @@ def _understood(file: TensorFile) -> Iterator[None]:
         raise FileFormatError(f"the description in {file.name} can't be read; got {error!r}") from error
 
 
-def _make_model(description: dict[str, Any], backend: Any, device: str | None, dtype: str | None) -> Sequential:
-    """Return the model laid out, without its weights: nothing of their size is made here."""
+def _make_model(
+    make: Callable[..., Any], description: dict[str, Any], backend: Any, device: str | None, dtype: str | None
+) -> Any:
+    """Return the model laid out but without weights: nothing of their size is allocated here."""
     layers: list[Any] = []
     learns: list[bool] = []
     for entry in _of(list, description["model"]["layers"]):
@@ -281,14 +277,14 @@ def _make_model(description: dict[str, Any], backend: Any, device: str | None, d
             learns.append(learns[entry])
         else:
             raise IndexError(f"a layer used again must be one of the {len(layers)} before it, not {entry}")
-    model = Sequential(
+    model = make(
         seed=description["seed"],
         dtype=dtype or description["dtype"],
         backend=backend,
         device=device,
         name=_of(str, description["model"]["name"]),
     )
-    model._layers += layers  # given to the constructor, an `Input` in front would have it draw weights
+    model.session.layers += layers  # passed to the constructor, a leading `Input` would make it draw weights
     config = description["compile"]
     if config is not None:
         model.compile(
@@ -296,25 +292,25 @@ def _make_model(description: dict[str, Any], backend: Any, device: str | None, d
             losses.registry.get(config["loss"]),
             [metrics.registry.get(m) for m in _of(list, config["metrics"])],
             config["steps_per_execution"],
-            _of(bool, config.get("graph", True)),  # older files do not say
+            _of(bool, config.get("graph", True)),  # missing in older files
             [metrics.registry.get(m) for m in _of(list, config.get("weighted_metrics", []))],
         )
     shape = tuple(_of(int, n) for n in _of(list, description["model"]["input_shape"]))
     if not all(0 < n <= LARGEST_COUNT for n in shape):
         raise ValueError(f"input_shape must be positive integers, not {list(shape)}")
-    model.prepare(shape, learns)
+    model.session.prepare(shape, learns)
     return model
 
 
 def _of(kind: type, value: Any) -> Any:
-    """Return a value of a description, of the very type that it was saved as."""
+    """Return a value of a description, after checking that it has exactly this type."""
     if type(value) is not kind:
         raise TypeError(f"{kind.__name__} is expected, not {value!r:.100}")
     return value
 
 
 def _counters(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the counters of a description, within what the state can hold."""
+    """Return the counters of a description, checked against the limits of the state."""
     counters = {name: number(name, found[name], 0, integer=True) for name in ("step", "epoch")}
     counters["age"] = float(number("age", found["age"], 0))
     for name, value in counters.items():
@@ -328,13 +324,15 @@ def _counters(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinished | None:
-    """Return the run of `fit` that a description tells of; make room for the arrays that callbacks know."""
+    """Return the unfinished run of `fit` in a description; allocate the arrays of its callbacks."""
     if found is None:
         return None
     counts = [
         number(name, found[name], 0, LARGEST_COUNT, integer=True) for name in ("steps", "rows", "batch_size")
     ]
     sums = None if found["sums"] is None else np.array(_of(list, found["sums"]), np.float64)
+    if sums is not None and sums.ndim > 1:  # an older file: pairs of a sum and its weight, or two arrays of such
+        sums = (sums.sum(axis=0) if sums.ndim == 3 else sums).reshape(-1)
     callbacks = [
         (_of(str, name), _of(dict, _with_arrays(state, file, arrays)))
         for name, state in _of(list, found["callbacks"])
@@ -342,13 +340,15 @@ def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinis
     told = found["told"]
     if told is not None:
         epoch, logs, count = told
-        told = _of(int, epoch), {_of(str, k): float(v) for k, v in logs.items()}, _of(int, count)
+        logs = {_of(str, k): _with_arrays(v, file, arrays) for k, v in _of(dict, logs).items()}
+        logs = {k: v if isinstance(v, np.ndarray) else float(v) for k, v in logs.items()}
+        told = _of(int, epoch), logs, _of(int, count)
     steps, rows, batch_size = counts
     return Unfinished(steps, rows, batch_size, sums, callbacks, told)
 
 
 def _with_arrays(value: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Any:
-    """Return a value with arrays in the place of tensors' names; they are filled later."""
+    """Return a value with tensor names replaced by arrays, which are filled later."""
     if isinstance(value, dict) and set(value) == {ARRAY}:
         entry = file.entries[value[ARRAY]]
         return arrays.setdefault(value[ARRAY], np.empty(entry.shape, TYPES[entry.dtype]))
@@ -357,11 +357,8 @@ def _with_arrays(value: Any, file: TensorFile, arrays: dict[str, np.ndarray]) ->
     return [_with_arrays(v, file, arrays) for v in value] if isinstance(value, list) else value
 
 
-def _slots(model: Sequential, file: TensorFile, name: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the optimizer's slots by what they are called.
-
-    There are none before the optimizer has made them, at the first step.
-    """
+def _slots(model: Any, file: TensorFile, name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the optimizer's slots by tensor name; empty before the first step, which makes them."""
     if model.optimizer is None or name.format(0) not in file.entries:
         return {}
     shapes = model.optimizer.slot_shapes((model.network.layout.size,))
@@ -370,12 +367,12 @@ def _slots(model: Sequential, file: TensorFile, name: str) -> dict[str, tuple[in
 
 def _compare(
     file: TensorFile,
-    model: Sequential,
+    model: Any,
     slots: Mapping[str, tuple[int, ...]],
     dtype: Any,
     others: set[str],
 ) -> None:
-    """Raise if a file's tensors, but for the others, are not those of its model, by names, types and shapes."""
+    """Raise unless names, types and shapes of a file's tensors, without `others`, are those of its model."""
     wanted = {key: shape for layout in model.network.layouts for key, shape in layout.shapes.items()}
     wanted.update(slots)
     found = {(key, entry.dtype, entry.shape) for key, entry in file.entries.items() if key not in others}

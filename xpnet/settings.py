@@ -3,8 +3,8 @@
     class Dropout(Layer):
         rate: float = setting(number, 0, 1, open_high=True)
 
-From this line come the constructor's argument, the check of every value that is ever assigned, and what
-`get_config` and `repr` show (see `xpnet.registry.Configurable`).
+This line defines the constructor's argument, the check at every assignment, and the entries in `get_config` and
+`repr` (see `xpnet.registry.Configurable`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Setting:
         self.check, self.default, self.fixed = check, default, fixed
 
     def checked(self, name: str, value: Any) -> Any:
-        """Return the value to keep, or raise."""
+        """Return the value to store, or raise."""
         return value if self.check is None else self.check(name, value)
 
 
@@ -40,11 +40,11 @@ def setting(
     """Declare a constructor argument, as the value of an annotated class attribute.
 
     Args:
-        check: `check(name, value, *limits, **options)` returns the value to keep, or raises; None keeps any value.
-            It runs at every assignment. `xpnet.errors.number` and `one_of` are such checks.
+        check: `check(name, value, *limits, **options)` returns the value to store, or raises. It runs at every
+            assignment; None accepts any value. `xpnet.errors.number` and `one_of` are such checks.
         default: makes the argument optional.
         fixed: whether the setting can't change once the layer is built.
-        kw_only: read by type checkers only, which would otherwise put a base class' arguments first.
+        kw_only: for type checkers only, which would otherwise put a base class's arguments first.
 
     >>> from xpnet.errors import number
     >>> from xpnet.registry import Configurable
@@ -89,15 +89,15 @@ def optional(check: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Check a setting that is true or false."""
+    """Convert a setting to a bool."""
     return bool(value)
 
 
 def settings_of(cls: type) -> dict[str, Setting]:
     """Return the settings of a class in the order of its constructor's arguments.
 
-    The class' own come first, then those of its bases, as in Keras; required ones come before all others. A class
-    attribute that is no setting takes the place of an inherited one: it is then no argument any more.
+    The class's own settings precede those of its bases, as in Keras, and required ones precede all others. A plain
+    class attribute replaces an inherited setting, which is then no longer an argument.
     """
     found: dict[str, Setting] = {}
     hidden: set[str] = set()
@@ -140,7 +140,7 @@ def constructor(cls: type) -> Callable[..., None]:
 
 
 class Changes:
-    """Counts the assignments to attributes of parts: a model looks at its settings only when there were any."""
+    """Count assignments to attributes of parts: a model compares its settings only if the count has changed."""
 
     count = 0
 

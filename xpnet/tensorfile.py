@@ -1,7 +1,7 @@
-"""Safetensors files: read as strictly as safetensors' own reader does, written so that a crash loses nothing.
+"""Read and write safetensors files: as strict as safetensors' own reader, and safe against crashes.
 
-A file is 8 bytes (the header's length), the header (JSON: metadata, and each tensor's type, shape and place), and
-the tensors' bytes, one after the other. Tensors are read and written one at a time, in the memory where they are.
+A file consists of the header's length (8 bytes), the header (JSON: metadata, and the type, shape and offsets of
+each tensor), and the tensors' bytes, one after the other. Tensors are read and written in place, one at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .errors import FileFormatError, InvalidTypeError, InvalidValueError
 
 __all__ = ["Entry", "TensorFile", "raw", "read_json", "reading", "type_of", "write"]
 
-MAX_HEADER = 100_000_000  # bytes; safetensors' own bound, as is the next
+MAX_HEADER = 100_000_000  # bytes; this and MAX_SIZE are safetensors' own limits
 MAX_SIZE = 2**64 - 1
 TYPES = {  # safetensors' names -> NumPy's
     "F64": "<f8", "F32": "<f4", "F16": "<f2",
@@ -38,7 +38,7 @@ KINDS = {
 
 
 class Entry(NamedTuple):
-    """What a header states about a tensor: type, shape, and where its bytes lie behind the header."""
+    """A tensor's entry in the header: type, shape, and the offsets of its bytes after the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -66,13 +66,13 @@ def type_of(dtype: Any) -> str:
 
 
 class TensorFile:
-    """An open safetensors file whose header was checked.
+    """An open safetensors file with a checked header.
 
     Attributes:
-        name: the file's, for messages. metadata: strings by name. entries: the tensors' by name.
+        name: the file's name, for messages. metadata: strings by name. entries: tensor entries by name.
 
     Raises:
-        FileFormatError: safetensors' own reader would not read it.
+        FileFormatError: not a file that safetensors' own reader accepts.
     """
 
     def __init__(self, file: BinaryIO, name: str, size: int) -> None:
@@ -101,7 +101,7 @@ class TensorFile:
             )
 
     def read_into(self, key: str, out: np.ndarray) -> None:
-        """Fill an array, contiguous and little-endian, with a tensor of the same type and shape."""
+        """Read a tensor into `out`, a contiguous little-endian array of its type and shape."""
         entry = self.entries[key]
         self._file.seek(self._start + entry.first)
         taken = self._file.readinto(raw(out))  # type: ignore[attr-defined]
@@ -110,17 +110,18 @@ class TensorFile:
 
 
 def read_json(text: bytes | str, **hooks: Any) -> Any:
-    """Return what a JSON text says.
+    """Parse JSON strictly.
 
     Args:
-        text: in UTF-8 without a byte order mark, if it is bytes. hooks: of `json.loads`.
+        text: bytes must be UTF-8 without a byte order mark. hooks: arguments of `json.loads`.
 
     Raises:
-        ValueError: it is no such text, a key comes twice, or a string is not text. RecursionError: it is too deep.
+        ValueError: invalid JSON, a duplicate key, or a string with lone surrogates. RecursionError: nested too
+            deeply.
     """
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     found = json.loads(text, object_pairs_hook=_unique, **hooks)
-    json.dumps(found, ensure_ascii=False).encode()  # raises for halves of surrogate pairs
+    json.dumps(found, ensure_ascii=False).encode()  # raises for lone surrogates
     return found
 
 
@@ -161,7 +162,7 @@ def _entry(found: dict[str, Any]) -> Entry:
 
 
 def _bytes(entry: Entry) -> int:
-    """Return the bytes that a tensor of this type and shape has; -1 where they can't be counted in 64 bits."""
+    """Return the size in bytes of a tensor of this type and shape; -1 if it exceeds 64 bits."""
     size = 1
     for n in (*entry.shape, np.dtype(TYPES[entry.dtype]).itemsize * 8):
         size *= n
@@ -172,10 +173,10 @@ def _bytes(entry: Entry) -> int:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
-    """Open a safetensors file: one descriptor from its header to its last byte.
+    """Open a safetensors file for reading; header and tensors come from one descriptor.
 
     Raises:
-        FileFormatError: it is not such a file, or a FIFO, device or socket. OSError: it can't be opened, or is a
+        FileFormatError: not a safetensors file, or a FIFO, device or socket. OSError: can't be opened, or is a
             directory.
     """
     path = _checked(path)
@@ -188,7 +189,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for somebody to write to a FIFO."""
+    """Open without blocking on a FIFO that has no writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -196,18 +197,18 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def write(path: str | os.PathLike[str], metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a safetensors file; a former file of that name is replaced only when all is written.
+    """Write a safetensors file; an existing file is replaced only when everything is written.
 
-    Mode and owner of the former file stay (the owner as far as the system allows it), and a symbolic link still
-    leads to where it led.
+    The mode and, if the system allows it, the owner of the existing file are kept. A symbolic link is followed,
+    not replaced.
 
     Args:
-        path: where to. metadata: strings by name. tensors: host arrays by name.
+        path: the file. metadata: strings by name. tensors: host arrays by name.
 
     Raises:
-        InvalidValueError: names are not text, or too long in all. OSError: the file can't be written.
+        InvalidValueError: names are not text, or the header is too long. OSError: the file can't be written.
     """
-    # the largest numbers first, so that all are aligned in memory that maps the file
+    # largest item size first, so that all tensors are aligned when the file is mapped to memory
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
     head = _header(metadata, ordered)
     with _replacing(_checked(path)) as file:
@@ -233,16 +234,16 @@ def _header(metadata: Mapping[str, str], tensors: list[tuple[str, np.ndarray]]) 
 
 
 def raw(array: np.ndarray) -> memoryview:
-    """Return an array's bytes, little-endian: a view where it lies in memory like that, else of a copy."""
+    """Return an array's bytes, little-endian: a view if the array is contiguous and little-endian, else a copy."""
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return little.reshape(-1).view(np.uint8).data
 
 
 @contextlib.contextmanager
 def _replacing(path: str) -> Iterator[BinaryIO]:
-    """Open a temporary file, which takes the place of `path` when it is whole and on the disk.
+    """Open a temporary file that replaces `path` once it is complete and on the disk.
 
-    Whatever the system objects to, the error names `path`.
+    Errors of the system name `path`, not the temporary file.
     """
     try:
         target, former = _target(path)
@@ -250,7 +251,7 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
         prefix = _prefix(name)
         _remove_leftovers(folder, prefix)
         temporary = os.path.join(folder, f"{prefix}{os.getpid()}.{secrets.token_hex(4)}")
-        mode = 0o666 if former is None else 0o600  # nobody may read meanwhile what is private
+        mode = 0o666 if former is None else 0o600  # a private file must stay private meanwhile
         try:
             with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 yield file
@@ -266,14 +267,14 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno is None:
             raise
-        named = OSError(error.errno, error.strerror, path)  # of the same class, by its number
+        named = OSError(error.errno, error.strerror, path)  # the errno determines the subclass
         if path.startswith("~") and isinstance(named, FileNotFoundError):
             named.add_note("'~' is not expanded: os.path.expanduser does that")
         raise named from None
 
 
 def _checked(path: str | os.PathLike[str]) -> str:
-    """Return a path as a string that a file can be called."""
+    """Return a path as a string, after checking that it can be a file name."""
     try:
         name = os.fsdecode(path)
         os.fsencode(name)
@@ -287,7 +288,7 @@ def _checked(path: str | os.PathLike[str]) -> str:
 
 
 def _target(path: str) -> tuple[str, os.stat_result | None]:
-    """Return where the file of that name lies or is to lie, links followed, and what is there now."""
+    """Return the path with links followed, and the status of the existing file or None."""
     if not path:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     if os.path.basename(path) in ("", os.curdir, os.pardir):
@@ -309,38 +310,38 @@ def _kind(mode: int) -> str:
 
 
 def _take_over(descriptor: int, former: os.stat_result) -> None:
-    """Give a file the owner, the group and the mode of a former one, as far as the system allows it."""
+    """Copy owner, group and mode of the former file to an open file, as far as the system allows."""
     if not hasattr(os, "fchown"):
         return
-    for owner in (former.st_uid, -1):  # only root may give files away, but anybody to a group of one's own
+    for owner in (former.st_uid, -1):  # only root may change the owner; anyone may set a group they belong to
         try:
             os.fchown(descriptor, owner, former.st_gid)
             break
         except OSError:
             continue
-    with contextlib.suppress(PermissionError):  # file systems that know no modes
+    with contextlib.suppress(PermissionError):  # file systems without modes
         os.fchmod(descriptor, stat.S_IMODE(former.st_mode))
 
 
 def _prefix(name: str) -> str:
-    """Return how the temporary files for `name` begin on this host: short enough for any name."""
+    """Return the prefix of temporary files for `name` on this host, truncated to a valid length."""
     start = os.fsencode(name)[:150].decode(errors="ignore")
     digest = hashlib.sha256(os.fsencode(f"{platform.node()}/{name}")).hexdigest()
     return f".{start}.{digest[:8]}."
 
 
 def _remove_leftovers(folder: str, prefix: str) -> None:
-    """Remove the temporary files of saves that were killed: those of this host whose process is gone."""
+    """Remove temporary files left by killed saves on this host: those whose process no longer exists."""
     if os.name != "posix":
-        return  # where signal 0 is not a question
+        return  # elsewhere signal 0 does not just test for a process
     try:
         names = [name for name in os.listdir(folder) if name.startswith(prefix)]
-    except OSError:  # no such folder, or one that can't be listed: writing will tell
+    except OSError:  # missing or unreadable folder: writing will raise
         return
     for name in names:
         pid = name.removeprefix(prefix).partition(".")[0]
         if pid.isdecimal() and _gone(int(pid)):
-            with contextlib.suppress(OSError):  # somebody else's, or removed meanwhile
+            with contextlib.suppress(OSError):  # another user's, or already removed
                 os.unlink(os.path.join(folder, name))
 
 
@@ -349,13 +350,13 @@ def _gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):  # somebody else's, or no such number
+    except (OSError, OverflowError):  # another user's process, or not a process id
         return False
     return False
 
 
 def _sync_folder(folder: str) -> None:
-    """Bring a renaming to the disk, where the system lets one open a folder."""
+    """Flush a renaming to the disk, if the system can open folders."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:
@@ -363,7 +364,7 @@ def _sync_folder(folder: str) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that can't
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by the file system
             raise
     finally:
         os.close(descriptor)

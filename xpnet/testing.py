@@ -1,4 +1,4 @@
-"""Helpers for testing what is built on xpnet: comparison of arrays, and a check of derivatives."""
+"""Test helpers: comparison of arrays of any library, and gradient checks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def assert_close(
     """Assert that two arrays agree in library, device, dtype, shape and values.
 
     Args:
-        actual: an array of any library. expected: an array; a number or list stands for values and shape only.
-        rtol, atol: tolerances; None takes them from the narrower floating dtype (integers: equal).
-        check_library, check_dtype: whether those must agree. message: stands before what differs.
+        actual: an array of any library. expected: an array; for a number or list only values and shape are
+            compared.
+        rtol, atol: tolerances; None derives them from the narrower floating dtype (integers: equal).
+        check_library, check_dtype: whether those must agree. message: prefix of the error message.
 
     Raises:
-        AssertionError: saying what differs.
+        AssertionError: they differ; the message says how.
 
     >>> assert_close(np.asarray([1.0, 2.0]), [1.0, 2.0 + 1e-13])
     """
@@ -65,20 +66,20 @@ def check_gradients(
     seed: int = 0,
     tolerance: float = 1e-6,
 ) -> None:
-    """Compare a layer's or a loss's derivatives with central differences in a random direction, in float64.
+    """Compare a layer's or a loss's derivatives with central differences in random directions, in float64.
 
-    For L = sum(r * f(x, w)) with random r, the derivative along a random direction d of input and parameters
-    together, and of each of them alone, must be (L(+h d) - L(-h d)) / 2h. Inputs and parameters are drawn away
-    from 0, where ReLU and its like have kinks.
+    For L = sum(r * f(x, w)) with random r, the derivative along a random direction d must equal
+    (L(+h d) - L(-h d)) / 2h, for the input and each parameter alone and for all of them together. Inputs and
+    parameters are drawn away from 0, where functions such as ReLU have kinks.
 
     Args:
         part: a layer, or a loss (with `y_true`). input_shape: of the input or prediction, with the batch axis.
-        y_true: targets of a loss. inputs: host values in place of random ones.
-        backend: where; float64. training: whether the layer is in training, with fixed masks.
-        seed: of what is drawn. tolerance: on |difference| / (1 + |derivative|).
+        y_true: targets of a loss. inputs: host values instead of random ones.
+        backend: where to compute, in float64. training: whether to run the layer in training, with fixed masks.
+        seed: seed of all random numbers. tolerance: on |difference| / (1 + |derivative|).
 
     Raises:
-        AssertionError: naming the part that differs, and both derivatives.
+        AssertionError: a derivative differs; the message names it and gives both values.
 
     >>> from xpnet.layers import Dense
     >>> check_gradients(Dense(3, activation="tanh"), (5, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class TrainState(NamedTuple):
         step: the steps taken since the model was made (see `Backend.count`); stands still once one was held back.
         lr: the learning rate. ok: whether all was well so far (sticky). weights, slots, stats: flat arrays.
         age: updates since the optimizer began, in the model's dtype.
-        sums: sum and weight of the loss and of each metric, shape (1 + metrics, 2) (see `zero_sums`).
+        sums: of the loss and the rows, then of each metric in turn, one flat array (see `zero_sums`).
         scale: of the loss, and the good steps in a row with it; empty where the loss is not scaled.
     """
 
@@ -77,18 +78,23 @@ def first_scale(backend: Backend, scale: float = FIRST_SCALE, streak: float = 0.
 
 
 def zero_sums(backend: Backend, metrics: Sequence[Metric]) -> Array:
-    """Return the sums before the first batch of an epoch, shape (1 + metrics, 2), in float64.
+    """Return the sums before the first batch of an epoch, shape (n,), in float64.
 
-    Where a library has no float64 the shape is (2, 1 + metrics, 2): float32, and what its rounding has lost.
+    Where a library has no float64 the shape is (2, n): float32, and what its rounding has lost.
     """
-    shape = (1 + len(metrics), 2)
-    return backend.zeros(shape, backend.xp.float64) if backend.wide else backend.zeros((2, *shape))
+    n = 2 + sum(math.prod(shape) for metric in metrics for shape in metric.sums.values())
+    return backend.zeros(n, backend.xp.float64) if backend.wide else backend.zeros((2, n))
+
+
+def host_sums(backend: Backend, sums: Array) -> np.ndarray:
+    """Return the sums of a state on the host, whichever its form: float64, shape (n,); one transfer."""
+    host = np.asarray(backend.host(sums), np.float64)
+    return host.sum(axis=0) if host.ndim == 2 else np.array(host)
 
 
 def carried_sums(backend: Backend, sums: np.ndarray) -> Array:
-    """Return host sums, whichever backend began them, in the form of this one (see `zero_sums`)."""
+    """Return host sums, shape (n,), in the form of this backend (see `zero_sums`)."""
     whole = np.asarray(sums, np.float64)
-    whole = whole.sum(axis=0) if whole.ndim == 3 else whole
     if backend.wide:
         return backend.array(whole)
     high = whole.astype(np.float32)
@@ -118,6 +124,7 @@ def make_step(
 
     def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
+        lr = optimizer.rate_at(ctx.xp, s.lr, s.age)
         y, backward = network.forward(ctx, s.weights, s.stats, b.x, units)
         value, dy, prediction = loss.measure(ctx, b.y, y, b.weight, units is not None)
         alive = s.ok & (s.scale[0] > 1.0) if s.scale else None  # before twins write over the flag
@@ -131,7 +138,7 @@ def make_step(
 
         new_stats = network.new_stats(ctx, s.stats)
         parts = _parts(ctx, value, b, prediction, metrics)
-        ok = ctx.ops.sound(ctx, s.ok, s.lr, limit, (g, s.weights), value, new_stats)
+        ok = ctx.ops.sound(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
         # a step that only costs itself counts in the logs, if its loss is a number
         counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
         sure = optimizer.never_overflows
@@ -141,7 +148,7 @@ def make_step(
             return ctx.ops.tally(ctx, taken, counted, s.step, s.age, s.sums, parts)
 
         def update(kept: tuple[Array, tuple[Array, ...], Array], age: Array) -> Any:
-            new = optimizer.advance(ctx, kept[0], g, kept[1], s.lr, age, variables, factor)
+            new = optimizer.advance(ctx, kept[0], g, kept[1], lr, age, variables, factor)
             if here and ctx.tape is None and not (new[0] is kept[0] and new[1] is kept[1]):
                 new = tree_map(lambda a, old: _apart(backend, a, old, g), new, kept[:2])
             return *new, new_stats
@@ -149,10 +156,12 @@ def make_step(
         kept = s.weights, s.slots, s.stats
         if sure:
             number, age, sums = tally(ok)
-            weights, slots, stats = backend.when(ok, lambda kept: update(kept, age), kept)
+            # a twin may have put off the counting to the end of the step, for twins that do so too
+            now = s.age + 1.0 if age is s.age and optimizer.has_own_update else age
+            weights, slots, stats = backend.when(ok, lambda kept: update(kept, now), kept)
         else:
             new = update(kept, s.age + 1.0)
-            ok = ctx.ops.sound(ctx, ok, s.lr, limit, new[:1])
+            ok = ctx.ops.sound(ctx, ok, lr, limit, new[:1])
             counted = ok if alive is None else counted
             number, age, sums = tally(ok)
             weights, slots, stats = backend.when(ok, lambda _: new, kept)
@@ -193,17 +202,22 @@ def make_evaluation(
 
 
 def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> list[Any]:
-    """Return what a batch adds to the sums (see `ops.tally`); its loss counts once a row."""
-    rows, parts = float(b.x.shape[0]), []
+    """Return what a batch adds to the sums (see `ops.add_up`); its loss counts once a row."""
+    rows = float(b.x.shape[0])
+    counts = [c for metric in metrics for c in metric.checked_counts(ctx, b.y, prediction, b.weight)]
+    return [(value, rows), (rows, 1.0), *((c, 1.0) for c in counts)]
+
+
+@np.errstate(all="ignore")
+def read_sums(backend: Backend, sums: Array, names: Sequence[str], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return the mean loss and the results of the metrics by name, as floats or arrays; NaN of no rows."""
+    host = host_sums(backend, sums)
+    loss, rows = host[:2]
+    done, results = 2, [loss / rows]
     for metric in metrics:
-        total, weight = metric.measure(ctx, b.y, prediction, b.weight)
-        parts.append((total, 1.0, weight))
-    return [(value, rows, rows), *parts]
-
-
-def read_sums(backend: Backend, sums: Array, names: Sequence[str]) -> dict[str, float]:
-    """Return the means by name: one transfer from the device."""
-    host = np.asarray(backend.host(sums), np.float64)
-    host = host.sum(axis=0) if host.ndim == 3 else host
-    nothing = 0.0 if host[0, 1] else float("nan")  # of rows whose weights are all 0, as in Keras; of no rows
-    return {name: float(total / weight) if weight else nothing for name, (total, weight) in zip(names, host)}
+        pieces = []
+        for shape in metric.sums.values():
+            pieces.append(host[done : done + math.prod(shape)].reshape(shape))
+            done += pieces[-1].size
+        results.append(metric.compute(np, *pieces) if rows else np.full(metric.result_shape(), np.nan))
+    return {name: float(a) if np.ndim(a) == 0 else np.asarray(a) for name, a in zip(names, results)}

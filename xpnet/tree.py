@@ -1,4 +1,4 @@
-"""Trees: arrays in tuples, named tuples and dictionaries, such as the state of a training step."""
+"""Trees: nested tuples, named tuples and dictionaries of arrays, such as the state of a training step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 __all__ = ["Stack", "Tree", "leaves", "tree_map"]
 
-Tree = Any  # an array, or a tuple / NamedTuple / dict of trees; None has no arrays
+Tree = Any  # an array, or a tuple / NamedTuple / dict of trees; None is an empty tree
 
 
 def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """Apply `fn` to every array of a tree (and to those at the same place in `rest`).
+    """Apply `fn` to every array of a tree (and to the corresponding arrays of `rest`).
 
     >>> tree_map(lambda a, b: a + b, (1, {"x": 2}), (10, {"x": 20}))
     (11, {'x': 22})
@@ -42,7 +42,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 
 class Stack(Sequence[Tree]):
-    """Trees of one form and shape, kept as one tree whose arrays have a leading axis.
+    """A sequence of trees of the same structure, stored as one tree whose arrays have a leading axis.
 
     >>> import numpy as np
     >>> Stack((np.arange(6).reshape(3, 2),), 3)[1][0].tolist()

@@ -1,4 +1,4 @@
-"""`python -m xpnet bench`: xpnet beside the peers that are installed: training steps and whole jobs."""
+"""`python -m xpnet bench`: time training steps and whole jobs of xpnet and of the installed peers."""
 
 from .cases import JOBS, NETWORKS, Case
 from .measure import Result, measure

@@ -1,4 +1,4 @@
-"""What is measured: dense networks, what is done with them, the arithmetic that costs, and the data."""
+"""Benchmark cases: dense networks, their tasks, their operation counts and data."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..errors import DownloadError, MissingExtraError
 
 __all__ = ["JOBS", "LARGE", "NETWORKS", "PRECISIONS", "SCAN", "TO_98", "Case", "DataSet"]
 
-SCAN = 50  # steps of the rows that take several at once
-TESTED = 10_000  # rows on which the loss of a whole job is worked out
-STACKED = 1 << 20  # numbers in a batch, of more than which a GPU is not given several at once
-PRECISIONS = ("float32", "tf32", "bfloat16")  # of the products on a GPU
+SCAN = 50  # steps per call, for contestants that take several at once
+TESTED = 10_000  # rows on which the loss of a whole job is computed
+STACKED = 1 << 20  # largest batch, in numbers, of which a GPU gets several at once
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of matrix products on a GPU
 
 
 class DataSet(NamedTuple):
-    """Rows on the host; nobody writes to them, so that all contestants share them.
+    """Rows on the host, shared by all contestants, which must not write to them.
 
     Attributes:
-        x, y: inputs and class numbers. x_test, y_test: those on which the loss is worked out.
-        source: where they come from, in words.
+        x, y: inputs and class numbers. x_test, y_test: those on which the loss is computed.
+        source: a description of their origin.
     """
 
     x: np.ndarray
@@ -32,15 +32,15 @@ class DataSet(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A dense ReLU network with softmax cross-entropy, and what is done with it.
+    """A dense ReLU network with softmax cross-entropy, and the task to time.
 
     Attributes:
-        layers: sizes from the input to the classes. batch: rows a step. optimizer: `"adam"` or `"sgd"`.
-        dtype: `"float32"` or `"float64"`, on a GPU also `"mixed_bfloat16"`: weights of float32, products of
-            bfloat16. rate: the learning rate. dropout: rate behind each hidden layer.
-        kind: `"step"` of training, `"mnist"`: an epoch of training by `fit`, `"predict"`, or `"to98"`: training
-            until 98 % of the test images are told right. rows: of an epoch, or to predict.
-        device: `"cpu"`, or `"cuda"`: everybody computes on the GPU. tf32: whether products of float32 may round
+        layers: sizes from the input to the classes. batch: rows per step. optimizer: `"adam"` or `"sgd"`.
+        dtype: `"float32"` or `"float64"`, on a GPU also `"mixed_bfloat16"`: float32 weights, bfloat16 products.
+        rate: the learning rate. dropout: rate after each hidden layer.
+        kind: `"step"`: a training step; `"mnist"`: an epoch of `fit`; `"predict"`; `"to98"`: training until 98 %
+            of the test images are classified correctly. rows: of an epoch or a prediction.
+        device: `"cpu"`, or `"cuda"`: all contestants compute on the GPU. tf32: whether float32 products may round
             their factors to 10 bits.
     """
 
@@ -62,7 +62,7 @@ class Case(NamedTuple):
 
     @property
     def precision(self) -> str:
-        """What the factors of products are rounded to: one of `PRECISIONS`, or float64.
+        """The type to which factors of products are rounded: one of `PRECISIONS`, or float64.
 
         >>> [NETWORKS[0].in_precision(name).precision for name in PRECISIONS]
         ['float32', 'tf32', 'bfloat16']
@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the table calls it.
+        """Its name in the tables.
 
         >>> NETWORKS[0].name
         '20-64-64-2, 32'
@@ -91,14 +91,14 @@ class Case(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The rows that one step, epoch or prediction takes in."""
+        """The rows in one step, epoch or prediction."""
         return self.batch if self.kind == "step" else self.rows
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the products; training: forward, dW, and dx but for the first layer.
+        """Floating-point operations of the products; training has forward, dW, and dx except in the first layer.
 
-        Of an epoch, where nobody knows how many there will be.
+        For `"to98"`, those of one epoch, because the number of epochs is unknown.
 
         >>> Case((4, 3, 2), 10).flops, Case((4, 3, 2), 10, kind="predict", rows=20).flops
         (840, 720)
@@ -108,11 +108,11 @@ class Case(NamedTuple):
 
     @property
     def batches(self) -> int:
-        """How many batches the data of a step have."""
+        """The number of batches in the data of a step."""
         return 1 if self.device != "cpu" and self.batch * self.layers[0] > STACKED else SCAN
 
     def weights(self) -> list[np.ndarray]:
-        """Return a kernel (inputs, outputs) and a bias for each layer in turn: what every `predict` is given."""
+        """Return a kernel (inputs, outputs) and a bias for each layer in turn, for `predict`."""
         rng = np.random.default_rng(1)
         arrays: list[np.ndarray] = []
         for a, b in zip(self.layers, self.layers[1:]):
@@ -120,7 +120,7 @@ class Case(NamedTuple):
         return [array.astype(self.stored) for array in arrays]
 
     def data(self) -> DataSet:
-        """Return the rows: of a job MNIST's, where they are at hand, else such as can be learned."""
+        """Return the rows: for jobs MNIST if available, else learnable random data."""
         if self.kind == "step":
             x, y = self._synthetic(self.batches * self.batch)
             return DataSet(x, y, x[: self.batch], y[: self.batch], "normal random numbers")
@@ -128,7 +128,7 @@ class Case(NamedTuple):
             try:
                 (x, y), (xt, yt) = datasets.mnist()
             except (DownloadError, MissingExtraError):
-                pass  # the source says which it is
+                pass  # `source` says so
             else:
                 x, xt = (a.reshape(-1, 784).astype(self.stored) / np.asarray(255, self.stored) for a in (x, xt))
                 return DataSet(x[: self.rows], y[: self.rows], xt[:TESTED], yt[:TESTED], "MNIST")
@@ -138,7 +138,7 @@ class Case(NamedTuple):
         return DataSet(x[:split], y[:split], x[split:], y[split:], "random numbers in place of MNIST")
 
     def _synthetic(self, rows: int) -> Any:
-        """Return inputs, and for labels the largest of some linear functions of them."""
+        """Return normal inputs; labels are the argmax of random linear functions of them."""
         rng = np.random.default_rng(0)
         x = rng.standard_normal((rows, self.layers[0]), dtype=np.float32).astype(self.stored, copy=False)
         classes = rng.standard_normal((self.layers[0], self.layers[-1])).astype(self.stored)

@@ -1,4 +1,4 @@
-"""What a GPU has beside: clocks by events, the kernels of a graph, the matrix products alone, its name."""
+"""GPU-specific parts: timing by events, kernel counts of graphs, matrix products alone, the GPU's name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .jobs import Runner
 
 __all__ = ["by_cupy", "by_torch", "describe", "kernels_in", "kernels_of", "one_product", "products_only"]
 
-SIDE = 4096  # of the square product that is the measured peak
+SIDE = 4096  # size of the square product that defines the measured peak
 KERNEL = 0  # CU_GRAPH_NODE_TYPE_KERNEL, cuda.h
 
 
@@ -24,9 +24,9 @@ KERNEL = 0  # CU_GRAPH_NODE_TYPE_KERNEL, cuda.h
 
 
 def by_cupy(action: Callable[[], None]) -> float:
-    """Return the seconds that a call takes, between CUDA events on CuPy's current stream.
+    """Return the duration of a call in seconds, between CUDA events on CuPy's current stream.
 
-    What a step does on a stream of its own lies between them: the streams wait for each other.
+    Work that a step does on its own stream is included, because the streams wait for each other.
     """
     cuda = importlib.import_module("cupy").cuda
     start, end = cuda.Event(), cuda.Event()
@@ -38,7 +38,7 @@ def by_cupy(action: Callable[[], None]) -> float:
 
 
 def by_torch(action: Callable[[], None]) -> float:
-    """Return the seconds that a call takes, between CUDA events on PyTorch's current stream."""
+    """Return the duration of a call in seconds, between CUDA events on PyTorch's current stream."""
     cuda = importlib.import_module("torch").cuda
     start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
     start.record()
@@ -52,13 +52,13 @@ def by_torch(action: Callable[[], None]) -> float:
 
 
 def kernels_in(handle: int) -> int | None:
-    """Return how many kernels a CUDA graph has, copies not counted.
+    """Return the number of kernels in a CUDA graph, without copies.
 
     Args:
-        handle: the address that CUDA knows the graph by (cudaGraph_t and CUgraph are the same).
+        handle: the graph's handle as an integer (cudaGraph_t and CUgraph are the same).
 
     Returns:
-        None where the driver can't be asked, or does not say.
+        None if the driver can't be loaded or returns an error.
     """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -78,10 +78,10 @@ def kernels_in(handle: int) -> int | None:
 
 
 def kernels_of(run: Any, steps: int = 1) -> float | None:
-    """Return the kernels a step of xpnet, from the graph that it was captured as.
+    """Return the kernels per step of xpnet, counted in its captured graph; None if there is no such graph.
 
     Args:
-        run: what takes the steps, see `xpnet.replay`. steps: how many there are in a graph.
+        run: the `Replay` that takes the steps, see `xpnet.replay`. steps: steps per graph.
     """
     plays = [play for play, _ in getattr(run, "recordings", {}).values()]
     if len(plays) != 1:  # not captured
@@ -94,19 +94,19 @@ def kernels_of(run: Any, steps: int = 1) -> float | None:
 
 
 class Room(NamedTuple):
-    """What products are written to: gradients of kernels; outputs of layers, and then derivatives by these."""
+    """Buffers for products: gradients of kernels; outputs of layers, then the derivatives with respect to them."""
 
     grads: tuple[Any, ...]
     outputs: tuple[Any, ...]
 
 
 def captured(step: Callable[[Room, Any], Room], room: Room) -> Runner:
-    """Return what launches some products as one graph."""
+    """Return a contestant that launches some products as one graph."""
     recorder = graph.Recorder(get_backend("cupy").device)
     with recorder.surroundings():
         play: Any = recorder.record(step, room, ())
 
-    def run(n: int, kept: Any = (step, room)) -> None:  # a graph does not keep the memory that it works on
+    def run(n: int, kept: Any = (step, room)) -> None:  # `kept`: a graph does not keep its memory alive
         with recorder.surroundings():
             for _ in range(n):
                 play()
@@ -116,7 +116,7 @@ def captured(step: Callable[[Room, Any], Room], room: Room) -> Runner:
 
 
 def _factor(case: Case, *shape: int) -> Any:
-    """Return normal random numbers on the GPU, as `blas.product` takes factors in the precision of the case."""
+    """Return normal random numbers on the GPU, in the form that `blas.product` takes for the case's precision."""
     values = np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
     if case.precision == "bfloat16":  # the upper half of float32
         return get_backend("cupy").array(values.view(np.uint32) >> 16, "uint16")
@@ -124,12 +124,12 @@ def _factor(case: Case, *shape: int) -> Any:
 
 
 def _rooms(case: Case, *shapes: tuple[int, ...]) -> tuple[Any, ...]:
-    """Return memory for results."""
+    """Return buffers for results."""
     return tuple(get_backend("cupy").array(np.zeros(shape, case.stored)) for shape in shapes)
 
 
 def products_only(case: Case, data: DataSet) -> Runner:
-    """The matrix products of a step by cuBLAS into given memory, as one graph: the floor for a step."""
+    """Make a step's matrix products with cuBLAS into fixed buffers, as one graph: a lower bound for a step."""
     sizes = list(zip(case.layers, case.layers[1:]))
     weights = [_factor(case, *size) for size in sizes]
     acts = [_factor(case, case.batch, n) for n in case.layers]
@@ -147,9 +147,9 @@ def products_only(case: Case, data: DataSet) -> Runner:
 
 
 def one_product(case: Case, data: DataSet) -> Runner:
-    """A square product by cuBLAS, 4096 wide, in the precision of the case: what the GPU's peak is taken to be.
+    """Make a square 4096-wide product with cuBLAS in the precision of the case: the measured peak of the GPU.
 
-    The result of factors of bfloat16 is written in float32, as it is in a step.
+    The result of bfloat16 factors is float32, as in a step.
     """
     a, b = _factor(case, SIDE, SIDE), _factor(case, SIDE, SIDE)
 
@@ -164,7 +164,7 @@ def one_product(case: Case, data: DataSet) -> Runner:
 
 
 def describe() -> dict[str, str]:
-    """Return the GPU's name, and the versions of driver and CUDA.
+    """Return the GPU's name and the versions of driver and CUDA.
 
     Raises:
         BackendError: CuPy is not installed, or there is no GPU.
@@ -178,7 +178,7 @@ def describe() -> dict[str, str]:
 
 
 def _driver() -> str:
-    """Return the driver's own version, or nothing where nvidia-smi is not there to ask."""
+    """Return the driver's version, or "" without nvidia-smi."""
     call = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(call, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What a contestant hands over, and how it is checked that a whole job does its work."""
+"""The interface of contestants, and checks that whole jobs do their work."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ __all__ = [
 ]
 
 CHECKED = 1000  # rows whose predictions are compared with the formula's
-GOAL, MOST = 0.98, 30  # share of the test images, and epochs after which it is not reached any more
+GOAL, MOST = 0.98, 30  # share of the test images to classify correctly, and the maximum number of epochs
 
 
 def wall(action: Callable[[], None]) -> float:
-    """Return the seconds that a call takes by the host's clock."""
+    """Return the duration of a call in seconds by the host's clock."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 class Runner(NamedTuple):
-    """A contestant, made ready.
+    """A contestant, ready to run.
 
     Attributes:
         run: `run(n)` takes n steps (trains n epochs, predicts n times) and waits for them; n is a multiple of
-            `unit`. loss: the loss now, which must fall; None where nothing is learned.
-        clock: returns the seconds that a call takes. kernels: how many a GPU runs for a step, once warmed up, or
-            None where that can't be known. flops: multiplications and additions of one, where they are not the
-            case's. accuracy: the share of the test rows that are told right.
+            `unit`. loss: returns the current loss, which must fall; None if nothing is learned.
+        clock: returns the duration of a call in seconds. kernels: returns the GPU kernels per step after warm-up,
+            or None if unknown. flops: operations of one unit of work, if not those of the case. accuracy: returns
+            the share of test rows that are classified correctly.
     """
 
     run: Callable[[int], None]
@@ -59,10 +59,10 @@ Make = Callable[[Case, DataSet], Runner]
 
 
 def stacks(case: Case) -> None:
-    """Raise if batches of this size are not there several at a time.
+    """Raise if batches of this size are not stacked.
 
     Raises:
-        ImportError: by which a contestant is left out.
+        ImportError: which leaves the contestant out.
     """
     if case.batches < SCAN:
         raise ImportError(f"batches of {case.batch} x {case.layers[0]} numbers are not stacked {SCAN} at a time")
@@ -72,7 +72,7 @@ def epochs(run: Callable[[int], None], probabilities: Callable[[np.ndarray], Any
     """Return a contestant that trains whole epochs.
 
     Args:
-        run: `run(n)` trains n epochs. probabilities: of the classes for some rows, as it has learned them.
+        run: `run(n)` trains n epochs. probabilities: returns the class probabilities of some rows.
     """
 
     def found() -> np.ndarray:
@@ -86,10 +86,10 @@ def epochs(run: Callable[[int], None], probabilities: Callable[[np.ndarray], Any
 
 
 def goal_of(data: DataSet) -> float:
-    """Return the share of the test images that training goes on to.
+    """Return the accuracy at which training ends.
 
     Raises:
-        ImportError: by which a contestant is left out: the data are not MNIST.
+        ImportError: which leaves the contestant out: the data are not MNIST.
     """
     if data.source != "MNIST":
         raise ImportError("MNIST is not at hand: name a folder that holds it in XPNET_DATA")
@@ -97,24 +97,24 @@ def goal_of(data: DataSet) -> float:
 
 
 def check_reached(accuracy: float, goal: float) -> None:
-    """Raise if training has come to an end below its goal."""
+    """Raise if training has ended below its goal."""
     if not accuracy >= goal:
         raise XpnetError(f"{MOST} epochs must lead to an accuracy of {goal:g}; got {accuracy:.4f}")
 
 
 def until(make: Make) -> Make:
-    """Return a contestant that trains anew until the goal is reached, looking after each epoch.
+    """Return a contestant that trains a new model until the goal is reached, evaluating it after each epoch.
 
-    What is timed begins with data on the host, and has in it what a library does anew for each training, such as
-    capturing a graph; what it compiles is there from the training before.
+    The time starts with data on the host and includes work repeated for each training, such as capturing a graph,
+    but not compilation, which an earlier training has done.
 
     Args:
-        make: makes what trains whole epochs, see `epochs`.
+        make: makes a contestant that trains whole epochs, see `epochs`.
     """
 
     def made(case: Case, data: DataSet) -> Runner:
         goal = goal_of(data)
-        make(case, data)  # so that what is left out is left out now
+        make(case, data)  # raises ImportError now if the contestant is to be left out
 
         def train() -> None:
             runner, accuracy = make(case, data), 0.0
@@ -139,7 +139,7 @@ def passes(predict: Callable[[], Any], case: Case, data: DataSet) -> Runner:
     """Return a contestant that predicts all rows with the weights of the case; its first output is checked.
 
     Args:
-        predict: returns the classes' probabilities for all rows.
+        predict: returns the class probabilities of all rows.
     """
     seen: list[bool] = []
 
@@ -154,7 +154,7 @@ def passes(predict: Callable[[], Any], case: Case, data: DataSet) -> Runner:
 
 
 def _check(p: np.ndarray, case: Case, data: DataSet) -> None:
-    """Raise if outputs are not what the formula gives in float64."""
+    """Raise if outputs differ from the formula in float64."""
     if p.shape != (len(data.x), case.layers[-1]):
         raise XpnetError(f"predictions must have shape {(len(data.x), case.layers[-1])}; got {p.shape}")
     weights = case.weights()

@@ -1,4 +1,4 @@
-"""Where a benchmark was run: processor, system, BLAS, versions."""
+"""Describe the machine of a benchmark: processor, system, BLAS, versions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ VARIABLES = (
     "XPNET_KERNELS",
     "XPNET_GRAPH",
     "KERAS_BACKEND",
-)  # those that change what is measured
+)  # variables that affect the results
 
 
 def describe() -> dict[str, Any]:
-    """Return what a reader of the figures must know about the machine."""
+    """Return the properties of the machine that matter for the figures."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),
@@ -46,7 +46,7 @@ def describe() -> dict[str, Any]:
 
 
 def in_words(machine: dict[str, Any]) -> str:
-    """Return it as one line.
+    """Return the description as one line.
 
     >>> about = {"processor": "A", "cores": 4, "usable_cores": 2, "system": "Linux x86_64", "blas": []}
     >>> in_words({**about, "variables": {"B": "1"}, "versions": {"python": "3.11"}})
@@ -72,7 +72,7 @@ def _processor() -> str:
 
 
 def _blas() -> list[str]:
-    """Return NumPy's BLAS and the kernels it has chosen for this processor, if threadpoolctl is there to ask."""
+    """Return NumPy's BLAS and the kernels it chose for this processor; nothing without threadpoolctl."""
     try:
         info = importlib.import_module("threadpoolctl").threadpool_info()
     except ImportError:
@@ -90,5 +90,5 @@ def _versions() -> dict[str, str]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # not installed: its contestants are left out, and say so
+            continue  # not installed: its contestants are reported as left out
     return found

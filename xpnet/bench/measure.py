@@ -1,4 +1,4 @@
-"""Interleaved rounds, their medians, and the check that what was timed is training."""
+"""Time contestants in interleaved rounds, take medians, and check that they really train."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .peers import BASE, FAST, GPU, PEAK, PRODUCTS, choose, rows_for
 __all__ = ["Measured", "Result", "measure"]
 
 
-PAUSE = 0.3  # seconds before a turn in which the threads of the one before, that wait by spinning, go to sleep
-TRAININGS = 3  # rounds at most of jobs that train until they are done
+PAUSE = 0.3  # seconds before a turn, in which spinning threads of the previous contestant go to sleep
+TRAININGS = 3  # maximum number of rounds of "to98"
 
 
 class Result(NamedTuple):
-    """One contestant on one case; the times are microseconds a step, an epoch, or a prediction of all rows.
+    """One contestant on one case; times are in microseconds per step, epoch, or prediction of all rows.
 
     Attributes:
-        kind, network, source: what was measured, on which data. threads, contestant: how, and who.
-        median, low, high: of the rounds. ratio, fast_ratio: the time of "xpnet numpy" (on a GPU "xpnet cupy"),
-            or "xpnet fast", to this one's. gflops: 1e9 multiplications and additions a second (None: nobody
-            counts them). products_share: the time of "products only" to this one's. rows_per_second: of the data.
-            memory: MB at the peak, see `memory`.
+        kind, network, source: the task, the network and the data. threads, contestant: the configuration.
+        median, low, high: of the rounds. ratio, fast_ratio: the time of "xpnet numpy" (on a GPU "xpnet cupy"), or
+            of "xpnet fast", divided by this one. gflops: 1e9 floating-point operations per second, None if not
+            counted. products_share: the time of "products only" divided by this one. rows_per_second: of the data.
+            memory: peak in MB, see `memory`.
         losses: before and after.
-        device, precision: see `Case`. kernels: of a GPU, a step. peak_share: its gflops to those of one large
-            product in the same precision.
+        device, precision: see `Case`. kernels: GPU kernels per step. peak_share: its gflops divided by those of
+            one large product in the same precision.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Result(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The results of a case, and by contestant why there is none: it broke, or is not installed here."""
+    """The results of a case, and the reasons, by contestant, for failures and for those not installed."""
 
     results: list[Result]
     failures: dict[str, str]
@@ -71,14 +71,14 @@ def measure(
     seconds: float = 0.2,
     threads: int = 0,
 ) -> Measured:
-    """Time the contestants in turn, so that drift of the machine hits all alike.
+    """Time the contestants in turn, so that drift of the machine affects all equally.
 
     Args:
-        case: what to do. contestants: names; None takes the usual ones.
-        rounds: turns of each. seconds: how long a turn is to last. threads: what to write down.
+        case: the task. contestants: names; None takes the default ones.
+        rounds: turns of each contestant. seconds: target duration of a turn. threads: recorded in the results.
 
     Returns:
-        The results, without those that broke or whose loss did not fall: these are under `failures`.
+        The results. Contestants that raised, or whose loss did not fall, are in `failures`.
     """
     data = case.data()
     rows = rows_for(case)
@@ -93,10 +93,10 @@ def measure(
     flops: dict[str, int] = {}
 
     def attempt(name: str, action: Callable[[str], Any]) -> None:
-        """Do something with a contestant; if it breaks, it is out, and the others go on."""
+        """Run an action with a contestant; if it raises, remove the contestant."""
         try:
             action(name)
-        except Exception as error:  # noqa: BLE001 - whatever a peer raises; it is reported
+        except Exception as error:  # noqa: BLE001 - peers may raise anything; it is reported
             runners.pop(name, None)
             failures[name] = f"{type(error).__name__}: {error}"
 
@@ -107,12 +107,12 @@ def measure(
             left_out[name] = str(error)
 
     def begin(name: str) -> None:
-        """Take the loss, warm up, and find out how many units a turn has."""
+        """Compute the first loss, warm up, and choose the length of a turn."""
         runner = runners[name]
         unit = runner.unit
         losses[name] = [runner.loss()] if runner.loss else []
         least = max(unit, 10) if case.kind == "step" else 1
-        # a graph of several steps is captured at its second unit: no time to go by
+        # a graph of several steps is captured in its second unit, which must not be timed
         runner.run(3 * least if case.kind == "step" and case.device != "cpu" else least)
         counts[name] = least
         if case.kind != "to98":
@@ -150,7 +150,7 @@ def measure(
 
 
 def _timed(runner: Runner, n: int) -> float:
-    """Return the microseconds of one of n."""
+    """Return the microseconds per unit of `runner.run(n)`."""
     return runner.clock(partial(runner.run, n)) / n * 1e6
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of one contestant, measured in a process of its own."""
+"""Measure the peak memory of one contestant, in a separate process."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .peers import rows_for
 __all__ = ["growth", "peak"]
 
 MB = 1e6
-STEPS = 3  # by then the buffers, the optimizer's slots and what a compiler keeps are there
+STEPS = 3  # enough to allocate buffers, optimizer slots and compiled code
 
 
 def peak(case: Case, contestant: str) -> float | None:
-    """Return the MB that a contestant needs at its peak beyond imports and data, or None where nobody knows.
+    """Return the peak memory of a contestant in MB, without imports and data, or None if unknown.
 
-    What a library loads at its first use counts as imports: a network of a few weights is trained before.
-    The peak is that of making the network and taking a few steps (an epoch, a prediction); compilation and a
-    copy of the data on the device are part of it.
+    A tiny network is trained first, so that anything a library loads at its first use counts as imports. The peak
+    is that of making the network and taking a few steps (an epoch, a prediction), including compilation and a copy
+    of the data on the device.
     """
     make = rows_for(case)[contestant].make
     data = case.data()
-    tiny = case._replace(layers=(4, 4, 3), batch=32, rows=64)  # of two classes scikit-learn makes one output
+    tiny = case._replace(layers=(4, 4, 3), batch=32, rows=64)  # 3 classes: for 2, scikit-learn uses one output
     runner = make(tiny, tiny.data())
     runner.run(runner.unit)
     del runner
@@ -38,9 +38,9 @@ def peak(case: Case, contestant: str) -> float | None:
 
 
 def growth(action: Callable[[], None]) -> float | None:
-    """Return the MB by which the resident memory of this process is larger at its peak during a call than before.
+    """Return how many MB the resident memory of this process grows, at its peak, during a call.
 
-    Where the kernel can't forget an earlier peak, that one counts.
+    If the kernel can't reset the peak, an earlier one may count.
     """
     gc.collect()
     _forget_peak()
@@ -55,7 +55,7 @@ def growth(action: Callable[[], None]) -> float | None:
 
 
 def _forget_peak() -> None:
-    """Begin a new peak, where Linux allows it."""
+    """Reset the peak, if Linux allows it."""
     if os.path.exists("/proc/self/clear_refs"):
         try:
             with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
@@ -65,7 +65,7 @@ def _forget_peak() -> None:
 
 
 def _status(name: str) -> float | None:
-    """Return a line of /proc/self/status in bytes, or None where there is none."""
+    """Return an entry of /proc/self/status in bytes, or None if there is none."""
     if not os.path.exists("/proc/self/status"):
         return None
     with open("/proc/self/status", encoding="utf-8") as file:
@@ -74,7 +74,7 @@ def _status(name: str) -> float | None:
 
 
 def _most() -> float | None:
-    """Return the most resident memory that this process has had in bytes, or None on Windows."""
+    """Return the peak resident memory of this process in bytes, or None on Windows."""
     try:
         import resource
     except ImportError:

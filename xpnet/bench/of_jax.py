@@ -1,6 +1,6 @@
-"""JAX by hand: a step under `jit` with donated state, and several steps or a whole epoch in one `lax.scan`.
+"""Plain JAX: a step under `jit` with donated state, and several steps or an epoch in one `lax.scan`.
 
-On a GPU, too, it is timed by the host's clock, which stops when the state is there: JAX has no events.
+JAX has no events, so it is timed by the host's clock on a GPU, too, until the state is ready.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["epoch", "prediction", "step"]
 
 
 def place(case: Case) -> Any:
-    """Return the device of the case (None: JAX's own choice), with its precision set for all that is traced.
+    """Return the device of the case (None: JAX's default) and set its precision for everything traced later.
 
     Raises:
-        ImportError: by which the contestant is left out: there is no such device.
+        ImportError: which leaves the contestant out: there is no such device.
     """
     import jax
 
@@ -30,13 +30,13 @@ def place(case: Case) -> Any:
         device = jax.devices(case.device)[0]
     except RuntimeError as error:
         raise ImportError(f"JAX {jax.__version__} finds no CUDA device: {error}") from error
-    if case.precision in ("float32", "tf32"):  # JAX's own choice may be TF32
+    if case.precision in ("float32", "tf32"):  # JAX's default may be TF32
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case.tf32 else "float32")
     return device
 
 
 def scores(weights: Any, x: Any, drop: Callable[[int, Any], Any] | None = None) -> Any:
-    """Return the scores of the classes; `drop(i, a)` is what happens behind hidden layer i."""
+    """Return the scores of the classes; `drop(i, a)` is applied after hidden layer i."""
     import jax
 
     for i, (w, b) in enumerate(weights[:-1]):
@@ -47,7 +47,7 @@ def scores(weights: Any, x: Any, drop: Callable[[int, Any], Any] | None = None) 
 
 
 def loss_of(weights: Any, x: Any, y: Any, drop: Any = None, half: bool = False) -> Any:
-    """Return the mean cross-entropy; `half`: of scores worked out in bfloat16."""
+    """Return the mean cross-entropy; with `half`, of scores computed in bfloat16."""
     import jax
     import jax.numpy as jnp
 
@@ -94,7 +94,7 @@ def make_step(case: Case) -> Any:
 
 
 def step(scan: bool = False) -> Make:
-    """Return a step on one batch, or a `lax.scan` over stacked batches; they lie on the device."""
+    """Return a step on one batch, or a `lax.scan` over stacked batches, on the device."""
 
     def make(case: Case, data: DataSet) -> Runner:
         import jax
@@ -128,7 +128,7 @@ def step(scan: bool = False) -> Make:
 def jitted(case: Case, scan: bool) -> Any:
     """Return `train(state, x, y, rows) -> state`, or with `scan` an epoch, `train(state, x, y, key) -> state`.
 
-    Whoever trains again finds it compiled, as it is with PyTorch's.
+    It is cached, so a second training does not compile again, as with PyTorch.
     """
     import jax
 
@@ -148,7 +148,7 @@ def jitted(case: Case, scan: bool) -> Any:
 
 
 def epoch(scan: bool = False) -> Make:
-    """Return a shuffled epoch over data on the device: a `jit` call a step, or one for the epoch."""
+    """Return a shuffled epoch over data on the device: one `jit` call per step, or one per epoch."""
 
     def make(case: Case, data: DataSet) -> Runner:
         import jax
@@ -174,7 +174,7 @@ def epoch(scan: bool = False) -> Make:
 
 
 def prediction(case: Case, data: DataSet) -> Runner:
-    """The probabilities under `jit`, a batch at a time."""
+    """Return a contestant that computes the probabilities under `jit`, batch by batch."""
     import jax
     import jax.numpy as jnp
 

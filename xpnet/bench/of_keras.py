@@ -1,4 +1,4 @@
-"""Keras 3 on the backend that KERAS_BACKEND names, else on JAX."""
+"""Keras 3 on the backend named by KERAS_BACKEND, else on JAX."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def network(case: Case, metrics: Any = None) -> Any:
 
 
 def step(case: Case, data: DataSet) -> Runner:
-    """`train_on_batch` of a compiled model."""
+    """Return a contestant that calls `train_on_batch`."""
     _, model = network(case)
     x, y = data.x[: case.batch], data.y[: case.batch]
 
@@ -44,7 +44,7 @@ def step(case: Case, data: DataSet) -> Runner:
 
 
 def epoch(case: Case, data: DataSet) -> Runner:
-    """`fit` with what xpnet's row has: a progress bar, a metric, a callback."""
+    """Return a contestant that calls `fit` like xpnet's row: with a progress bar, a metric and a callback."""
     keras, model = network(case, ["accuracy"])
 
     def run(n: int) -> None:
@@ -56,7 +56,7 @@ def epoch(case: Case, data: DataSet) -> Runner:
 
 
 def prediction(case: Case, data: DataSet) -> Runner:
-    """`predict` in batches."""
+    """Return a contestant that calls `predict`."""
     _, model = network(case)
     model.set_weights(case.weights())
     return passes(lambda: model.predict(data.x, batch_size=case.batch, verbose=0), case, data)

@@ -11,11 +11,11 @@ from .jobs import Make, Runner, epochs, passes
 
 __all__ = ["epoch", "prediction", "step"]
 
-BATCHES = 20  # of an epoch of "sklearn fit" in the table of steps
+BATCHES = 20  # per epoch of "sklearn fit" in the table of steps
 
 
 def network(case: Case, data: DataSet, shuffle: bool = True) -> Any:
-    """Return the case's classifier after a step, which makes its weights; then each `fit` is one more epoch."""
+    """Return the case's classifier after one step, which makes its weights; each `fit` adds an epoch."""
     from sklearn.neural_network import MLPClassifier
 
     model = MLPClassifier(
@@ -24,20 +24,20 @@ def network(case: Case, data: DataSet, shuffle: bool = True) -> Any:
         alpha=0.0,
         batch_size=case.batch,
         learning_rate_init=case.rate,
-        momentum=0.0,  # of "sgd"
+        momentum=0.0,  # for "sgd"
         random_state=0,
         shuffle=shuffle,
         max_iter=1,
     )
     rows = slice(0, case.batch)
     model.partial_fit(data.x[rows], data.y[rows], classes=np.arange(case.layers[-1]))
-    return model.set_params(warm_start=True)  # with it, a batch for partial_fit would have to hold all classes
+    return model.set_params(warm_start=True)  # set now: with it, a partial_fit batch must contain all classes
 
 
 def fit(model: Any, x: np.ndarray, y: np.ndarray, times: int) -> None:
-    """Call `fit` some times."""
+    """Call `fit` a number of times."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that one epoch has not converged
+        warnings.simplefilter("ignore")  # "not converged" after one epoch
         for _ in range(times):
             model.fit(x, y)
 
@@ -64,13 +64,13 @@ def step(method: str) -> Make:
 
 
 def epoch(case: Case, data: DataSet) -> Runner:
-    """An epoch of `fit`, without dropout: scikit-learn has none."""
+    """Return an epoch of `fit`, without dropout, which scikit-learn does not have."""
     model = network(case, data)
     return epochs(lambda n: fit(model, data.x, data.y, n), model.predict_proba, data)
 
 
 def prediction(case: Case, data: DataSet) -> Runner:
-    """`predict_proba`, which takes all rows at once."""
+    """Return a contestant that calls `predict_proba`, which takes all rows at once."""
     model, weights = network(case, data), case.weights()
     model.coefs_, model.intercepts_ = weights[::2], weights[1::2]
     return passes(lambda: model.predict_proba(data.x), case, data)

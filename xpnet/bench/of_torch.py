@@ -1,4 +1,4 @@
-"""PyTorch, as its tutorials train: data on the device, `randperm`, fused Adam, `torch.compile`, CUDA graphs."""
+"""PyTorch, as in its tutorials: data on the device, `randperm`, fused Adam, `torch.compile`, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .jobs import Make, Runner, epochs, passes, wall
 
 __all__ = ["epoch", "prediction", "step"]
 
-WARM = 3  # steps before a capture, as in PyTorch's notes
+WARM = 3  # warm-up steps before a capture, as in PyTorch's notes
 
 
 def place(case: Case) -> Any:
-    """Return the device of the case, on which products are made in its precision from now on.
+    """Return the device of the case and set the precision of its products.
 
     Raises:
-        ImportError: by which the contestant is left out: there is no such device.
+        ImportError: which leaves the contestant out: there is no such device.
     """
     import torch
 
@@ -32,7 +32,7 @@ def place(case: Case) -> Any:
 
 
 def wait(device: Any) -> None:
-    """Wait for what a GPU was asked to do."""
+    """Wait for a GPU to finish its work."""
     import torch
 
     if device.type == "cuda":
@@ -40,7 +40,7 @@ def wait(device: Any) -> None:
 
 
 def network(case: Case) -> Any:
-    """Return the case's network, which ends in scores."""
+    """Return the case's network; it returns scores."""
     import torch
 
     torch.manual_seed(0)
@@ -56,8 +56,8 @@ def trainer(case: Case, model: Any, mode: str) -> Any:
     """Return `objective(x, y)`, the loss, and the optimizer.
 
     Args:
-        mode: `"eager"` has the default Adam, every other one the fused; `"compiled"` compiles the objective, on a
-            GPU with its mode for small networks; `"graph"` is to be captured.
+        mode: `"eager"`: the default Adam; all others use the fused one. `"compiled"`: compile the objective, on a
+            GPU in the mode for small networks. `"graph"`: to be captured.
     """
     import torch
 
@@ -80,14 +80,14 @@ def trainer(case: Case, model: Any, mode: str) -> Any:
     if not any(map(shutil.which, compilers)):
         raise ImportError(f"torch.compile needs a C++ compiler; got none of {', '.join(compilers)}")
     how = {} if case.device == "cpu" else {"mode": "reduce-overhead"}
-    return torch.compile(objective, dynamic=False, **how), optimizer  # the last, smaller batch: its own program
+    return torch.compile(objective, dynamic=False, **how), optimizer  # static: one program per batch size
 
 
 def stepper(case: Case, model: Any, mode: str, x: Any, y: Any) -> tuple[Callable[[Any, Any], Any], Any]:
-    """Return `take(x, y) -> loss`, a training step, and the graph in which batches of the case's size are taken.
+    """Return `take(x, y) -> loss`, a training step, and its CUDA graph for batches of the case's size.
 
     Args:
-        mode: see `trainer`; where it is not `"graph"`, there is none. x, y: some rows.
+        mode: see `trainer`; unless it is `"graph"`, the graph is None. x, y: some rows.
     """
     objective, optimizer = trainer(case, model, mode)
 
@@ -107,8 +107,8 @@ def stepper(case: Case, model: Any, mode: str, x: Any, y: Any) -> tuple[Callable
 def capture(take: Callable[[Any, Any], Any], x: Any, y: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
     """Return a CUDA graph of a step, and `replay(x, y) -> loss`, which copies a batch to its inputs.
 
-    By hand, as PyTorch's notes show it ("CUDA semantics", CUDA Graphs): some steps on a stream beside, then one
-    that is captured. Needs PyTorch 2.8, whose graphs can be asked for their kernels.
+    As in PyTorch's notes ("CUDA semantics", CUDA Graphs): some steps on a side stream, then one is captured. Needs
+    PyTorch 2.8, whose graphs expose their handles.
     """
     import torch
 
@@ -160,10 +160,10 @@ def step(mode: str) -> Make:
 
 
 def epoch(mode: str, loader: bool = False) -> Make:
-    """Return the usual loop over an epoch, which looks at the loss every 100 steps.
+    """Return the usual loop over an epoch, which reads the loss every 100 steps.
 
     Args:
-        mode: see `trainer`. loader: whether a `DataLoader` makes the batches, else indexing does.
+        mode: see `trainer`. loader: whether to make batches with a `DataLoader` instead of indexing.
     """
 
     def make(case: Case, data: DataSet) -> Runner:
@@ -199,7 +199,7 @@ def epoch(mode: str, loader: bool = False) -> Make:
 
 
 def prediction(case: Case, data: DataSet) -> Runner:
-    """The probabilities in `inference_mode`, a batch at a time."""
+    """Return a contestant that computes the probabilities in `inference_mode`, batch by batch."""
     import torch
 
     model, device = network(case).eval(), place(case)

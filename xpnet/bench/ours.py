@@ -1,4 +1,4 @@
-"""xpnet's own rows, and the matrix products alone."""
+"""xpnet's own contestants, and the matrix products alone."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["bare_epoch", "epoch", "prediction", "products_only", "step", "to98",
 
 @contextlib.contextmanager
 def twins(name: str | None) -> Iterator[None]:
-    """Choose the kernels of the programs that are made and first run in a block.
+    """Choose the kernels of programs made and first run within the block.
 
     Args:
-        name: `"numpy"` or `"fast"`; None leaves the choice to xpnet.
+        name: `"numpy"` or `"fast"`; None keeps xpnet's choice.
 
     Raises:
-        MissingExtraError: these kernels are not installed here.
+        MissingExtraError: these kernels are not installed.
     """
     with kernels.using(name or kernels.chosen()):
         kernels.chosen()
@@ -49,35 +49,35 @@ def network(case: Case, backend: str, metrics: Any = None, per_execution: int = 
 
 
 def prepared(case: Case, model: Any, data: DataSet, count: int, stacked: bool = False) -> Any:
-    """Return the program, set to train, and its first batches with their masks, on the device."""
+    """Return the training program and its first batches with their masks, on the device."""
     from .. import loop
     from ..data import Data
     from ..training import zero_sums
 
-    program, columns, size = model.program(), Data(data.x, data.y), case.batch
+    program, columns, size = model.session.program(), Data(data.x, data.y), case.batch
 
     def place(a: Any) -> Any:
         return model.backend.copy(model.backend.bring(a))
 
     if stacked:
-        stack: Any = loop.make_batches(model, program, columns, slice(0, count * size), 0, count)
+        stack: Any = loop.make_batches(model.session, program, columns, slice(0, count * size), 0, count)
         batches: Any = Stack(tree_map(place, stack.tree), count)
     else:
         bounds = [slice(i * size, min((i + 1) * size, len(columns))) for i in range(count)]
-        parts = [loop.make_batches(model, program, columns, rows, 0)[0] for rows in bounds]
+        parts = [loop.make_batches(model.session, program, columns, rows, 0)[0] for rows in bounds]
         batches = [tree_map(place, part) for part in parts]
     lr = model.backend.scalar(case.rate)
-    model.state = model.state._replace(lr=lr, sums=zero_sums(model.backend, program.metrics))
+    model.session.state = model.state._replace(lr=lr, sums=zero_sums(model.backend, program.metrics))
     return program, batches
 
 
 def at_hand(case: Case, model: Any, *arrays: np.ndarray) -> tuple[Any, ...]:
-    """Return data as `fit` and `predict` are given them: on the GPU, where everybody's lie there."""
+    """Return the arrays to pass to `fit` and `predict`: on the GPU if the case's device is one."""
     return arrays if case.device == "cpu" else tuple(model.backend.array(a) for a in arrays)
 
 
 def step(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
-    """Return the step that `fit` runs, on batches that are there; several at once are stacked as `fit` does."""
+    """Return the step that `fit` runs, on prepared batches; several at once are stacked as in `fit`."""
 
     def make(case: Case, data: DataSet) -> Runner:
         if per_execution > 1:
@@ -87,7 +87,7 @@ def step(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
             program, batches = prepared(case, model, data, per_execution, per_execution > 1)
 
         def run(n: int) -> None:
-            commit = model.commit
+            commit = model.session.commit
             with twins(twin):
                 for _ in range(n // per_execution):
                     program.run(model.state, batches, commit)
@@ -102,7 +102,7 @@ def step(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
 
 
 def epoch(backend: str, twin: str | None = None, per_execution: int = 1) -> Make:
-    """Return `fit` as people call it: a progress bar, a metric, a callback."""
+    """Return a typical call of `fit`: with a progress bar, a metric and a callback."""
 
     def make(case: Case, data: DataSet) -> Runner:
         from ..callbacks import EarlyStopping
@@ -112,7 +112,7 @@ def epoch(backend: str, twin: str | None = None, per_execution: int = 1) -> Make
         x, y = at_hand(case, model, data.x, data.y)
 
         def run(n: int) -> None:
-            stop = EarlyStopping("loss", patience=n)  # looks at the loss, and never stops
+            stop = EarlyStopping("loss", patience=n)  # monitors the loss, never stops
             with contextlib.redirect_stderr(io.StringIO()), twins(twin):
                 model.fit(x, y, batch_size=case.batch, epochs=n, verbose=1, callbacks=[stop])
 
@@ -122,13 +122,13 @@ def epoch(backend: str, twin: str | None = None, per_execution: int = 1) -> Make
 
 
 def to98(backend: str, twin: str | None = None) -> Make:
-    """Return `fit` on data of the host, which a callback ends after the epoch that has reached the goal."""
+    """Return `fit` on host data, stopped by a callback after the epoch that reaches the goal."""
 
     def make(case: Case, data: DataSet) -> Runner:
         from ..callbacks import Callback
 
         goal = goal_of(data)
-        with twins(twin):  # so that what is left out is left out now
+        with twins(twin):  # raises ImportError now if the contestant is to be left out
             get_backend(backend, dtype=case.dtype)
 
         class Reached(Callback):
@@ -156,7 +156,7 @@ def to98(backend: str, twin: str | None = None) -> Make:
 
 
 def bare_epoch(twin: str) -> Make:
-    """Return the steps of an epoch on NumPy with masks drawn, no metrics, on batches that lie ready: no `fit`."""
+    """Return the steps of an epoch on NumPy without `fit`: prepared batches, masks drawn, no metrics."""
 
     def make(case: Case, data: DataSet) -> Runner:
         with twins(twin):
@@ -164,10 +164,10 @@ def bare_epoch(twin: str) -> Make:
             program, batches = prepared(case, model, data, -(-len(data.x) // case.batch))
 
         def run(n: int) -> None:
-            commit, first = model.commit, model.step
+            commit, first = model.session.commit, model.step
             with twins(twin):
                 for step, batch in enumerate(n * batches, first):
-                    masks = model.network.masks(model.stream, step, len(batch.y))
+                    masks = model.network.masks(model.session.stream, step, len(batch.y))
                     program.run(model.state, [batch._replace(draws=masks)], commit)
 
         return epochs(run, model.predict, data)
@@ -176,7 +176,7 @@ def bare_epoch(twin: str) -> Make:
 
 
 def prediction(backend: str, twin: str | None = None) -> Make:
-    """Return `predict` in its usual batches."""
+    """Return `predict` with its default batches."""
 
     def make(case: Case, data: DataSet) -> Runner:
         with twins(twin):
@@ -195,7 +195,7 @@ def prediction(backend: str, twin: str | None = None) -> Make:
 
 
 def products_only(case: Case, data: DataSet) -> Runner:
-    """The matrix products of a step with NumPy into given memory: the floor for a NumPy program."""
+    """Make the matrix products of a step with NumPy into fixed buffers: a lower bound for a NumPy program."""
     rng = np.random.default_rng(0)
     sizes = list(zip(case.layers, case.layers[1:]))
     weights = [rng.standard_normal(s).astype(case.dtype) for s in sizes]

@@ -1,7 +1,7 @@
-"""The contestants: what does the work of a case, and which library it belongs to.
+"""The table of contestants: xpnet's rows and those of its peers.
 
-Each is written as its library's own documentation advises. What is not installed raises ImportError when it is
-made, and is left out.
+Each peer is written as its own documentation advises. A contestant whose library is not installed raises
+ImportError when it is made, and is left out.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Contestant(NamedTuple):
     """One row of a table.
 
     Attributes:
-        make: makes it ready for a case and its data. library: a peer's name, or `"xpnet"`.
-        backend: where xpnet computes. usual: whether it takes part unless told otherwise.
+        make: returns its runner for a case and its data. library: a peer's name, or `"xpnet"`.
+        backend: xpnet's backend. usual: whether it takes part by default.
     """
 
     make: Make
@@ -36,7 +36,7 @@ class Contestant(NamedTuple):
 
 
 def _on_backends(of: Any) -> dict[str, Contestant]:
-    """Return xpnet's rows on each backend; `of(backend, kernels)` makes one, the usual ones are for this CPU."""
+    """Return xpnet's rows on each backend, made with `of(backend, kernels)`; those for the CPU are usual."""
     rows = {BASE: Contestant(of("numpy", "numpy"), "xpnet", "numpy")}
     rows[FAST] = Contestant(of("numpy", "fast"), "xpnet", "numpy")
     for name in BACKENDS:
@@ -99,7 +99,7 @@ _EPOCHS_ON_GPU = {
     "jax jit": Contestant(of_jax.epoch(), "jax"),
     "jax, an epoch a scan": Contestant(of_jax.epoch(scan=True), "jax"),
 }
-ON_GPU: dict[str, dict[str, Contestant]] = {  # in the place of CONTESTANTS, with the data on the GPU
+ON_GPU: dict[str, dict[str, Contestant]] = {  # instead of CONTESTANTS, with the data on the GPU
     "step": {
         PEAK: Contestant(gpu.one_product, "cublas"),
         PRODUCTS: Contestant(gpu.products_only, "cublas"),
@@ -125,7 +125,7 @@ ON_GPU: dict[str, dict[str, Contestant]] = {  # in the place of CONTESTANTS, wit
 
 
 def rows_for(case: Case) -> dict[str, Contestant]:
-    """Return who may take part in a case."""
+    """Return the contestants that can take part in a case."""
     return (CONTESTANTS if case.device == "cpu" else ON_GPU)[case.kind]
 
 
@@ -136,15 +136,15 @@ def choose(
     backends: Sequence[str] = (),
     device: str = "cpu",
 ) -> list[str]:
-    """Return the contestants of a kind of case; first those that every run has.
+    """Return the names of the contestants to time on a kind of case; the reference rows always take part.
 
     Args:
-        names: by name; with names, `peers` and `backends` add to them and nothing else does.
-        peers: libraries, with all their rows; none: the usual rows of all.
-        backends: of xpnet, likewise. device: see `Case`.
+        names: contestants by name; if given, only those of `peers` and `backends` are added.
+        peers: libraries, with all their rows; if empty, the usual rows of all libraries.
+        backends: xpnet's backends, likewise. device: see `Case`.
 
     Raises:
-        UnknownNameError: nobody of that name is known there.
+        UnknownNameError: unknown contestant, peer or backend.
     """
     table = CONTESTANTS if device == "cpu" else ON_GPU
     always = (PRODUCTS, BASE) if device == "cpu" else (PEAK, PRODUCTS, GPU)

@@ -1,4 +1,4 @@
-"""The tables: for a terminal, in Markdown, as a plot."""
+"""Report results as text tables, Markdown tables and plots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JOB_UNITS = {"mnist": "seconds", "predict": "rows a second", "to98": "seconds"}
 
 
 class Column(NamedTuple):
-    """One column of a table: its title, and what it shows of a result; None is left empty."""
+    """One column of a table: its title, and a function from a result to the text of a cell (None: empty)."""
 
     title: str
     show: Callable[[Result], str | None]
@@ -30,7 +30,7 @@ def _figure(value: float | None, form: str) -> str | None:
 
 
 def _columns(kind: str, device: str) -> list[Column]:
-    """Return the columns for a kind of case."""
+    """Return the columns for a kind of case on a device."""
     step = kind == "step"
     unit = 1 if step else 1000
     scale = ",.0f" if device == "cpu" or not step else ",.1f"
@@ -60,7 +60,7 @@ def threads_text(threads: int) -> str:
 
 
 def fit_shares(results: Sequence[Result]) -> dict[str, float]:
-    """Return, for each kind of xpnet's kernels in one table, the time of an epoch's `fit` to its bare steps'."""
+    """Return, for each kind of kernels, the time of an epoch of `fit` divided by that of its bare steps."""
     medians = {r.contestant: r.median for r in results if r.kind == "mnist"}
     return {
         name: medians[name] / medians[bare]
@@ -70,7 +70,7 @@ def fit_shares(results: Sequence[Result]) -> dict[str, float]:
 
 
 def text(results: Sequence[Result]) -> str:
-    """Return the table of one case; columns without any figure are left out."""
+    """Return the table of one case, without empty columns."""
     first = results[0]
     columns = [c for c in _columns(first.kind, first.device) if any(c.show(r) is not None for r in results)]
     source = "" if first.kind == "step" else f", on {first.source}"
@@ -86,7 +86,7 @@ def text(results: Sequence[Result]) -> str:
 
 
 def markdown(results: Sequence[Result], machine: str, command: str) -> str:
-    """Return the tables in Markdown: networks, ratios and jobs for each number of threads, or precision."""
+    """Return Markdown tables: networks, ratios and jobs for each number of threads or precision."""
     parts = [f"{machine}\n\n`{command}`"]
     for place in dict.fromkeys(where(r) for r in results):
         mine = [r for r in results if where(r) == place]
@@ -115,7 +115,7 @@ def _job_figure(r: Result) -> str:
 
 
 def _ratios(steps: Sequence[Result]) -> dict[tuple[str, str], str]:
-    """Return the cells with xpnet's times in relation to the rivals', the share of its products, its kernels."""
+    """Return the cells with xpnet's times relative to its rivals', the share of products, and kernel counts."""
     cells, device = {}, steps[0].device
     base = BASE if device == "cpu" else GPU
     for own, ratio in ((base, "ratio"), (FAST, "fast_ratio")):
@@ -134,7 +134,7 @@ def _ratios(steps: Sequence[Result]) -> dict[tuple[str, str], str]:
 
 
 def _grid(corner: str, columns: Sequence[str], cells: dict[tuple[str, str], str]) -> str:
-    """Return a table in Markdown; `cells` goes by (row, column), and names the rows in order."""
+    """Return a Markdown table; `cells` maps (row, column) to text and defines the order of the rows."""
     rows = dict.fromkeys(row for row, _ in cells)
     lines = [f"| {' | '.join([corner, *columns])} |", f"|---|{'---:|' * len(columns)}"]
     lines += [f"| {' | '.join([row, *(cells.get((row, c), '') for c in columns)])} |" for row in rows]
@@ -142,7 +142,7 @@ def _grid(corner: str, columns: Sequence[str], cells: dict[tuple[str, str], str]
 
 
 def plot(results: Sequence[Result], path: str) -> None:
-    """Draw the medians, one panel for each case and number of threads."""
+    """Plot the medians, one panel per case and number of threads."""
     pyplot = _pyplot(path)
     groups = list(dict.fromkeys((r.network, where(r)) for r in results))
     figure, axes = pyplot.subplots(1, len(groups), figsize=(5 * len(groups), 4), squeeze=False)

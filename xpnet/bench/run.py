@@ -1,4 +1,4 @@
-"""The command: its options, and one process for each case and number of threads, or precision."""
+"""The command `bench`: its options, and a process for each case and number of threads or precision."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .peers import choose
 
 __all__ = ["add_arguments", "count", "count_from_0", "main"]
 
-# On the CPU, and with a GPU: these are often lent by the minute, and the usual run is to end within ten, with
-# what PyTorch and XLA compile for it.
+# Defaults on the CPU and on a GPU. GPUs are often lent by the minute: the default run should end within ten
+# minutes, including the compilation by PyTorch and XLA.
 ROUNDS, SECONDS, LIMIT = (7, 5), (0.2, 0.1), (None, 240.0)
 
 
@@ -72,7 +72,7 @@ def count(text: str) -> int:
 
 
 def count_from_0(text: str) -> int:
-    """Return the whole number from 0 on that an argument of a command is."""
+    """Parse a command-line argument as a whole number of at least 0."""
     return _whole(text, 0)
 
 
@@ -106,7 +106,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the benchmark; return 1 if a contestant broke or did not learn, the others being reported."""
+    """Run the benchmark and report all results; return 1 if a contestant failed or did not learn."""
     if options.worker:
         return _work(json.loads(options.worker))
     _check(options)
@@ -138,14 +138,14 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the rounds, their seconds and the limit: those asked for, else the usual ones."""
+    """Return the rounds, their duration and the time limit: the given ones or the defaults."""
     usual = {"rounds": ROUNDS, "seconds": SECONDS, "limit": LIMIT}
     asked = {name: getattr(options, name) for name in usual}
     return {n: pair[_on_gpu(options)] if asked[n] is None else asked[n] for n, pair in usual.items()}
 
 
 def _reasons(case: Case, threads: int, by_name: dict[str, str]) -> list[dict[str, Any]]:
-    """Return why there is no result, a row for each contestant."""
+    """Return a row for each contestant without a result, with the reason."""
     where = {"network": case.name, "threads": threads}
     if case.device != "cpu":
         where["precision"] = case.precision
@@ -153,12 +153,12 @@ def _reasons(case: Case, threads: int, by_name: dict[str, str]) -> list[dict[str
 
 
 def _write(options: argparse.Namespace, about: dict[str, Any], results: list[Result]) -> None:
-    """Write the files that were asked for, with all that there is so far."""
+    """Write the requested files with all results so far."""
     if options.json:
         whole = {**about, "results": [r._asdict() for r in results]}
         with open(f"{options.json}.part", "w", encoding="utf-8") as file:
             json.dump(whole, file, indent=1, allow_nan=False)
-        os.replace(f"{options.json}.part", options.json)  # whoever ends the run in between: the last one is whole
+        os.replace(f"{options.json}.part", options.json)  # atomic: the file is complete if the run is killed
     if options.markdown:
         with open(options.markdown, "w", encoding="utf-8") as file:
             file.write(report.markdown(results, in_words(about["machine"]), about["command"]))
@@ -175,7 +175,7 @@ def _names(texts: list[str]) -> list[str]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise for options that do not go together."""
+    """Raise for incompatible options."""
     others = [name for name in _names(options.backend) if name != "cupy"]
     if not _on_gpu(options):
         if options.precision:
@@ -195,7 +195,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
-    """Return what was asked for; everything, if nothing was."""
+    """Return the requested cases; by default all."""
     everything = options.networks is None and options.layers is None and options.jobs is None
     on_gpu, known = _on_gpu(options), NETWORKS + LARGE
     usual = range(1, 1 + len(known if on_gpu else NETWORKS))
@@ -217,7 +217,7 @@ def _cases(options: argparse.Namespace) -> list[Case]:
 
 
 def _usual(case: Case, everything: bool) -> Sequence[str]:
-    """Return the precisions of a network on a GPU: all if it was asked for, else what its size makes worth it."""
+    """Return the precisions of a network on a GPU: all if it was requested, else those that suit its size."""
     if not everything:
         return PRECISIONS
     return ("tf32", "bfloat16") if case in LARGE else ("float32",)
@@ -229,7 +229,7 @@ def _contestants(options: argparse.Namespace, kind: str) -> list[str]:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """Return the command that these options are, without those that are as always."""
+    """Return the command line for these options, without those at their default."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     words = ["python", "-m", "xpnet", "bench"]
@@ -254,7 +254,7 @@ def _measure(task: dict[str, Any], names: Sequence[str], threads: int) -> Measur
 
 
 def _add_memory(task: dict[str, Any], measured: Measured, threads: int) -> Measured:
-    """Return the results with the peak of memory, each from a process of its own."""
+    """Return the results with peak memory, each measured in its own process."""
     results, failures = [], dict(measured.failures)
     for r in measured.results:
         answer = _process({**task, "peak_of": r.contestant, "threads": threads})
@@ -266,7 +266,7 @@ def _add_memory(task: dict[str, Any], measured: Measured, threads: int) -> Measu
 
 
 def _process(task: dict[str, Any]) -> Any:
-    """Do a task in a process of its own; return what it says, or in words how it ended."""
+    """Do a task in a separate process; return its answer, or a text that says how the process ended."""
     call = [sys.executable, "-m", "xpnet", "bench", "--worker", json.dumps(task)]
     environment = _environment(task["threads"], _case(task))
     limit = task.get("limit")
@@ -278,7 +278,7 @@ def _process(task: dict[str, Any]) -> Any:
 
 
 def _work(task: dict[str, Any]) -> int:
-    """Do a task, and write the answer to standard output, to which nothing else is written meanwhile."""
+    """Do a task and write the answer to standard output; all other output goes to standard error."""
     if task["threads"] == 1 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     case = _case(task)
@@ -299,24 +299,24 @@ def _case(task: dict[str, Any]) -> Case:
 
 
 def _environment(threads: int, case: Case) -> dict[str, str]:
-    """Return the environment in which every library uses that many threads, and nothing is downloaded."""
+    """Return an environment that sets the number of threads of every library and forbids downloads."""
     names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
     flags = os.environ.get("XLA_FLAGS", "")
     if threads == 1:
         flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     counts = {**{f"{name}_NUM_THREADS": str(threads) for name in names}, "VECLIB_MAXIMUM_THREADS": str(threads)}
-    wide = {"JAX_ENABLE_X64": "1"} if case.dtype == "float64" else {}  # else JAX takes float32 in its place
+    wide = {"JAX_ENABLE_X64": "1"} if case.dtype == "float64" else {}  # without it, JAX falls back to float32
     if case.device != "cpu":
         wide |= {
-            "XPNET_DEVICE": "cuda:0",  # where the peers compute, too
+            "XPNET_DEVICE": "cuda:0",  # as for the peers
             "XPNET_MATMUL_PRECISION": "tf32" if case.tf32 else "highest",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # else JAX takes three quarters of the GPU's memory
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # else JAX reserves three quarters of the GPU's memory
         }
     return {**os.environ, **counts, **wide, "XLA_FLAGS": flags.strip(), "XPNET_OFFLINE": "1"}
 
 
 def _print(case: Case, measured: Measured) -> None:
-    """Print the table of a case, and who is not in it."""
+    """Print the table of a case and the contestants without a result."""
     print("", report.text(measured.results) if measured.results else case.name, sep="\n")
     for name, reason in measured.left_out.items():
         print(f"  left out: {name} ({reason})")

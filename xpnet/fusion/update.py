@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from operator import is_
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import ops
+from .remember import Remembered
 from .trace import Graph, NotElementwise, trace
 
 __all__ = ["AGE", "FACTOR", "LR", "fading", "update_graph"]
 
 LR, AGE, FACTOR = range(3)  # the numbers that the graph takes; one that it does not need is not among its nodes
-MOST = 64  # optimizers whose graphs are kept
-
-
-class _Entry(NamedTuple):
-    optimizer: Any  # kept, so that no other object gets its id
-    settings: tuple[Any, ...]
-    graphs: dict[tuple[float, bool, int], Graph | None]
-
-
-_entries: dict[int, _Entry] = {}
+_known = Remembered()
 
 
 def update_graph(optimizer: Any, slots: int, decay: float = 0.0, scaled: bool = False) -> Graph | None:
@@ -37,16 +28,10 @@ def update_graph(optimizer: Any, slots: int, decay: float = 0.0, scaled: bool = 
         optimizer: has `numbers` and `formula`. slots: how many arrays it keeps. decay: see `ops.update`.
         scaled: whether there is a factor.
     """
-    settings = tuple(vars(optimizer).values())
-    entry = _entries.get(id(optimizer))
-    if entry is None or len(entry.settings) != len(settings) or not all(map(is_, entry.settings, settings)):
-        while len(_entries) >= MOST:
-            _entries.pop(next(iter(_entries)), None)
-        entry = _entries[id(optimizer)] = _Entry(optimizer, settings, {})
-    key = decay, scaled, slots
-    if key not in entry.graphs:
-        entry.graphs[key] = _graph(optimizer, slots, decay, scaled)
-    return entry.graphs[key]
+    graphs, key = _known.of(optimizer), (decay, scaled, slots)
+    if key not in graphs:
+        graphs[key] = _graph(optimizer, slots, decay, scaled)
+    return graphs[key]
 
 
 def _graph(optimizer: Any, slots: int, decay: float, scaled: bool) -> Graph | None:

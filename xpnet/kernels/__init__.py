@@ -35,8 +35,8 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
     "torch": {"torch": ("affine", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")},
     "jax": {"jax": ("pack", "product")},
     "cupy": {
-        "cupy": (*_NETWORK, "hits", "row_total"),
-        "cupy_flat": (*_GRADIENT, *_CLIPPING, "rescale", "update"),
+        "cupy": (*_NETWORK, "hits", "confusion", "row_total"),
+        "cupy_flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),
     },
 }
 RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed

@@ -1,14 +1,25 @@
-"""CuPy: the kernels of `cuda_kernels.cu`, compiled once for each dtype, and what launching them takes."""
+"""CuPy: kernels compiled once for each dtype, and what launching them takes.
+
+Those of `cuda_kernels.cu` are one module. One that `xpnet.fusion.cuda` writes from a formula is a module of its
+own, compiled at its first use. CuPy keeps what was compiled on disk.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["GRID", "KEPT_IN", "NULL", "SOURCES", "WARPS", "by_warp", "fit", "kernel_of", "module", "over", "total"]
+from ..fusion.trace import Graph
+
+__all__ = [
+    "GRID", "KEPT_IN", "NULL", "SOURCES", "WARPS", "by_warp", "fit", "kernel_made_by", "kernel_of", "module",
+    "over", "total",
+]  # fmt: skip
 
 Array = Any  # a CuPy array
 
@@ -18,7 +29,7 @@ WARPS = (32, 8)  # the block of kernels that work by warps or add up columns
 NULL = np.uintp(0)  # CuPy takes None for a pointer, but not for a null pointer
 
 _COMPUTED = {"float32": "float", "float64": "double", "int32": "int"}  # int32: for `gather`
-_ROUNDS = {"float16": "to_float16", "bfloat16": "to_bfloat16"}  # functions of `cuda_kernels.cu`
+_ROUNDS = {"float16": "to_float16", "bfloat16": "to_bfloat16"}  # functions of `cuda_helpers.cu`
 KEPT_IN = {"float16": np.dtype("float16"), "bfloat16": np.dtype("uint16")}  # CuPy has no bfloat16 of its own
 SOURCES = {
     "float32": "float",
@@ -36,6 +47,33 @@ def module(dtype: str, source: str | None = None, narrow: str | None = None) -> 
     Args:
         narrow: `"float16"` or `"bfloat16"`, what factors of products are rounded to.
     """
+    return _compiled(_text("cuda_kernels.cu"), dtype, source, narrow)
+
+
+@lru_cache
+def kernel_of(name: str, dtype: str, source: str | None = None, narrow: str | None = None) -> Any:
+    """Return a kernel by name: `kernel(grid, block, arguments)`; the rest as for `module`."""
+    return module(dtype, source, narrow).get_function(name)
+
+
+@lru_cache
+def kernel_made_by(
+    write: Callable[..., str],
+    key: tuple[Any, Any, int, int],
+    dtype: str,
+    narrow: str | None = None,
+    **settings: Any,
+) -> Any:
+    """Return the kernel whose code `write(graph, **settings)` returns, for graphs of a structure, `Graph.key`.
+
+    The rest: see `module`.
+    """
+    code = write(Graph(*key, ()), **settings)
+    (name,) = re.findall(r"__global__ void (\w+)", code)
+    return _compiled(code, dtype, None, narrow).get_function(name)
+
+
+def _compiled(code: str, dtype: str, source: str | None, narrow: str | None) -> Any:
     import cupy
 
     macros = {"XP_A": _COMPUTED[dtype]}
@@ -43,14 +81,12 @@ def module(dtype: str, source: str | None = None, narrow: str | None = None) -> 
         macros["XP_S"] = SOURCES[source]
     if narrow is not None:
         macros["XP_N"] = _ROUNDS[narrow]
-    code = Path(__file__).with_name("cuda_kernels.cu").read_text(encoding="utf-8")
-    return cupy.RawModule(code=code, options=tuple(f"-D{name}={value}" for name, value in macros.items()))
+    options = tuple(f"-D{name}={value}" for name, value in macros.items())
+    return cupy.RawModule(code=f"{_text('cuda_helpers.cu')}\n{code}", options=options)
 
 
-@lru_cache
-def kernel_of(name: str, dtype: str, source: str | None = None, narrow: str | None = None) -> Any:
-    """Return a kernel by name: `kernel(grid, block, arguments)`; the rest as for `module`."""
-    return module(dtype, source, narrow).get_function(name)
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def over(n: int) -> tuple[tuple[int], tuple[int]]:

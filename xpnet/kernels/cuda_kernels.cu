@@ -1,28 +1,4 @@
-// The kernels of the CuPy backend, compiled by NVRTC with
-//   -DXP_A=  A, what is stored, computed and added up in: float or double (int for `gather`)
-//   -DXP_N=  to_float16 or to_bfloat16, by which factors of products are rounded to N, of 16 bits; else N is A
-//   -DXP_S=  S: only `gather` is compiled then, which reads S and writes A
-// (not -DA=: NVRTC reads its own header, where such names are a template's, after it has heard of the options).
-//
-// Kernels over n elements take any grid and block of one dimension. Where a comment says "block (32, 8)", threads
-// work as warps or add up in shared memory, and the block must be that one. Nothing may be launched over nothing.
-// Nothing adds floats atomically: the same input gives the same bits. "B" counts the bytes of memory that are
-// moved per element, for A = float. Scalars that change from step to step come as pointers, for a CUDA graph
-// freezes the rest. A pointer that may be null says so.
-
-#define A XP_A
-#ifdef XP_N
-#define N unsigned short
-#else
-#define N XP_A
-#define XP_N A
-#endif
-
-typedef long long i64;
-typedef unsigned long long u64;
-
-// i runs over this thread's share of 0 .. n - 1.
-#define EACH(i, n) i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x
+// The kernels of the CuPy backend, behind what cuda_helpers.cu says and defines.
 
 #ifdef XP_S
 #define S XP_S
@@ -48,109 +24,7 @@ extern "C" __global__ void gather(const S* __restrict__ data, const int* __restr
 
 #else
 
-enum { LINEAR, RELU, TANH, SIGMOID };
-constexpr int LANES = 32, ROWS = 8;  // a warp; the warps of a block (32, 8)
-constexpr unsigned ALL = 0xffffffffu;
-
-// Tests of the bit pattern, which no option of the compiler takes away.
-__device__ inline bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
-__device__ inline bool is_finite(double x) {
-    return ((u64)__double_as_longlong(x) & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
-}
-
-// The nearest number of 16 bits (at a tie, the even one). Made of integers: CUDA's own need headers of the toolkit.
-__device__ inline unsigned short to_bfloat16(float x) {
-    const unsigned u = __float_as_uint(x);
-    return x != x ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
-}
-__device__ inline unsigned short to_float16(float x) {
-    const unsigned bits = __float_as_uint(x), sign = bits >> 16 & 0x8000, u = bits & 0x7fffffff;
-    if (u > 0x7f800000) return 0x7fff;          // NaN
-    if (u >= 0x477ff000) return sign | 0x7c00;  // 65520, half way between the largest number and the next
-    if (u < 0x38800000)                         // below 2^-14: multiples of 2^-24, as those of float32 from 0.5 on
-        return sign | (__float_as_uint(fabsf(x) + 0.5f) - 0x3f000000);
-    return sign | ((u + 0xfff + (u >> 13 & 1) - 0x38000000) >> 13);
-}
-
-// The larger number; a NaN is larger than any.
-__device__ inline A larger(A x, A y) { return y > x || y != y ? y : x; }
-
-__device__ inline A warp_sum(A x) {
-    for (int far = LANES / 2; far > 0; far /= 2) x += __shfl_xor_sync(ALL, x, far);
-    return x;
-}
-
-// The sum of x over a block of whole warps, for thread 0. `room` is shared memory.
-__device__ inline A block_sum(A x, A* room) {
-    const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
-    x = warp_sum(x);
-    if (lane == 0) room[warp] = x;
-    __syncthreads();
-    return warp == 0 ? warp_sum(lane < warps ? room[lane] : A(0)) : A(0);
-}
-
-// The sums of a block's 32 columns, of which this thread has added up every 8th row. `part` is shared memory.
-__device__ inline void column_totals(A total, A (*part)[LANES], A* out, int column, int units) {
-    part[threadIdx.y][threadIdx.x] = total;
-    __syncthreads();
-    if (threadIdx.y == 0 && column < units) {
-        for (int i = 1; i < ROWS; i++) total += part[i][threadIdx.x];
-        out[column] = total;
-    }
-}
-
 // Layers ---------------------------------------------------------------------------------------------------
-
-__device__ inline A activate(A z, int kind) {
-    if (kind == RELU) return z <= 0 ? A(0) : z;  // NaN stays NaN
-    if (kind == TANH) return tanh(z);
-    if (kind == SIGMOID) {
-        const A e = exp(-fabs(z));  // never overflows
-        return (z >= 0 ? A(1) : e) / (1 + e);
-    }
-    return z;
-}
-
-__device__ inline A pull_back(A dy, A y, int kind) {
-    if (kind == RELU) return y > 0 ? dy : A(0);
-    if (kind == TANH) return dy * (1 - y * y);
-    if (kind == SIGMOID) return dy * (y * (1 - y));
-    return dy;
-}
-
-// z = f(z + bias), in place: 8 B. bias may be null.
-extern "C" __global__ void bias_act(A* z, const A* __restrict__ bias, int rows, int units, int kind) {
-    const i64 n = (i64)rows * units, stride = (i64)gridDim.x * blockDim.x;
-    i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
-    // the column goes along with i: two divisions a thread, none an element
-    i64 column = i % units;
-    const i64 right = stride % units;
-    for (; i < n; i += stride) {
-        z[i] = activate(z[i] + (bias ? bias[column] : A(0)), kind);
-        column += right;
-        if (column >= units) column -= units;
-    }
-}
-
-// dz = f'(z) dy, from y = f(z), rounded to N, and sums[chunk, :] = the sums of the columns of f'(z) dy over that chunk
-// of rows: 12 B (linear: 4 B for the sums, 8 B with dz). dz and sums may be null, and y where f is linear. With several
-// chunks, `column_sums` adds up what they left. Grid (units / 32, chunks), rounded up; block (32, 8).
-extern "C" __global__ void act_backward(const A* __restrict__ dy, const A* __restrict__ y, N* __restrict__ dz,
-                                        A* __restrict__ sums, int rows, int units, int kind) {
-    __shared__ A part[ROWS][LANES];
-    const int column = blockIdx.x * LANES + threadIdx.x;
-    const i64 chunk = ((i64)rows + gridDim.y - 1) / gridDim.y, first = blockIdx.y * chunk;
-    const i64 end = first + chunk < rows ? first + chunk : rows;
-    A total = 0;
-    if (column < units)
-        for (i64 row = first + threadIdx.y; row < end; row += ROWS) {
-            const i64 i = row * units + column;
-            const A d = pull_back(dy[i], kind == LINEAR ? A(0) : y[i], kind);
-            if (dz) dz[i] = XP_N(d);
-            total += d;
-        }
-    if (sums) column_totals(total, part, sums + (i64)blockIdx.y * units, column, units);
-}
 
 // out = the sums of the columns of partial: 4 B. Grid (units / 32), rounded up; block (32, 8).
 extern "C" __global__ void column_sums(const A* __restrict__ partial, A* __restrict__ out, int rows, int units) {
@@ -262,6 +136,23 @@ extern "C" __global__ void hits(const A* __restrict__ p, const int* __restrict__
     }
 }
 
+// out[t, f] = the sum of the weights (null: 1) of the rows with target t that were found to be f. A thread works on
+// one of these numbers and reads all rows for it. A row of a class that does not exist makes all NaN.
+extern "C" __global__ void confusion(const int* __restrict__ target, const int* __restrict__ found,
+                                     const A* __restrict__ weight, A* __restrict__ out, int rows, int classes) {
+    for (EACH(i, (i64)classes * classes)) {
+        const int t = int(i / classes), f = int(i % classes);
+        A total = 0;
+        for (int row = 0; row < rows; row++) {
+            const int a = target[row], b = found[row];
+            if (a == t && b == f) total += weight ? weight[row] : A(1);
+            const A nothing = total - total;
+            if (a < 0 || a >= classes || b < 0 || b >= classes) total = nothing / nothing;
+        }
+        out[i] = total;
+    }
+}
+
 // out = scale * sum(values * weight): 8 B. weight may be null. One block, of up to 32 whole warps.
 extern "C" __global__ void sum_scaled(const A* __restrict__ values, const A* __restrict__ weight, A scale, A* out,
                                       int n) {
@@ -315,25 +206,34 @@ extern "C" __global__ void within(const A* __restrict__ partial, A limit, const 
     if (threadIdx.x == 0 && !sound) *ok = false;
 }
 
-// sums[0] += value * count and sums[1] += more (null: number), unless value is null.
-__device__ inline void add_up(double* sums, const A* value, A count, const A* more, A number) {
-    if (!value) return;
-    sums[0] += (double)*value * count;
-    sums[1] += more ? *more : number;
+// sums[i] += *value * factor, or the factor where value is null; unless i is not below n.
+__device__ inline void add_up(double* sums, int i, int n, const A* value, A factor) {
+    if (i < n) sums[i] += value ? (double)*value * factor : factor;
 }
 
-// step += 1 and age += 1 (both may be null) if *ok; four pairs of sums, one behind the other, if *counted. One thread.
-extern "C" __global__ void tally(const bool* ok, const bool* counted, i64* step, A* age, double* sums,
-                                 const A* value0, A count0, const A* more0, A number0, const A* value1, A count1,
-                                 const A* more1, A number1, const A* value2, A count2, const A* more2, A number2,
-                                 const A* value3, A count3, const A* more3, A number3) {
+// step += 1 and age += 1 (both may be null) if *ok; n numbers are added to the sums if *counted. One thread.
+extern "C" __global__ void tally(const bool* ok, const bool* counted, i64* step, A* age, double* sums, int n,
+                                 const A* value0, A factor0, const A* value1, A factor1, const A* value2, A factor2,
+                                 const A* value3, A factor3, const A* value4, A factor4, const A* value5, A factor5,
+                                 const A* value6, A factor6, const A* value7, A factor7) {
     if (*ok && step) *step += 1;
     if (*ok && age) *age += 1;
     if (!*counted) return;
-    add_up(sums, value0, count0, more0, number0);
-    add_up(sums + 2, value1, count1, more1, number1);
-    add_up(sums + 4, value2, count2, more2, number2);
-    add_up(sums + 6, value3, count3, more3, number3);
+    add_up(sums, 0, n, value0, factor0);
+    add_up(sums, 1, n, value1, factor1);
+    add_up(sums, 2, n, value2, factor2);
+    add_up(sums, 3, n, value3, factor3);
+    add_up(sums, 4, n, value4, factor4);
+    add_up(sums, 5, n, value5, factor5);
+    add_up(sums, 6, n, value6, factor6);
+    add_up(sums, 7, n, value7, factor7);
+}
+
+// sums += more * factor if *counted: 20 B.
+extern "C" __global__ void tally_array(const bool* counted, double* __restrict__ sums, const A* __restrict__ more,
+                                       A factor, i64 n) {
+    if (!*counted) return;
+    for (EACH(i, n)) sums[i] += (double)more[i] * factor;
 }
 
 // Clipping -------------------------------------------------------------------------------------------------
@@ -371,7 +271,7 @@ extern "C" __global__ void rescale(bool* ok, const bool* alive, i64* step, A* sc
     }
 }
 
-// Regularizers and optimizers, over flat arrays in place ---------------------------------------------------
+// Regularizers ---------------------------------------------------------------------------------------------
 
 // g += l1 sign(w) + 2 l2 w, and partial[block] = the block's share of sum(l1 |w| + l2 w^2): 12 B. Block: whole warps.
 extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, A* __restrict__ partial, A l1, A l2,
@@ -385,72 +285,6 @@ extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, 
     }
     total = block_sum(total, room);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
-}
-
-// What the optimizers share: nothing is written where *ok is false (ok may be null), and the gradient is *factor g
-// (factor may be null: g itself). `shrink` is lr decay, the share of the weights that decays.
-template <class Update>
-__device__ inline void optimize(const A* g, const A* factor, const bool* ok, i64 n, Update update) {
-    if (ok && !*ok) return;
-    const A f = factor ? *factor : A(1);
-    for (EACH(i, n)) update(i, f * g[i]);
-}
-
-// w' = w - shrink w - lr g: 12 B.
-extern "C" __global__ void sgd(A* __restrict__ w, const A* __restrict__ g, const A* lr, A decay, const A* factor,
-                               const bool* ok, i64 n) {
-    const A rate = *lr, shrink = rate * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) { w[i] -= shrink * w[i] + rate * slope; });
-}
-
-// q = w - shrink w,  v' = momentum v - lr g,  w' = q + v', or with nesterov  w' = q + momentum v' - lr g: 20 B.
-extern "C" __global__ void sgd_momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
-                                        A momentum, int nesterov, A decay, const A* factor, const bool* ok, i64 n) {
-    const A rate = *lr, shrink = rate * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) {
-        const A step = rate * slope, new_v = momentum * v[i] - step;
-        w[i] += (nesterov ? momentum * new_v - step : new_v) - shrink * w[i];
-        v[i] = new_v;
-    });
-}
-
-// v' = beta v + rest g,  w' = w - shrink w - lr v', where rest = 1 - beta: 20 B.
-extern "C" __global__ void momentum(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ v, const A* lr,
-                                    A beta, A rest, A decay, const A* factor, const bool* ok, i64 n) {
-    const A rate = *lr, shrink = rate * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) {
-        v[i] = beta * v[i] + rest * slope;
-        w[i] -= shrink * w[i] + rate * v[i];
-    });
-}
-
-// s' = rho s + rest g^2,  w' = w - shrink w - lr g / root, where rest = 1 - rho and root is sqrt(s' + epsilon) with
-// `inside`, else sqrt(s') + epsilon: 20 B.
-extern "C" __global__ void rmsprop(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ s, const A* lr,
-                                   A rho, A rest, A epsilon, int inside, A decay, const A* factor, const bool* ok,
-                                   i64 n) {
-    const A rate = *lr, shrink = rate * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) {
-        const A new_s = rho * s[i] + rest * (slope * slope);
-        s[i] = new_s;
-        w[i] -= shrink * w[i] + rate * slope / (inside ? sqrt(new_s + epsilon) : sqrt(new_s) + epsilon);
-    });
-}
-
-// m' = b1 m + rest1 g,  v' = b2 v + rest2 g^2,  c = 1 - b^age = -expm1(age log(b)),
-// w' = w - shrink w - lr sqrt(c2)/c1 m' / (sqrt(v') + epsilon), epsilon times sqrt(c2) with `corrected`: 28 B.
-// rest = 1 - b and ln = log(b) come from the host (b = 0: ln = -infinity, c = 1).
-extern "C" __global__ void adam(A* __restrict__ w, const A* __restrict__ g, A* __restrict__ m, A* __restrict__ v,
-                                const A* lr, const A* age, A b1, A rest1, A ln1, A b2, A rest2, A ln2, A epsilon,
-                                int corrected, A decay, const A* factor, const bool* ok, i64 n) {
-    const A root2 = sqrt(-expm1(*age * ln2)), rate = *lr * root2 / -expm1(*age * ln1);
-    const A small = corrected ? epsilon * root2 : epsilon, shrink = *lr * decay;
-    optimize(g, factor, ok, n, [=](i64 i, A slope) {
-        const A new_m = b1 * m[i] + rest1 * slope, new_v = b2 * v[i] + rest2 * (slope * slope);
-        m[i] = new_m;
-        v[i] = new_v;
-        w[i] -= shrink * w[i] + rate * new_m / (sqrt(new_v) + small);
-    });
 }
 
 #endif

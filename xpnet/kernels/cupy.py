@@ -1,4 +1,4 @@
-"""CuPy twins: the same results by kernels of our own (`cuda_kernels.cu`), in buffers that live from step to step.
+"""CuPy twins: the same results by kernels of our own, in buffers that live from step to step.
 
 Nothing here waits for the device, copies from it, or depends on a value on it, so that a step can be captured
 into a CUDA graph; what changes from step to step (learning rate, age, step) is handed on as an array. Without an
@@ -9,6 +9,7 @@ Here stand layers, losses and metrics; what works on flat arrays is in `cupy_fla
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from .. import ops
 from .blas import available, product
 from .cuda import GRID, KEPT_IN, NULL, WARPS, by_warp, fit, kernel_of, over, total
+from .generated import ActivationKernels, activation_kernels
 
 Array = Any  # a CuPy array
 
@@ -31,13 +33,16 @@ def _solid(ctx: Any, a: Array) -> Array:
 
 # Layers ---------------------------------------------------------------------------------------------------
 
-_KINDS = {"linear": 0, "relu": 1, "tanh": 2, "sigmoid": 3}  # activations whose derivative needs only their output
+# What the kernels apply where an activation is not elementwise.
+_IDENTITY = SimpleNamespace(name="linear", forward=lambda xp, z: z, backward=lambda xp, dy, z, y: dy)
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
     """Twin of `ops.affine`: bias and activation in one pass, derivative and bias gradient in another.
 
-    Under a mixed policy the latter also rounds the derivative, for the products that take it.
+    Both passes are kernels made from the activation's formulas; one that is not elementwise runs between them. The
+    scores are kept only if the derivative reads them. Under a mixed policy the second pass also rounds the
+    derivative, for the products that take it.
     """
     given, narrow = (x, kernel) if bias is None else (x, kernel, bias), ctx.backend.narrow
     if not (fit(ctx, *given) and x.ndim >= kernel.ndim == 2 and x.size and kernel.size):
@@ -46,25 +51,29 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         return _affine_of_rows(ctx, x, kernel, bias, activation)
     if narrow and not available():
         return ops.affine(ctx, x, kernel, bias, activation)
+    fused = activation_kernels(ctx.backend, activation)
+    passes = fused or activation_kernels(ctx.backend, _IDENTITY)
+    if passes is None:
+        return ops.affine(ctx, x, kernel, bias, activation)
     rows, units = x.shape[0], kernel.shape[1]
-    kind = _KINDS.get(activation.name)
     x16, kernel16 = _factor(ctx, x), _factor(ctx, kernel)
     z = product(x16, kernel16, ctx.empty((rows, units)))
-    if bias is not None or kind:
-        sizes = (np.int32(rows), np.int32(units), np.int32(kind or 0))
-        kernel_of("bias_act", z.dtype.name)(*over(z.size), (z, NULL if bias is None else bias, *sizes))
-    y = z if kind is not None else activation.forward(ctx.xp, z)
+    y = ctx.empty(z.shape) if passes.keeps_scores else z
+    if bias is not None or not passes.linear:
+        passes.forward(z, bias, y)
+    if fused is None:
+        y = activation.forward(ctx.xp, z)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-        if kind is None:
+        if fused is None:
             dy = activation.backward(ctx.xp, dy, z, y)
         dy = _solid(ctx, dy)
-        dz = ctx.empty(dy.shape, narrow and KEPT_IN[narrow]) if kind or narrow else dy
+        dz = dy if passes.linear and not narrow else ctx.empty(dy.shape, narrow and KEPT_IN[narrow])
         grads = {}
         if bias is not None:
             grads["bias"] = into["bias"] if "bias" in into else ctx.empty(bias.shape)
         if dz is not dy or grads:
-            _act_backward(ctx, dy, y, NULL if dz is dy else dz, grads.get("bias", NULL), kind or 0)
+            _pull_back(ctx, passes, (dy, z, y), None if dz is dy else dz, grads.get("bias"))
         grads["kernel"] = into["kernel"] if "kernel" in into else ctx.empty(kernel.shape)
         product(x16.T, dz, grads["kernel"])
         return (product(dz, kernel16.T, ctx.empty(x.shape)) if want_dx else None), grads
@@ -94,17 +103,17 @@ def _affine_of_rows(ctx: Any, x: Array, kernel: Array, bias: Array | None, activ
     return xp.reshape(y, (*x.shape[:-1], y.shape[-1])), backward
 
 
-def _act_backward(ctx: Any, dy: Array, y: Array, dz: Any, sums: Any, kind: int) -> None:
-    """Write dz and the sums of its columns (NULL: not wanted), in chunks of rows if there are many rows."""
-    (rows, units), dtype = dy.shape, dy.dtype.name
-    across = -(-units // WARPS[0])
-    chunks = max(1, min(rows // 256, GRID // across))
-    partial = ctx.empty((chunks, units)) if chunks > 1 and sums is not NULL else sums
-    sizes = (np.int32(rows), np.int32(units), np.int32(kind))
-    launch = kernel_of("act_backward", dtype, None, ctx.backend.narrow)
-    launch((across, chunks), WARPS, (dy, y, dz, partial, *sizes))
+def _pull_back(
+    ctx: Any, passes: ActivationKernels, given: tuple[Array, Array, Array], dz: Array | None, sums: Array | None
+) -> None:
+    """Write dz and the sums of its columns (None: not wanted), in chunks of rows if there are many rows."""
+    rows, units = given[0].shape
+    chunks = max(1, min(rows // 256, GRID // -(-units // WARPS[0])))
+    partial = ctx.empty((chunks, units)) if chunks > 1 and sums is not None else sums
+    passes.backward(*given, dz, partial, chunks)
     if partial is not sums:
-        kernel_of("column_sums", dtype)((across,), WARPS, (partial, sums, np.int32(chunks), np.int32(units)))
+        launch, sizes = kernel_of("column_sums", given[0].dtype.name), (np.int32(chunks), np.int32(units))
+        launch((-(-units // WARPS[0]),), WARPS, (partial, sums, *sizes))
 
 
 def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
@@ -150,6 +159,17 @@ def hits(ctx: Any, p: Array, target: Array) -> Array:
     out = ctx.empty(p.shape[:1])
     args = (p, target, out, np.int32(p.shape[0]), np.int32(p.shape[1]))
     kernel_of("hits", p.dtype.name)(*by_warp(p.shape[0]), args)
+    return out
+
+
+def confusion(ctx: Any, target: Array, found: Array, weight: Array | None, classes: int) -> Array:
+    """Twin of `ops.confusion`, which its product would keep from being captured."""
+    labels = all(a.dtype == np.int32 and a.flags.c_contiguous and a.ndim == 1 and a.size for a in (target, found))
+    if not (labels and ctx.inplace and (weight is None or fit(ctx, weight))):
+        return ops.confusion(ctx, target, found, weight, classes)
+    out = ctx.empty((classes, classes))
+    args = (target, found, NULL if weight is None else weight, out, np.int32(target.size), np.int32(classes))
+    kernel_of("confusion", out.dtype.name)(*over(out.size), args)
     return out
 
 

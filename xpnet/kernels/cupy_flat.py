@@ -1,19 +1,20 @@
 """CuPy twins of what works on flat arrays: gradient, guard, counters, clipping and optimizers (see `cupy.py`).
 
-The optimizers write weights and slots over where no update can overflow (`ops.never_overflows`), unless the
-context's `gate` holds them back. Flag, counters and sums are written over too, so that a captured step need not
-copy them to where they stay. All but the flag by launches that end the step (`ctx.later`).
+An update is written over weights and slots where it can't overflow, unless the context's `gate` holds it back.
+Flag, counters and sums are written over too, so that a captured step need not copy them to where they stay. All
+but the flag by launches that end the step (`ctx.later`).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import ops
 from .cuda import NULL, fit, kernel_of, over, total
+from .generated import update_kernel
 
 Array = Any  # a CuPy array
 
@@ -21,11 +22,11 @@ Array = Any  # a CuPy array
 # The flat gradient, and the guard -------------------------------------------------------------------------
 
 
-def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
-    """Twin of `ops.pack`: copies only what is not in its place already.
+# `cupy.concatenate` copies the addresses of more than 8 arrays from the host, which no capture allows.
 
-    `cupy.concatenate` would copy the addresses of more than 8 arrays from the host, which no capture allows.
-    """
+
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
+    """Twin of `ops.pack`: copies only what is not in its place already."""
     if room is None and not ctx.inplace:
         return ops.pack(ctx, layout, parts, room)
     flat = ctx.empty((layout.size,)) if room is None else room[0]
@@ -33,6 +34,17 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
     for path, part in parts.items():
         if part is not views[path]:
             views[path][...] = part
+    return flat
+
+
+def join(ctx: Any, parts: Sequence[Array]) -> Array:
+    """Twin of `ops.join`."""
+    if not (ctx.inplace and parts and all(part.ndim == 1 and part.dtype == ctx.dtype for part in parts)):
+        return ops.join(ctx, parts)
+    flat, done = ctx.empty((sum(part.size for part in parts),)), 0
+    for part in parts:
+        flat[done : done + part.size] = part
+        done += part.size
     return flat
 
 
@@ -76,29 +88,45 @@ def _squares(ctx: Any, a: Array, b: Any = NULL) -> tuple[Array, int]:
     return partial, grid[0]
 
 
-PAIRS = 4  # of sums that one launch of `tally` adds to
+NUMBERS = 8  # of sums that one launch of `tally` adds to
 
 
 def tally(
     ctx: Any, ok: Array, counted: Array, step: Array, age: Array, sums: Array, parts: Any
 ) -> tuple[Array, Array, Array]:
-    """Twin of `ops.tally`, in place: one kernel for the counters and up to `PAIRS` pairs."""
-    arrays = [a for trio in parts for a in (trio[0], trio[2]) if not isinstance(a, (int, float))]
-    values = all(not isinstance(value, (int, float)) for value, _, _ in parts)
-    kinds = step.dtype == np.int64 and sums.dtype == np.float64 and all(a.ndim == 0 for a in arrays)
-    if not (values and kinds and sums.flags.c_contiguous and fit(ctx, age, *arrays)):
+    """Twin of `ops.tally`, in place: a kernel for the counters and up to `NUMBERS` numbers, one for each array."""
+    arrays = [a for a, _ in parts if not isinstance(a, (int, float))]
+    kinds = step.dtype == np.int64 and sums.dtype == np.float64 and all(a.size for a in arrays)
+    if not (kinds and sums.ndim == 1 and sums.flags.c_contiguous and fit(ctx, age, *arrays)):
         return ops.tally(ctx, ok, counted, step, age, sums, parts)
-    real, clock = age.dtype.type, (step, age)
-    for first in range(0, max(1, len(parts)), PAIRS):
-        args: list[Any] = []
-        for value, count, more in parts[first : first + PAIRS]:
-            number = isinstance(more, (int, float))
-            args += [value, real(count), *((NULL, real(more)) if number else (more, real(0)))]
-        while len(args) < 4 * PAIRS:
-            args += [NULL, real(0), NULL, real(0)]
-        ctx.later(kernel_of("tally", age.dtype.name), (1,), (1,), (ok, counted, *clock, sums[first:], *args))
-        clock = (NULL, NULL)
+    real, clock, done = age.dtype.type, (step, age), 0
+    for group in _groups(parts):
+        room, size = sums[done:], sum(getattr(a, "size", 1) for a, _ in group)
+        if size > len(group):
+            ((a, factor),) = group
+            args = (counted, room, a, real(factor), np.int64(size))
+            ctx.later(kernel_of("tally_array", age.dtype.name), *over(size), args)
+        else:
+            pairs = [(NULL, real(a * f)) if isinstance(a, (int, float)) else (a, real(f)) for a, f in group]
+            pairs += [(NULL, real(0))] * (NUMBERS - len(pairs))
+            args = (ok, counted, *clock, room, np.int32(size), *(x for pair in pairs for x in pair))
+            ctx.later(kernel_of("tally", age.dtype.name), (1,), (1,), args)
+            clock = (NULL, NULL)
+        done += size
     return step, age, sums
+
+
+def _groups(parts: Any) -> list[list[Any]]:
+    """Return the parts in groups, one a launch: up to `NUMBERS` numbers, or an array; the first is of numbers."""
+    groups: list[list[Any]] = [[]]
+    after_array = False
+    for a, factor in parts:
+        is_array = getattr(a, "size", 1) > 1
+        if is_array or after_array or len(groups[-1]) == NUMBERS:
+            groups.append([])
+        groups[-1].append((a, factor))
+        after_array = is_array
+    return groups
 
 
 def rescale(ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak: Array) -> Any:
@@ -137,104 +165,44 @@ def _given(factor: Array | None) -> tuple[Array, ...]:
     return () if factor is None else (factor,)
 
 
-# Optimizers, in place ---------------------------------------------------------------------------------------
+# Optimizers -------------------------------------------------------------------------------------------------
 
 
-def _in_place(
-    ctx: Any, arrays: tuple[Array, ...], factor: Array | None, beta: float, epsilon: float, decay: float
-) -> bool:
-    """Return whether a kernel may write the update over the first of these arrays, the weights, and the slots."""
-    tame = ctx.overwrite and arrays[0].ndim == 1 and ops.never_overflows(beta, epsilon, decay)
-    return tame and fit(ctx, *arrays, *_given(factor))
-
-
-def _update(
-    ctx: Any, name: str, arrays: tuple[Array, ...], scalars: tuple[Any, ...], decay: float, factor: Array | None
-) -> None:
-    """Put the launch of an optimizer's kernel over flat arrays, behind the gate, off to the end of the step."""
-    n, real = arrays[0].size, arrays[0].dtype.type
-    args = (x if not isinstance(x, float) else real(x) for x in scalars)
-    last = (real(decay), NULL if factor is None else factor, NULL if ctx.gate is None else ctx.gate)
-    if n:
-        ctx.later(kernel_of(name, arrays[0].dtype.name), *over(n), (*arrays, *args, *last, np.int64(n)))
-
-
-def sgd(
+def update(
     ctx: Any,
+    optimizer: Any,
     w: Array,
     g: Array,
-    slots: Any,
-    lr: Array,
-    momentum: float,
-    nesterov: bool,
-    decay: float = 0.0,
-    factor: Array | None = None,
-) -> Any:
-    """Twin of `ops.sgd`."""
-    if not _in_place(ctx, (w, g, *slots, lr), factor, momentum, 1.0, decay):
-        return ops.sgd(ctx, w, g, slots, lr, momentum, nesterov, decay, factor)
-    if slots:
-        _update(ctx, "sgd_momentum", (w, g, *slots), (lr, float(momentum), np.int32(nesterov)), decay, factor)
-    else:
-        _update(ctx, "sgd", (w, g), (lr,), decay, factor)
-    return w, slots
-
-
-def momentum(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
-    lr: Array,
-    beta: float,
-    decay: float = 0.0,
-    factor: Array | None = None,
-) -> Any:
-    """Twin of `ops.momentum`."""
-    if not _in_place(ctx, (w, g, *slots, lr), factor, beta, 1.0, decay):
-        return ops.momentum(ctx, w, g, slots, lr, beta, decay, factor)
-    _update(ctx, "momentum", (w, g, *slots), (lr, float(beta), 1.0 - beta), decay, factor)
-    return w, slots
-
-
-def rmsprop(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
-    lr: Array,
-    rho: float,
-    epsilon: float,
-    inside: bool,
-    decay: float = 0.0,
-    factor: Array | None = None,
-) -> Any:
-    """Twin of `ops.rmsprop`."""
-    if not _in_place(ctx, (w, g, *slots, lr), factor, rho, epsilon, decay):
-        return ops.rmsprop(ctx, w, g, slots, lr, rho, epsilon, inside, decay, factor)
-    scalars = (lr, float(rho), 1.0 - rho, float(epsilon), np.int32(inside))
-    _update(ctx, "rmsprop", (w, g, *slots), scalars, decay, factor)
-    return w, slots
-
-
-def adam(
-    ctx: Any,
-    w: Array,
-    g: Array,
-    slots: Any,
+    slots: tuple[Array, ...],
     lr: Array,
     age: Array,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    corrected: bool,
     decay: float = 0.0,
     factor: Array | None = None,
-) -> Any:
-    """Twin of `ops.adam`."""
-    if not _in_place(ctx, (w, g, *slots, lr, age), factor, max(beta_1, beta_2), epsilon, decay):
-        return ops.adam(ctx, w, g, slots, lr, age, beta_1, beta_2, epsilon, corrected, decay, factor)
-    rates = [(float(b), 1.0 - b, math.log(b) if b > 0 else -math.inf) for b in (beta_1, beta_2)]
-    scalars = (lr, age, *rates[0], *rates[1], float(epsilon), np.int32(corrected))
-    _update(ctx, "adam", (w, g, *slots), scalars, decay, factor)
-    return w, slots
+) -> tuple[Array, tuple[Array, ...]]:
+    """Twin of `ops.update`: one kernel, made from the formula.
+
+    Where no update can overflow it writes over weights and slots, unless the gate is closed, at the end of the
+    step; else into other memory, since the guard looks at the result first.
+    """
+    arrays, in_place = (w, g, *slots), ctx.overwrite and optimizer.never_overflows
+    alike = all(a.ndim == 1 and a.size == w.size for a in arrays)
+    made = None
+    if alike and fit(ctx, *arrays, lr, age, *_given(factor)):
+        made = update_kernel(ctx.backend, optimizer, len(slots), decay, factor is not None, in_place)
+    if made is None:
+        return ops.update(ctx, optimizer, w, g, slots, lr, _counted(ctx, age), decay, factor)
+    numbers = (lr, age, factor)
+    if in_place:
+        if w.size:
+            ctx.later(made.kernel, *made.launch(arrays, (), numbers, ctx.gate))
+        return w, slots
+    new = [ctx.empty(w.shape) for _ in (w, *slots)]
+    if w.size:
+        made.kernel(*made.launch(arrays, new, numbers, None))
+    return new[0], tuple(new[1:])
+
+
+def _counted(ctx: Any, age: Array) -> Array:
+    """Return the age as the body is to read it: `tally` may have put off the launch that counts it up."""
+    put_off = any(a is age for call in ctx.finish for a in call.args[-1])
+    return age + 1.0 if put_off else age

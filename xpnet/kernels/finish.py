@@ -1,8 +1,8 @@
-"""The calls with which a step ends: those that write over its state, made in one go.
+"""End a step: run the calls that overwrite its state, atomically.
 
-An exception may strike between any two lines of Python: Ctrl-C, a signal handler that raises, one that is sent
-into the thread. Between two calls that C code makes none can. So what writes over the state is put off to the end
-of the step, as a list of calls of C functions, and C code makes them: all, or none.
+An exception may be raised between any two lines of Python: Ctrl-C, a signal handler, an asynchronous exception in
+the thread. Between two calls made by C code it can't. So everything that overwrites the state is deferred to the
+end of the step, as a list of calls of C functions, which C code makes: all of them or none.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ Call = Callable[[], Any]
 
 
 class Branch(NamedTuple):
-    """Calls (and branches) that are made if a flag, a 0-d boolean array on the host, is set by then."""
+    """Calls (and branches) that run if a flag, a 0-d boolean array on the host, is set at that time."""
 
     flag: Any
     calls: list[Any]
 
 
 class Pieces(NamedTuple):
-    """Calls that may be made in any order, by several threads."""
+    """Calls that may run in any order, on several threads."""
 
     calls: Sequence[Call]
 
 
 class End:
-    """The end of a recorded step: what there is to do for each setting of its flags is worked out once."""
+    """The end of a recorded step; the calls for each combination of its flags are determined once."""
 
     def __init__(self, entries: Sequence[Any]) -> None:
         self.entries, self.flags = entries, _flags(entries)
         self.plans: dict[Any, tuple[list[Call], list[Call]]] = {}
 
     def plan(self) -> tuple[list[Call], list[Call]]:
-        """Return the calls, and those that several threads may make, for the flags as they are."""
+        """Return the calls, and those that several threads may run, for the current flags."""
         key = tuple([flag.item() for flag in self.flags])
         found = self.plans.get(key)
         if found is None:
@@ -54,10 +54,10 @@ def _flags(entries: Iterable[Any]) -> list[Any]:
 
 
 def make(finish: Any, *last: Call) -> None:
-    """Make the calls of a step's end, and then the last ones: all of them, whatever is thrown in between.
+    """Run the calls that end a step, then the last ones: all of them, even if an exception is raised meanwhile.
 
     Args:
-        finish: an `End`, or calls of C functions, `Branch` and `Pieces` of such. last: calls of C functions.
+        finish: an `End`, or a list of calls of C functions, `Branch` and `Pieces`. last: calls of C functions.
     """
     calls, pieces = finish.plan() if type(finish) is End else _plan(finish)
     if pieces:
@@ -67,7 +67,7 @@ def make(finish: Any, *last: Call) -> None:
 
 
 def result_of(store: Callable[[Any], Any], function: Callable[..., Any], state: Any, batch: Any) -> None:
-    """Store what a C function returns: no line of Python lies between its return and that."""
+    """Store the result of a C function, with no line of Python between its return and the store."""
     deque(map(store, map(function, (state,), (batch,))), maxlen=0)
 
 

@@ -1,10 +1,9 @@
-"""Threads that take part in work, and are there at once where the work comes often.
+"""Worker threads that spin briefly before sleeping.
 
-To wake a thread that sleeps takes some 50 microseconds, a good part of a product that is worth sharing. So a
-helper that is done looks out for more, for longer than the pause between two products of a step, before it goes
-to sleep. And it asks for Python's lock only when the thread that called it is likely to have let go of it: to
-find the lock taken is to sleep, too. All this needs numba (the extra `fast`); without it a helper goes to sleep
-at once.
+Waking a sleeping thread takes about 50 microseconds, a large part of a product that is worth sharing. So an idle
+helper spins, for longer than the pause between two products of a step, before it sleeps. It requests the GIL only
+when the calling thread has probably released it, because waiting for the GIL means sleeping, too. This needs numba
+(the extra `fast`); without it, a helper sleeps at once.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ import numpy as np
 
 __all__ = ["Helper", "Job", "drain", "free"]
 
-LOOKS = 400  # of half a microsecond each, before a thread goes to sleep
-GRACE = 10  # times half a microsecond, from being asked to asking for Python's lock
-NAP = 5e-5  # seconds between two looks of one who has looked `LOOKS` times
+LOOKS = 400  # polls, half a microsecond each, before a thread sleeps
+GRACE = 10  # polls, likewise, between a request and taking the GIL
+NAP = 5e-5  # seconds between polls after the first `LOOKS`
 
 Queue = deque[Callable[[], Any]]
 
 
 class Job(AbstractContextManager["Job"]):
-    """Calls that some helpers take part in; no helper is at work on them any more when the block ends."""
+    """A queue of calls shared with helpers; when its `with` block ends, no helper is running one."""
 
     def __init__(self, queue: Queue, helping: Sequence[Helper]) -> None:
         self.queue, self.helping = queue, helping
-        self.errors: list[BaseException] = []  # of the helpers
+        self.errors: list[BaseException] = []  # raised in helpers
         self.done = False
 
     def begin(self) -> None:
-        """Ask the helpers to take calls, as soon as they can."""
+        """Ask the helpers to take calls."""
         for helper in self.helping:
             helper.ask(self)
 
@@ -63,30 +62,30 @@ def _no_job() -> None:
 
 
 class Helper:
-    """A thread that takes calls from a queue, beside the thread that has filled it."""
+    """A thread that takes calls from a queue, together with the thread that filled it."""
 
     def __init__(self, number: int) -> None:
         self.job: Callable[[], Job | None] = _no_job
-        self.turns = np.zeros(1, np.int64)  # how often it was asked
-        self.free = np.ones(1, np.int64)  # 0 from before it takes a call until there is none left
+        self.turns = np.zeros(1, np.int64)  # number of requests
+        self.free = np.ones(1, np.int64)  # 0 from before it takes a call until none is left
         self.asleep = False
-        self.bell: SimpleQueue[None] = SimpleQueue()  # in C: an exception can't leave it locked
+        self.bell: SimpleQueue[None] = SimpleQueue()  # written in C: an exception can't leave it locked
         threading.Thread(target=self._live, args=[_spin()], name=f"xpnet-{number}", daemon=True).start()
 
     def taken(self) -> bool:
-        """Return whether somebody's job is not done yet: one that has gone without an end counts as done."""
+        """Return whether its job is unfinished; a job that was garbage-collected counts as done."""
         job = self.job()
         return job is not None and not job.done
 
     def ask(self, job: Job) -> None:
-        """Let the helper take calls of a job, as soon as it can."""
+        """Ask the helper to take calls of a job."""
         self.job = ref(job)
         self.turns[0] += 1
         if self.asleep:
             self.bell.put(None)
 
     def wait(self) -> None:
-        """Wait for the calls that the helper has begun, if it has."""
+        """Wait until the helper runs no call."""
         spin = _spin()
         if spin is None or not spin.reached(self.free, 1, LOOKS):
             while not self.free[0]:
@@ -95,19 +94,19 @@ class Helper:
     def _live(self, spin: Any) -> None:
         try:
             self._serve(spin)
-        finally:  # an exception sent into this thread has ended it
+        finally:  # an asynchronous exception has ended this thread
             self.free[0] = 1
 
     def _serve(self, spin: Any) -> None:
         seen = 0
-        np.seterr(all="ignore")  # of this thread: what is not finite, the guard finds
+        np.seterr(all="ignore")  # for this thread: the guard finds non-finite values
         while True:
             if self._asked(spin, seen):
                 seen = int(self.turns[0])
                 _work(self.job())
             else:
                 self.asleep = True
-                if self.turns[0] == seen:  # if not, the bell rings once too often, which does no harm
+                if self.turns[0] == seen:  # if not, there is one superfluous ring, which is harmless
                     self.bell.get()
                 self.asleep = False
 
@@ -120,7 +119,7 @@ class Helper:
 
 
 def drain(queue: Queue) -> None:
-    """Make the calls of a queue until there is none left."""
+    """Run the calls of a queue until none is left."""
     while True:
         try:
             call = queue.popleft()
@@ -130,11 +129,11 @@ def drain(queue: Queue) -> None:
 
 
 def _work(job: Job | None) -> None:
-    """Make the calls of a job until there is none left, or one fails."""
+    """Run the calls of a job until none is left or one fails."""
     if job is not None:
         try:
             drain(job.queue)
-        except BaseException as error:  # noqa: BLE001 - who has made the job raises it
+        except BaseException as error:  # noqa: BLE001 - raised again by the job's thread
             job.errors.append(error)
 
 
@@ -142,14 +141,14 @@ _helpers: list[Helper] = []
 
 
 def free(number: int) -> list[Helper]:
-    """Return those of so many helpers that nobody has taken."""
+    """Return the free ones among the first `number` helpers."""
     while len(_helpers) < number:
         _helpers.append(Helper(len(_helpers)))
     return [helper for helper in _helpers[:number] if not helper.taken()]
 
 
 def forget() -> None:
-    """Make new helpers when the next are needed: a forked process has none of its parent's threads."""
+    """Discard all helpers: a forked process has none of its parent's threads."""
     _helpers.clear()
 
 
@@ -159,7 +158,7 @@ if hasattr(os, "register_at_fork"):
 
 @lru_cache
 def _spin() -> Any:
-    """Return the functions that wait without sleeping, compiled; None without numba or on Windows."""
+    """Return the compiled spinning functions; None without numba or on Windows."""
     if os.name != "posix":
         return None
     try:

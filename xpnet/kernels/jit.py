@@ -1,7 +1,7 @@
-"""Loops compiled by numba, kept on disk where that works: a damaged file is compiled anew, not trusted.
+"""Compile loops with numba and cache them on disk; damaged cache files are detected and recompiled.
 
-Each file of the cache ends in a checksum. Without one, a damaged file raises whatever `pickle` stumbles over, or
-its damaged machine code runs.
+Each cache file ends with a checksum. Without it, a damaged file would raise arbitrary `pickle` errors, or its
+damaged machine code would run.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"
 
 
 def loop(function: Any) -> Any:
-    """Compile a loop at its first use; keep it on disk where there is a place to."""
+    """Compile a loop at its first use; cache it on disk if possible."""
     compiled = numba.njit(**OPTIONS)(function)
     try:
         compiled._cache = _Cache(function)
-    except (RuntimeError, OSError) as error:  # neither beside its file nor in the user's cache can be written
+    except (RuntimeError, OSError) as error:  # neither the source's folder nor the user's cache is writable
         _tell(error)
     return compiled
 
 
 class _Cache(FunctionCache):
-    """Numba's cache for one loop; if the cache fails, the loop is compiled again."""
+    """Numba's cache of one loop; if the cache fails, the loop is recompiled."""
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
@@ -42,17 +42,17 @@ class _Cache(FunctionCache):
         self._cache_file = _Files(self._cache_path, name, self._impl.locator.get_source_stamp())
 
     def load_overload(self, *args: Any) -> Any:
-        """Return a compiled loop, or None if it has to be compiled."""
+        """Return a compiled loop, or None if it must be compiled."""
         loaded = None
         try:
             loaded = super().load_overload(*args)
-        except Exception as error:  # noqa: BLE001 - of whatever kind: it is told
+        except Exception as error:  # noqa: BLE001 - any kind; reported as a warning
             self._cache_file.error = error
         _tell(self._cache_file.error)
         return loaded
 
     def save_overload(self, *args: Any) -> None:
-        """Keep a compiled loop, if that works."""
+        """Save a compiled loop, if possible."""
         try:
             super().save_overload(*args)
         except Exception as error:  # noqa: BLE001 - likewise
@@ -61,9 +61,9 @@ class _Cache(FunctionCache):
 
 
 class _Files(IndexDataCacheFile):
-    """The files of a loop, each with a checksum at its end."""
+    """The cache files of a loop, each with a checksum at its end."""
 
-    error: Exception | None = None  # why one could not be used
+    error: Exception | None = None  # why a file could not be used
 
     def _load_index(self) -> Any:
         try:
@@ -73,7 +73,7 @@ class _Files(IndexDataCacheFile):
             return {}
         except OSError as error:
             self.error = error
-            return {}  # so that it is written anew
+            return {}  # so that it is rewritten
 
     def _load_data(self, name: str) -> Any:
         try:
@@ -95,7 +95,7 @@ class _Files(IndexDataCacheFile):
 
 
 def _check(path: str) -> None:
-    """Read a file whole.
+    """Verify a file's checksum.
 
     Raises:
         OSError: it can't be read, or is damaged.
@@ -110,7 +110,7 @@ _told = False
 
 
 def _tell(error: Exception | None) -> None:
-    """Warn, once a process, of what is wrong with the cache."""
+    """Warn about a failing cache, once per process."""
     global _told
     if error is not None and not _told:
         _told = True
@@ -122,7 +122,7 @@ def _tell(error: Exception | None) -> None:
         )
 
 
-# a child that is forked while another thread compiles would wait for that for ever
+# else a child forked while another thread compiles would wait for the lock forever
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=global_compiler_lock.acquire,

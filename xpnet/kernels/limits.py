@@ -1,10 +1,10 @@
-"""How many threads BLAS may use: one while a step runs, as many as before when none does.
+"""Limit BLAS to one thread while a step runs, and restore its number of threads afterwards.
 
-threadpoolctl finds the libraries. The number is set by their own functions: threadpoolctl 3.8 lets only the first
-thread of a process that asks set OpenBLAS' number, and ignores the others without a word.
+threadpoolctl finds the libraries. Their own functions set the number: threadpoolctl 3.8 lets only the first thread
+of a process set OpenBLAS's number, and silently ignores the others.
 
-An exception may strike anywhere: Ctrl-C twice, a signal handler that raises, one that is sent into the thread. So
-each old setting is noted before it is changed, and a block counts as open while its `with` statement is alive. If
+An exception may be raised anywhere: Ctrl-C twice, a signal handler, an asynchronous exception in the thread. So
+each old setting is saved before it is changed, and a block counts as open while its `with` statement is alive. If
 a block ends without running its exit, the next one to begin or end restores what it changed.
 """
 
@@ -32,7 +32,7 @@ VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "BLI
 
 @dataclass(eq=False)
 class Library:
-    """A BLAS library: how to get and set its number of threads; whether all threads of the process share it."""
+    """A BLAS library: getter and setter of its number of threads; whether the number is per process."""
 
     get: Callable[[], int]
     set: Callable[[int], Any]
@@ -40,7 +40,7 @@ class Library:
 
 
 def _default() -> int:
-    """Return how many threads BLAS uses by default: one for each core, or what the environment says."""
+    """Return how many threads BLAS uses by default: one per core, or as set in the environment."""
     cores = len(os.sched_getaffinity(os.getpid())) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name in VARIABLES:
         number = re.match(r"\s*0*([1-9]\d*)", os.environ.get(name, ""))
@@ -49,11 +49,11 @@ def _default() -> int:
     return cores
 
 
-DEFAULT = _default()  # when xpnet is imported, for good: what limits BLAS later must not change results
+DEFAULT = _default()  # fixed at import: limiting BLAS later must not change results
 
 
 def count() -> int:
-    """Return in how many parts work is cut: as many as BLAS uses threads where nobody limits it."""
+    """Return the number of parts to split work into: the threads of an unlimited BLAS."""
     return DEFAULT if _blas() else 1
 
 
@@ -71,12 +71,12 @@ OPENBLAS = [
     (f"{before}openblas_get_num_threads{after}", f"{before}openblas_set_num_threads{after}")
     for before, after in product(("", "scipy_"), ("", "64_", "_64"))
 ]
-OPENMP = [("omp_get_max_threads", "omp_set_num_threads")]  # by which an OpenBLAS with OpenMP goes
+OPENMP = [("omp_get_max_threads", "omp_set_num_threads")]  # used by an OpenBLAS with OpenMP
 MKL = [("MKL_Get_Max_Threads", "MKL_Set_Num_Threads_Local")]
 
 
 def _library(found: Any) -> Library:
-    """Return a library that threadpoolctl has found."""
+    """Return the `Library` for one that threadpoolctl has found."""
     names, shared = {"openblas": OPENBLAS, "mkl": MKL}.get(found.internal_api, []), found.internal_api != "mkl"
     if names is OPENBLAS and found.threading_layer == "openmp":
         names, shared = OPENMP, False
@@ -91,52 +91,52 @@ def _library(found: Any) -> Library:
 
 
 def _function(library: Any, name: str, *types: Any) -> Any:
-    """Return a function of a library that keeps Python's lock: to let go of it costs more than the call."""
+    """Return a library function that is called with the GIL held: releasing it costs more than the call."""
     return ctypes.PYFUNCTYPE(*types)(ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
 
 
-Before = dict[Library, int]  # the numbers to be restored
+Before = dict[Library, int]  # the numbers to restore
 
-_lock = threading.RLock()  # one that the same thread may take twice: a signal handler may train, too
-_before: Before = {}  # of libraries with one number for the process
-_inside: list[_Entry] = []  # the blocks of all threads
+_lock = threading.RLock()  # reentrant: a signal handler may train, too
+_before: Before = {}  # for libraries with one number per process
+_inside: list[_Entry] = []  # the open blocks of all threads
 
 
 class _Entry:
-    """What a block has changed."""
+    """The settings that a block has changed."""
 
     __slots__ = ("before", "began", "block", "errors", "state")
 
-    block: Callable[[], Any]  # what the `with` statement holds; None when it has let go
+    block: Callable[[], Any]  # weak reference to the `Alone` held by the `with` statement
     began: float
-    errors: Any  # what NumPy did about errors before
+    errors: Any  # NumPy's previous error settings
 
     def __init__(self) -> None:
         self.state = np.errstate(all="ignore")
-        self.before: Before = {}  # of libraries with a number for each thread
+        self.before: Before = {}  # for libraries with one number per thread
 
 
 class _Here(threading.local):
-    """What is a thread's own."""
+    """Thread-local data."""
 
     def __init__(self) -> None:
-        self.entries: list[_Entry] = []  # its blocks, the innermost last
+        self.entries: list[_Entry] = []  # the thread's open blocks, the innermost last
 
 
 _here = _Here()
 
 
 class Alone(partial[None]):
-    """Keep BLAS to one thread, and NumPy from warning of what the guard finds.
+    """Limit BLAS to one thread and silence NumPy's floating-point warnings (the guard finds such values).
 
-    Of blocks that overlap, the last to leave restores the process' number of threads.
+    If blocks overlap, the last one to end restores the number of threads of the process.
 
-    A `partial` of what is to be done at the end: C code calls it, so that nothing but the `with` statement holds
-    it. A frame of Python's would, in the traceback of an exception that struck in it.
+    It is a `partial` of the exit function, which C code calls, so that only the `with` statement refers to it. A
+    Python frame would also refer to it, in the traceback of an exception raised there.
     """
 
     def __new__(cls) -> Alone:
-        """Make a block, which begins when a `with` statement enters it."""
+        """Make a block that begins when a `with` statement enters it."""
         entry = _Entry()
         block = super().__new__(cls, _leave, entry)
         entry.block = ref(block)
@@ -184,13 +184,13 @@ def _limit(library: Library, before: Before) -> None:
 
 def _restore(before: Before) -> None:
     for library, threads in list(before.items()):
-        if library.get() == 1:  # if not, somebody else has set it since
+        if library.get() == 1:  # if not, other code has set it since
             library.set(threads)
     before.clear()
 
 
 def _settle() -> None:
-    """Restore the process' numbers if no block is left."""
+    """Restore the numbers of the process if no block is open."""
     if _inside:
         _inside[:] = [entry for entry in _inside if entry.block() is not None]
     if _before and not _inside:
@@ -198,29 +198,29 @@ def _settle() -> None:
 
 
 def _clear(entries: list[_Entry]) -> None:
-    """Restore what this thread's innermost blocks changed, if they ended without leaving."""
+    """Restore what this thread's innermost blocks changed, if they ended without running their exit."""
     while entries and entries[-1].block() is None:
         entry = entries[-1]
-        if set(np.geterr().values()) == {"ignore"}:  # if not, somebody else has set it since
+        if set(np.geterr().values()) == {"ignore"}:  # if not, other code has set it since
             np.seterr(**entry.errors)
         _restore(entry.before)
         entries.remove(entry)
 
 
 def allowed() -> int:
-    """Return how many threads may share this thread's work: in a block as many as BLAS might use, else 1."""
+    """Return how many threads may share this thread's work: within a block those of the unlimited BLAS, else 1."""
     entries = _here.entries
     own = (threads for entry in entries for threads in entry.before.values())
     return max([1, *_before.values(), *own]) if entries else 1
 
 
 def blas_threads() -> int:
-    """Return how many threads BLAS may use now."""
+    """Return how many threads BLAS may use at present."""
     return max([1, *(library.get() for library in _blas())])
 
 
 def _after_fork() -> None:
-    """Forget the blocks of threads that a forked process has not, and their limit."""
+    """Discard the blocks of threads that do not exist in a forked process, and undo their limits."""
     global _lock
     _lock = threading.RLock()
     _clear(_here.entries)

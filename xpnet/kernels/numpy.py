@@ -260,8 +260,16 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
     if ctx.tape is None:
         return ops.tally(ctx, ok, counted, step, age, sums, parts)
     new = ctx.empty((), step.dtype), ctx.empty((), age.dtype), ctx.empty(sums.shape, sums.dtype)
-    flat = [n for value, count, more in parts for n in (value if count == 1.0 else value * count, more)]
-    ctx.launch(_tally, ok, counted, step, age, sums.reshape(-1), *new[:2], new[2].reshape(-1), flat)
+    numbers, arrays, i = [], [], 0
+    for a, factor in parts:
+        shape = getattr(a, "shape", ())
+        if shape == ():
+            numbers.append((i, a, factor))
+        else:
+            where = slice(i, i + math.prod(shape))
+            arrays.append((sums[where], new[2][where], np.reshape(a if factor == 1.0 else a * factor, (-1,))))
+        i += math.prod(shape)
+    ctx.launch(_tally, ok, counted, step, age, sums, *new, numbers, arrays)
     return new
 
 
@@ -274,14 +282,17 @@ def _tally(
     new_step: Array,
     new_age: Array,
     new_sums: Array,
-    more: list[Any],
+    numbers: list[Any],
+    arrays: list[Any],
 ) -> None:
-    """Add with Python's numbers: a ufunc that writes one number takes six times as long."""
+    """Add numbers with Python's: a ufunc that writes one number takes six times as long."""
     taken = bool(ok)
     new_step[()], new_age[()] = step.item() + taken, age.item() + taken
     if taken if counted is ok else counted:
-        for i, a in enumerate(more):
-            new_sums[i] = sums[i] + float(a)
+        for i, a, factor in numbers:
+            new_sums[i] = sums[i] + float(a) * factor
+        for before, after, a in arrays:
+            np.add(before, a, out=after)
     else:
         new_sums[:] = sums
 

@@ -1,4 +1,4 @@
-"""Waiting for another thread without sleeping, and without Python's lock; compiled by numba (the extra `fast`)."""
+"""Spin while waiting for another thread, without the GIL; compiled by numba (the extra `fast`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["asked", "reached"]
 
 @intrinsic
 def _sched_yield(typing_context: Any) -> Any:
-    """Let another program have this core if it wants to: POSIX's function, half a microsecond."""
+    """Yield this core to another process that is waiting for it (POSIX): half a microsecond."""
 
     def call(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [])
@@ -27,7 +27,7 @@ def _sched_yield(typing_context: Any) -> Any:
 
 @loop
 def reached(number: np.ndarray, value: int, looks: int) -> bool:
-    """Wait until a number, shape (1,), is at least so large, for so many looks; return whether it is."""
+    """Wait until `number[0] >= value`, for at most `looks` polls; return whether it is."""
     for _ in range(looks):
         if number[0] >= value:
             return True
@@ -37,10 +37,10 @@ def reached(number: np.ndarray, value: int, looks: int) -> bool:
 
 @loop
 def asked(free: np.ndarray, turns: np.ndarray, seen: int, looks: int, grace: int) -> bool:
-    """Wait likewise until there are more turns than were seen, and then for the grace; return whether there are.
+    """Wait until `turns[0] > seen`, for at most `looks` polls, then `grace` polls more; return whether it is.
 
-    Until then `free` is 1. It is set here, where Python's lock is not held, so that who waits for it finds the
-    lock free, too.
+    Meanwhile `free` is 1. It is set here, without the GIL, so that a thread that waits for it also finds the GIL
+    free.
     """
     free[0] = 1
     for _ in range(looks):

@@ -1,13 +1,13 @@
-"""A NumPy step recorded once and replayed as a flat list of calls: the idea of a CUDA graph, on the host.
+"""Record a NumPy step once and replay it as a flat list of calls, like a CUDA graph on the host.
 
-While a step is recorded its arrays are `Traced`. Each call on one of them is carried out, and noted with the
-memory it read and the memory it wrote. The same calls on the same memory are the next step: what Python did
-between them (layers, closures, views, looking for buffers) is not done again.
+While a step is recorded, its arrays are `Traced`. Each call on one of them is executed, and recorded with the
+memory it reads and writes. Repeating the calls on the same memory is the next step, without the Python code
+between them (layers, closures, views, buffer look-ups).
 
-Values may not decide what is called. Where they must, there are two ways: `launch` notes a kernel, a function
-that writes into arrays it is given and may look at numbers; `when` notes a block that runs if a flag is set.
+The calls must not depend on values. There are two exceptions: `launch` records a kernel, a function that writes to
+its array arguments and may read their values; `when` records a block that runs only if a flag is set.
 
-The state is written over at the end of a step only, by calls that are noted apart (see `finish`).
+The state is overwritten only at the end of a step, by calls recorded separately (see `finish`).
 """
 
 from __future__ import annotations
@@ -44,34 +44,34 @@ Call = Callable[[], Any]
 
 
 class CannotRecord(Exception):
-    """This step is not known to be the same list of calls each time."""
+    """The step is not certain to be the same list of calls each time."""
 
 
 class Tape:
-    """The calls of one step, in order, and those that write over its state."""
+    """The calls of one step, in order, and those that overwrite its state."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.finish: list[Any] = []
 
     def trace(self, array: np.ndarray) -> Traced:
-        """Return a view of persistent memory that notes what is done with it."""
+        """Return a view of persistent memory that records operations on it."""
         traced = array.view(Traced)
         traced.tape = self
         return traced
 
     def note(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Note a call on plain arrays."""
+        """Record a call on plain arrays."""
         self.calls.append(partial(function, *args, **kwargs) if args or kwargs else function)
 
     def launch(self, kernel: Callable[..., None], *args: Any) -> None:
-        """Call and note a kernel, which writes into arrays it is given and returns nothing."""
+        """Call and record a kernel, which writes to its array arguments and returns nothing."""
         plain = [_plain(a) for a in args]
         kernel(*plain)
         self.note(kernel, *plain)
 
     def when(self, ok: Traced, update: Callable[[Any], Any], kept: Any) -> Any:
-        """Note `update(kept)` as a block that runs if `ok` is set; its results are stored over `kept`."""
+        """Record `update(kept)` as a block that runs if `ok` is set; its results overwrite `kept`."""
         flag = _plain(ok)
         if not flag:
             raise CannotRecord("a step that the guard holds back")
@@ -88,15 +88,15 @@ class Tape:
         return kept
 
     def later(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Put a call off to the end of the step, see `Context.later`."""
+        """Defer a call to the end of the step, see `Context.later`."""
         self.finish.append(partial(function, *_plain(args), **_plain(kwargs)))
 
     def plain(self, values: Any) -> Any:
-        """Return plain arrays in place of traced ones, also inside lists and tuples."""
+        """Replace traced arrays with plain ones, also inside lists, tuples and dictionaries."""
         return _plain(values)
 
     def store(self, place: np.ndarray, value: Any) -> None:
-        """Let a result be written over persistent memory at the end of the step, unless it is there already."""
+        """Defer copying a result to persistent memory to the end of the step, unless it is already there."""
         target, source = _plain(place), _plain(value)
         if isinstance(source, np.ndarray) and source.__array_interface__ == target.__array_interface__:
             return
@@ -110,55 +110,56 @@ def _play_if(flag: np.ndarray, block: Sequence[Call]) -> None:
 
 
 class Play:
-    """The calls of a recorded step, with the memory they work on, and in `finish` those that end it.
+    """The calls of a recorded step with their memory; `finish` has those that end it.
 
-    Not the tape itself: traced arrays know theirs, and NumPy hides from Python's collector that views of them do.
+    It does not refer to the tape: traced arrays do, and Python's garbage collector can't see references from NumPy
+    views, so the cycle would never be freed.
     """
 
     def __init__(self, calls: Sequence[Call], finish: End) -> None:
         self.calls, self.finish = calls, finish
 
     def __call__(self) -> End:
-        """Make all the calls again, but for those that end the step: return these."""
+        """Repeat all calls but those that end the step; return the latter."""
         for call in self.calls:
             call()
         return self.finish
 
 
-surroundings = Alone  # in which steps run, recorded or not
-foreign = False  # whether code of users may be recorded: on the host it runs at every step
+surroundings = Alone  # the context in which steps run, recorded or not
+foreign = False  # whether user-defined parts may be recorded: on the host their code runs at every step
 together = False  # whether several steps may be one recording: on the host it would only be a longer list
-feeding = nullcontext  # in which batches are made
-new = np.array  # an array in memory that stays
+feeding = nullcontext  # the context in which batches are made
+new = np.array  # makes a permanent array
 
 
 def copy(place: np.ndarray, a: np.ndarray) -> None:
-    """Write an array over memory that stays (for which `copyto` takes twice as long)."""
+    """Copy an array to permanent memory (`copyto` takes twice as long)."""
     place[...] = a
 
 
 def begin_feeding() -> None:
-    """Begin an epoch."""
+    """Begin an epoch: nothing to do."""
 
 
 def release() -> None:
-    """Hear that a batch has been read: its memory is the caller's."""
+    """Release a batch that has been read: nothing to do, its memory is the caller's."""
 
 
 def own(a: Any) -> np.ndarray:
-    """Return an array whose memory may stay: the given one if nobody else can hold it, else a copy."""
+    """Return an array that may become permanent: the given one if it owns its memory, else a copy."""
     return a if isinstance(a, np.ndarray) and a.flags.writeable and a.base is None else np.array(a)
 
 
 def record(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Play:
-    """Take a step on persistent memory, `state`, but for its end, and return what takes it again.
+    """Take a step on persistent memory up to its end, and return the recording.
 
     Args:
-        step: (state, batch) -> state, see `training.make_step`. state: writeable arrays, over which the
-            calls that end a step write the new state. batch: arrays that later batches are copied to.
+        step: (state, batch) -> state, see `training.make_step`. state: writeable arrays; the calls that end a step
+            overwrite them. batch: arrays to which later batches are copied.
 
     Raises:
-        CannotRecord: the state is then as it was.
+        CannotRecord: the step can't be recorded; the state is unchanged.
     """
     tape = Tape()
     try:
@@ -169,7 +170,7 @@ def record(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Play:
         tape.calls, tape.finish = [], []
 
 
-# NumPy's own functions of which only the C code knows what they do; all others come down to ufuncs or to these.
+# NumPy functions implemented in C without a ufunc; all others reduce to ufuncs or to these.
 _REDUCTIONS = {
     np.sum: np.add.reduce,
     np.max: np.maximum.reduce,
@@ -179,16 +180,16 @@ _REDUCTIONS = {
 }
 _FILLED = {np.zeros_like: 0, np.ones_like: 1}
 _INTO = {np.argmax, np.argmin, np.concatenate, np.dot, np.mean, np.stack, np.take}
-_KEYWORD_OUT = {np.maximum, np.minimum}  # where NumPy deprecates a positional `out`
+_KEYWORD_OUT = {np.maximum, np.minimum}  # NumPy deprecates a positional `out` for these
 
 
 class Traced(np.ndarray):
-    """Persistent memory during a recording; to the step an array like any other."""
+    """Persistent memory during a recording; to the step, an ordinary array."""
 
     tape: Tape
 
     def __array_finalize__(self, parent: Any) -> None:
-        """Hand the tape on to views; refuse memory that no noted call has written."""
+        """Pass the tape on to views; reject memory that no recorded call has written."""
         if parent is None or not hasattr(parent, "tape"):
             return
         self.tape = parent.tape
@@ -196,7 +197,7 @@ class Traced(np.ndarray):
             raise CannotRecord("an array method that makes new memory")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **kwargs: Any) -> Any:
-        """Carry out and note a ufunc: its result gets memory of its own, or what `out` says."""
+        """Execute and record a ufunc; the result goes to new memory or to `out`."""
         function = ufunc if method == "__call__" else getattr(ufunc, method)
         plain = _constants(inputs)
         kwargs = {name: _plain(value) for name, value in kwargs.items()}
@@ -218,7 +219,7 @@ class Traced(np.ndarray):
         return traced if len(traced) > 1 else traced[0]
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """Carry out and note any other function of NumPy's; a view of its argument needs no note."""
+        """Execute and record any other NumPy function; a result that is a view needs no record."""
         if func in _REDUCTIONS:
             axis = args[1:] or (kwargs.pop("axis", None),)
             return _REDUCTIONS[func](args[0], *axis, **kwargs)
@@ -244,7 +245,7 @@ class Traced(np.ndarray):
         return self.tape.trace(result)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a view, or the result of a noted look-up."""
+        """Return a view, or record the look-up and return its result."""
         plain, index = _plain(self), _plain(index)
         result = plain[index]
         if isinstance(result, np.ndarray) and result.base is not None and np.may_share_memory(result, plain):
@@ -254,7 +255,7 @@ class Traced(np.ndarray):
         return self.tape.trace(result)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Carry out and note an assignment."""
+        """Execute and record an assignment."""
         call = (_plain(self), _plain(index), _plain(value))
         operator.setitem(*call)
         self.tape.note(operator.setitem, *call)
@@ -270,12 +271,12 @@ def _fill(result: np.ndarray, function: Callable[..., Any], args: Any, kwargs: A
 
 
 def _of(result: np.ndarray, args: Any) -> bool:
-    """Return whether a result lies in the memory of an argument."""
+    """Return whether a result shares memory with an argument."""
     return any(isinstance(a, np.ndarray) and np.may_share_memory(result, a) for a in args)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with plain arrays in place of traced ones, also inside lists, tuples and dictionaries."""
+    """Replace traced arrays with plain ones, also inside lists, tuples and dictionaries."""
     if type(value) is Traced:
         return value.view(np.ndarray)
     if type(value) in (list, tuple):
@@ -284,10 +285,10 @@ def _plain(value: Any) -> Any:
 
 
 def _constants(inputs: Sequence[Any]) -> list[Any]:
-    """Return a ufunc's inputs as plain arrays; Python numbers as arrays of the dtype they would be taken as.
+    """Return a ufunc's inputs as plain arrays; Python numbers become 0-d arrays of the dtype NumPy would use.
 
-    NumPy takes a Python number in the dtype of the array beside it. A 0-d array saves it the search, half a
-    microsecond a call.
+    NumPy converts a Python number to the dtype of the other operands. Passing a 0-d array saves this, half a
+    microsecond per call.
     """
     plain = [_plain(i) for i in inputs]
     dtypes = [p.dtype for p in plain if isinstance(p, (np.ndarray, np.generic))]

@@ -1,12 +1,12 @@
-"""Large products, updates and batches shared out among threads, in pieces that whoever is free takes next.
+"""Split large products, updates and batches into pieces, taken by whichever thread is free.
 
-A BLAS with threads of its own waits for each of them at the end of every product: where another program is on one
-of the cores, a small network's step can take thirty times as long. Here the thread that calls takes pieces too,
-and does not wait for a helper that has not begun. What the pieces are depends on the shapes and the number of
-threads alone, so that the results do not depend on who was free.
+A multithreaded BLAS waits for all its threads at the end of every product. If another program occupies a core, a
+small network's step can take thirty times as long. Here the calling thread takes pieces too, and does not wait for
+a helper that has not begun. The pieces depend only on the shapes and the number of threads, so the results do not
+depend on which thread took them.
 
-BLAS is kept to one thread meanwhile, which needs threadpoolctl (the extra `fast`). Without it, BLAS does as it
-likes and nothing is shared out.
+Meanwhile BLAS is limited to one thread, which needs threadpoolctl (the extra `fast`). Without it, BLAS uses its
+own threads and nothing is split here.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
 
 Array = np.ndarray
 
-PIECE = 1 << 22  # multiplications and additions of a product below which two threads gain nothing
-PART = 1 << 17  # elements of a pass over the weights, likewise
-ROWS = 1 << 15  # and elements of rows that are gathered
+PIECE = 1 << 22  # floating-point operations of a product below which a second thread gains nothing
+PART = 1 << 17  # the same for elements of a pass over the weights
+ROWS = 1 << 15  # the same for elements of gathered rows
 
 
 def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
-    """Make all the calls, in any order, on at most `most` threads; by default as many as BLAS could use."""
+    """Run the calls in any order on at most `most` threads; by default as many as BLAS could use."""
     queue = deque(calls)
     wanted = min(count(), allowed() if most is None else most, len(queue)) - 1
     helping = free(count() - 1)[:wanted] if wanted > 0 else []
@@ -43,7 +43,7 @@ def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
         drain(queue)
         return
     job = Job(queue, helping)
-    with job, job, job:  # so that two exceptions may strike while the job ends, and it is ended before they go on
+    with job, job, job:  # nested, so that the job ends even if two exceptions are raised while it does
         job.begin()
         drain(queue)
     if job.errors:
@@ -51,16 +51,16 @@ def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
 
 
 def finish_shared(pieces: deque[Callable[[], Any]], last: deque[Callable[[], Any]]) -> None:
-    """Make calls of C functions, the pieces in any order and on several threads, then the last ones.
+    """Run calls of C functions: the pieces in any order on several threads, then the last ones.
 
-    What is begun is finished, whatever is thrown into this thread: a call leaves its queue when it is made.
+    All of them run even if exceptions are raised in this thread: a call leaves its queue when it is made.
     """
     wanted = min(count(), allowed(), len(pieces)) - 1
     job = Job(pieces, free(count() - 1)[:wanted] if wanted > 0 else [])
     try:
         job.begin()
         _finish(job, last)
-    except BaseException:  # one that strikes in `_finish`, too: it goes on where it was
+    except BaseException:  # raised in `_finish`, too: it continues where it was
         _finish(job, last)
         raise
     if job.errors:
@@ -75,16 +75,16 @@ def _finish(job: Job, last: deque[Callable[[], Any]]) -> None:
 
 
 def _drain_in_c(queue: deque[Callable[[], Any]]) -> None:
-    """Make the calls of a queue, with no line of Python between taking one and making it."""
+    """Run the calls of a queue, with no line of Python between taking one and running it."""
     try:
         deque(map(operator.call, iter(queue.popleft, None)), maxlen=0)
     except IndexError:
-        if queue:  # a call's own
+        if queue:  # raised by a call
             raise
 
 
 def split(size: int, piece: int) -> list[slice]:
-    """Return the parts of `size` elements that threads take: one for each, but of at least `piece`."""
+    """Split `size` elements among the threads, into parts of at least `piece`."""
     parts = min(count(), size // max(1, piece))
     if count() == 1 or parts < 2:
         return [slice(0, size)]
@@ -93,7 +93,7 @@ def split(size: int, piece: int) -> list[slice]:
 
 
 def pieces(a: Array, b: Array) -> list[slice] | None:
-    """Return the pieces of a @ b along its longer side, None if it had better stay whole."""
+    """Return the pieces of a @ b along its longer side; None if too small to split."""
     m, k, n = *a.shape, b.shape[1]
     longer = max(m, n)
     parts = split(longer, -(-longer * PIECE // max(1, 2 * m * n * k)))
@@ -110,7 +110,7 @@ def product(a: Array, b: Array, out: Array) -> None:
 
 def gather(values: Array, rows: Array, out: Array) -> Array:
     """Return values[rows] in `out`, shape (rows, ...); row numbers must be in range."""
-    # "clip" is the mode in which NumPy writes straight to `out`
+    # with mode "clip", NumPy writes directly to `out`
     if out.size < 2 * ROWS or count() == 1:
         return values.take(rows, 0, out, "clip")
     parts = split(len(rows), -(-len(rows) * ROWS // out.size))
@@ -119,7 +119,7 @@ def gather(values: Array, rows: Array, out: Array) -> Array:
 
 
 def parts_of(arrays: Sequence[Array]) -> list[list[Array]]:
-    """Return 1-D arrays of one size in the parts that threads take; as they are where sharing gains nothing."""
+    """Split 1-D arrays of equal size among the threads; return them as one part if too small to split."""
     if arrays[0].size < 2 * PART or count() == 1:
         return [list(arrays)]
     return [[a[p] for a in arrays] for p in split(arrays[0].size, PART)]

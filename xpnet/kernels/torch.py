@@ -168,10 +168,16 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
         step, age = torch.add(step, _number(1, step.dtype)), torch.add(age, _number(1.0, age.dtype))
     if taken if counted is ok else counted:
         sums = sums.clone()
-        room = sums.numpy()
-        for i, (value, count, more) in enumerate(parts):
-            room[i, 0] += float(_plain(value)) * count
-            room[i, 1] += float(_plain(more) if isinstance(more, torch.Tensor) else more)
+        room, i = sums.numpy(), 0
+        for a, factor in parts:
+            a = _plain(a) if isinstance(a, torch.Tensor) else a
+            shape = getattr(a, "shape", ())
+            if len(shape) == 0:
+                room[i] += float(a) * factor
+                i += 1
+            else:
+                room[i : i + a.numel()] += factor * a.reshape(-1).numpy()
+                i += a.numel()
     return step, age, sums
 
 
@@ -318,9 +324,10 @@ def _adam(
     t, beta_1, beta_2, epsilon = float(age), optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
     means, squares = ([slot] for slot in slots)
     scaled = g if factor is None else torch.mul(g, factor, out=ctx.empty(g.shape))
+    shrink = float(ops.at_age(torch, decay, age))
     ctx.later(
         _fused_adam,
-        [w], [scaled], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2, weight_decay=decay,
+        [w], [scaled], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2, weight_decay=shrink,
         eps=epsilon if optimizer.epsilon_on == "corrected" else epsilon / math.sqrt(1.0 - beta_2**t),
         amsgrad=False, maximize=False,
     )  # fmt: skip

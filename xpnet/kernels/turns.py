@@ -1,10 +1,9 @@
-"""Threads that take short steps at the same time take turns.
+"""Let threads that take short steps take turns.
 
-NumPy lets go of Python's lock in each call on more than a few hundred numbers. Where other threads wait for the
-lock, this wakes one of them each time, which can take longer than the call: six threads that train a small network
-each took twice as long as one that trains six. So a thread that takes short steps keeps its turn for `SLICE`, or
-until it rests. This affects only speed: no thread waits longer than that, and a turn that is never passed on
-expires.
+NumPy releases the GIL in each call on more than a few hundred numbers. If other threads wait for the GIL, this
+wakes one of them each time, which can take longer than the call: six threads, each training a small network, took
+twice as long as one thread training all six. So a thread that takes short steps keeps its turn for `SLICE`, or
+until it rests. This affects only speed: no thread waits longer, and a turn that is never passed on expires.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ from typing import NamedTuple
 
 __all__ = ["pass_on", "take"]
 
-SLICE = 2e-2  # seconds: four of Python's own turns
+SLICE = 2e-2  # seconds: four of Python's switch intervals
 REST = 2e-4  # seconds without a step after which a thread's turn may be taken
 SHORT = 1e-3  # seconds; a shorter step gains little from running beside others
 
 
 class Turn(NamedTuple):
-    """A thread's turn."""
+    """A thread's turn and its end."""
 
     thread: int = 0
     until: float = 0.0
-    lock: threading.Lock = threading.Lock()  # held during the turn; others wait for it
+    lock: threading.Lock = threading.Lock()  # held during the turn
 
 
 class _Last(threading.local):
-    """What a thread did last."""
+    """The last step of each thread."""
 
-    short = True  # whether its step was short
+    short = True  # whether it was short
 
 
 _turn = Turn()
-_rests = math.inf  # when the thread whose turn it is ended its last step; inf while it takes one
+_rests = math.inf  # when the turn's thread ended its last step; inf during a step
 _last = _Last()
 
 
 def take() -> float:
-    """Wait for this thread's turn; return the time."""
+    """Wait for this thread's turn; return the current time."""
     global _rests
     now, me = perf_counter(), get_ident()
     if _turn.thread != me and _last.short:
@@ -56,7 +55,7 @@ def take() -> float:
                 _begin(me, turn.lock)
                 break
             now = perf_counter()
-            if now > _turn.until or now - _rests > REST:  # its thread is doing something else
+            if now > _turn.until or now - _rests > REST:  # the turn's thread is doing something else
                 lock = threading.Lock()
                 lock.acquire()
                 _begin(me, lock)
@@ -67,14 +66,14 @@ def take() -> float:
 
 
 def _begin(me: int, lock: threading.Lock) -> None:
-    """Begin a turn; `lock` is held."""
+    """Begin a turn; the caller holds `lock`."""
     global _turn, _rests
-    _rests = math.inf  # first: the former turn's rest is no reason to take this one
+    _rests = math.inf  # first, so that the former turn's rest does not end this one
     _turn = Turn(me, perf_counter() + SLICE, lock)
 
 
 def pass_on(began: float) -> None:
-    """End a step that began at a time, and this thread's turn if that is over."""
+    """End a step that began at time `began`, and this thread's turn if its time is up."""
     global _turn, _rests
     now, turn = perf_counter(), _turn
     _last.short = now - began < SHORT
@@ -83,7 +82,7 @@ def pass_on(began: float) -> None:
     _rests = now
     if now > turn.until or not _last.short:
         _turn = Turn(lock=turn.lock)
-        with suppress(RuntimeError):  # a signal handler that trained, too, has ended it
+        with suppress(RuntimeError):  # already released by a signal handler that also trained
             turn.lock.release()
 
 

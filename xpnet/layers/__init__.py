@@ -1,4 +1,4 @@
-"""The layers, by what they are about: each with its forward and its derivative in one function."""
+"""The layers; each defines its forward pass and its derivative in one function."""
 
 from .activations import Activation, LeakyReLU, PReLU, ReLU, Sigmoid, Softmax, Tanh
 from .base import Layer, registry

@@ -77,7 +77,7 @@ class LeakyReLU(Activation):
 
     @property  # type: ignore[misc]
     def activation(self) -> activations.Activation:
-        """The function with the slope as it is."""
+        """The function with the current slope."""
         return activations.LeakyReLU(self.negative_slope)
 
 
@@ -85,7 +85,7 @@ class PReLU(Layer):
     """y = x for x > 0, else alpha * x, with a learned alpha of the input's shape (K. He et al., ICCV 2015).
 
     Args:
-        alpha_initializer, alpha_regularizer: where alpha starts (Keras: zeros), and its penalty.
+        alpha_initializer, alpha_regularizer: initial values of alpha (zeros, as in Keras), and its penalty.
         name, dtype, trainable: see `Layer`.
 
     d/dalpha = x dy where x <= 0, summed over the batch.
@@ -98,7 +98,7 @@ class PReLU(Layer):
     alpha_regularizer: Any = part(regularizers.get, default=None)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Declare alpha, one for each input."""
+        """Declare alpha, with one element per input feature."""
         self.add_weight("alpha", input_shape, self.alpha_initializer, regularizer=self.alpha_regularizer)
         return input_shape
 

@@ -1,4 +1,4 @@
-"""The contract of a layer: it is its own vector-Jacobian product."""
+"""The base class of layers: each layer is its own vector-Jacobian product."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def _layer_name(what: str, name: Any) -> str | None:
 
 
 class Layer(Configurable):
-    """Base class of the layers.
+    """Base class of layers.
 
-    A subclass defines `build`, which declares parameters and masks and returns the output shape, and
-    `forward`, which returns the output and the function that takes the derivative back through it. The
-    parameters come in and the gradients go out; nothing is stored on the layer during a step.
+    A subclass defines `build`, which declares parameters and masks and returns the output shape, and `forward`,
+    which returns the output and a function for the backward pass. Parameters are passed in and gradients are
+    returned; nothing is stored on the layer during a step.
 
     Args:
         name: unique in a model; None lets the model choose one.
         dtype: the precision when used alone (a model has one precision for all its layers).
-        trainable: whether training changes its parameters. It can be set at any time; a model goes by it from the
-            next `compile` on.
+        trainable: whether training changes its parameters. It can be set at any time; a model applies it at the
+            next `compile`.
 
     >>> class Scale(Layer):
     ...     def build(self, input_shape):
@@ -52,45 +52,46 @@ class Layer(Configurable):
     [[1.0, 2.0]]
     """
 
-    ends_in_activation = False  # whether the last thing that `forward` does is to apply `self.activation`
+    ends_in_activation = False  # whether `forward` applies `self.activation` last
 
     name: str | None = setting(_layer_name, default=None, kw_only=True)
     dtype: str | None = part(floating, default=None, kw_only=True)
     trainable: bool = setting(flag, default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Begin without shapes and weights."""
+        """Initialize without shapes and weights."""
         self.input_shape: tuple[int, ...] | None = None
         self.output_shape: tuple[int, ...] | None = None
         self.specs: list[ParamSpec] = []
         self.draws: list[DrawSpec] = []
-        self._alone: dict[str, np.ndarray] | None = None  # the values, while no model holds them
-        self._left: tuple[Flats, str] | None = None  # where they are, and under which name, if a model left them
-        self._model: Any = None  # weak reference to the model that holds them
+        self._alone: dict[str, np.ndarray] | None = None  # the weights, if no model holds them
+        self._left: tuple[Flats, str] | None = None  # the weights and their key, if a deleted model left them
+        self._model: Any = None  # weak reference to the model that holds the weights
+        self._declared: Any = None  # fingerprint of the settings at the last call of `build`
 
     def check_change(self, name: str, value: Any) -> None:
-        """Refuse to change what has decided the shapes or the first values of the weights."""
+        """Reject changes of settings that determined the shapes or the initial values of the weights."""
         if self.built and fingerprint(value) != fingerprint(getattr(self, name)):
             raise InvalidValueError(
                 f"{name} can't change once a layer is built: make a new {type(self).__name__}; got {value!r}"
             )
 
-    # What a subclass defines --------------------------------------------------------------------------
+    # Methods that a subclass defines ------------------------------------------------------------------
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Declare what is needed for inputs of this shape (without the batch axis); return the output's."""
+        """Declare weights and masks for inputs of this shape (no batch axis); return the output shape."""
         return input_shape
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return y and `backward(dy, into, want_dx=True) -> (dx or None, {name: gradient})`.
 
         Args:
-            ctx: namespace, operations, masks. params: this layer's parameters and statistics by name.
+            ctx: namespace, operations and masks. params: the layer's parameters and statistics by name.
             x: shape (..., batch, *input_shape).
         """
         raise TypeError(f"{type(self).__name__} must define forward(ctx, params, x)")
 
-    # What it may call ---------------------------------------------------------------------------------
+    # Methods that a subclass calls --------------------------------------------------------------------
 
     def add_weight(
         self,
@@ -105,25 +106,25 @@ class Layer(Configurable):
         """Declare a parameter, or with `trainable=False` a running statistic.
 
         Args:
-            lr_factor: what the learning rate of the parameter is multiplied with, in [0, 1000].
-            decay: whether an optimizer's weight decay acts on it.
+            lr_factor: factor of the learning rate for this parameter, in [0, 1000].
+            decay: whether an optimizer's weight decay applies to it.
         """
         penalty = regularizers.get(regularizer)
         l1, l2 = (penalty.l1, penalty.l2) if penalty else (0.0, 0.0)
-        lr_factor = number("lr_factor", lr_factor, 0, 1000)  # more could overflow: see `ops.never_overflows`
+        lr_factor = number("lr_factor", lr_factor, 0, 1000)  # larger ones could overflow: `ops.never_overflows`
         first = initializers.get(initializer)
         spec = ParamSpec(name, tuple(shape), first, trainable, l1, l2, lr_factor, bool(decay))
         self.specs.append(spec)
 
     def add_draw(self, name: str, shape: Sequence[int], rate: float) -> None:
-        """Declare a boolean mask, True with probability 1 - rate; `ctx.draw(name)` gives it in training."""
+        """Declare a boolean mask, True with probability 1 - rate; in training, get it with `ctx.draw(name)`."""
         self.draws.append(DrawSpec(name, tuple(shape), rate))
 
     def learns(self, ctx: Context) -> bool:
-        """Return whether it is trainable; in a model, whether it was when the model was built or compiled."""
+        """Return whether it is trainable; in a model, as of the last `compile` or `build`."""
         return self.trainable if ctx.frozen is None else ctx.place[1] not in ctx.frozen
 
-    # What users call ----------------------------------------------------------------------------------
+    # Methods for users --------------------------------------------------------------------------------
 
     @property
     def built(self) -> bool:
@@ -131,22 +132,39 @@ class Layer(Configurable):
         return self.input_shape is not None
 
     def ensure_built(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Build for this input shape (once) and return the output shape.
+        """Build for this input shape, unless already built, and return the output shape.
 
         Raises:
-            ShapeError: it was built for another shape.
+            ShapeError: the layer was built for another shape.
         """
         shape = tuple(input_shape)
         if self.input_shape is None:
-            self.specs, self.draws = [], []
-            self.output_shape = tuple(self.build(shape))
-            self.input_shape = shape
+            self._declare(shape)
         elif self.input_shape != shape:
             raise ShapeError(
                 f"layer {self.name or type(self).__name__} takes inputs of shape (batch, "
                 f"{', '.join(map(str, self.input_shape))}); got {('batch', *shape)}"
             )
+        elif self._declared != fingerprint(self):
+            self._declare(shape)
         return tuple(self.output_shape or ())
+
+    def _declare(self, shape: tuple[int, ...]) -> None:
+        """Call `build`: the first time, or again after a change of a setting such as a penalty or rate."""
+        before = self.specs, self.draws, self.output_shape
+        self.specs, self.draws = [], []
+        try:
+            self.output_shape = tuple(self.build(shape))
+            now, then = ([(s.name, s.shape, s.trainable) for s in specs] for specs in (self.specs, before[0]))
+            if self.built and (now, self.output_shape) != (then, before[2]):
+                raise InvalidValueError(
+                    f"layer {self.name} is built: a setting that has changed since must not change its weights, "
+                    f"{then}; got {now}"
+                )
+        except BaseException:
+            self.specs, self.draws, self.output_shape = before
+            raise
+        self.input_shape, self._declared = shape, fingerprint(self)
 
     @np.errstate(all="ignore")
     def __call__(self, x: Any, training: bool = False) -> Array:
@@ -182,7 +200,7 @@ class Layer(Configurable):
         return leave(self.forward(ctx, params, x)[0])
 
     def get_weights(self) -> list[np.ndarray]:
-        """Return host copies of the parameters and statistics, in the order they were declared."""
+        """Return host copies of the parameters and statistics, in the order of declaration."""
         if self.input_shape is None:
             raise NotBuiltError(f"layer {self.name or type(self).__name__} has no weights before it is built")
         values = self.values()
@@ -195,7 +213,7 @@ class Layer(Configurable):
         """Set the parameters and statistics from arrays in the order of `get_weights`.
 
         Raises:
-            ShapeError: their number or a shape does not fit; nothing is changed then.
+            ShapeError: their number or a shape does not fit; nothing is changed.
         """
         if self.input_shape is None:
             raise NotBuiltError(f"layer {self.name or type(self).__name__} has no weights before it is built")
@@ -217,31 +235,31 @@ class Layer(Configurable):
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values."""
         config = {**super().get_config(), "name": self.name, "dtype": self.dtype}
-        if "trainable" in config or not self.trainable:  # a constructor of one's own need not have it
+        if "trainable" in config or not self.trainable:  # a user-defined constructor may lack it
             config["trainable"] = bool(self.trainable)
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Layer:
-        """Return a new layer; `trainable` need not be an argument of a constructor of one's own."""
+        """Return a new layer; a user-defined constructor need not have the argument `trainable`."""
         layer = super().from_config({key: value for key, value in config.items() if key != "trainable"})
         layer.trainable = bool(config.get("trainable", layer.trainable))
         return layer
 
-    # What models call ---------------------------------------------------------------------------------
+    # Methods for models -------------------------------------------------------------------------------
 
     def without_activation(self, activation: str) -> Layer | None:
-        """Return this layer without its final activation of that name, None if it has no such one.
+        """Return this layer without its final activation; None if it does not end in the named one.
 
-        A subclass with a `forward` of its own has none, unless it says `ends_in_activation` itself.
+        A subclass that overrides `forward` counts as having none, unless it also sets `ends_in_activation`.
         """
         if not self.ends_in_activation or overrides(self, "forward", "ends_in_activation"):
             return None
         own = getattr(self, "activation", None)
-        exact = activations.registry.classes.get(activation, type(own))  # no subclass that bears the name, too
+        exact = activations.registry.classes.get(activation, type(own))  # excludes subclasses of the same name
         if type(own) is not exact or own is None or own.name != activation:
             return None
-        bare: Any = object.__new__(type(self))  # not a copy, which would have weights of its own
+        bare: Any = object.__new__(type(self))  # not `copy`, which would also copy the weights
         vars(bare).update(vars(self), activation=activations.get("linear"))
         return bare
 
@@ -249,7 +267,7 @@ class Layer(Configurable):
         """Let `model` hold the weights from now on.
 
         Raises:
-            InvalidValueError: another model does.
+            InvalidValueError: another model holds them.
         """
         owner = self._model and self._model()
         if owner is not None and owner is not model:
@@ -260,7 +278,7 @@ class Layer(Configurable):
         self._model = weakref.ref(model)
 
     def values(self) -> dict[str, np.ndarray] | None:
-        """Return the parameters and statistics by name; None if there are none yet."""
+        """Return the parameters and statistics by name; None if they do not exist yet."""
         model = self._holder()
         if model is not None:
             return model.layer_values(self)
@@ -270,11 +288,11 @@ class Layer(Configurable):
         return self._alone
 
     def taken(self) -> None:
-        """Hear that the model it has joined holds its values now."""
+        """Drop the layer's own copy of its weights: its model now holds them."""
         self._alone = self._left = None
 
     def leave(self, model: Any, flats: Flats, key: str) -> None:
-        """Read the weights from `flats` under `key` from now on: `model` gives them up."""
+        """Read the weights from `flats` under `key` from now on, because `model` is deleted."""
         owner = self._model and self._model()
         if owner is None or owner is model:
             self._model, self._left = None, (flats, key)
@@ -290,8 +308,8 @@ class Layer(Configurable):
         return {key: flat[where].reshape(layout.shapes[key]) for key, where in layout.slices.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what `copy` and pickle keep: the values, but not the model that holds them."""
-        return {**self.__dict__, "_alone": self.values(), "_left": None, "_model": None}
+        """Return the state for `copy` and pickle: the weights, but not the model that holds them."""
+        return {**self.__dict__, "_alone": self.values(), "_left": None, "_model": None, "_declared": None}
 
 
 def rows_of(shape: Any) -> tuple[int, ...]:

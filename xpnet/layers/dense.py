@@ -21,16 +21,15 @@ class Dense(Layer):
         units: size of the output's last axis.
         activation: f, a name or an `xpnet.activations.Activation`; None is linear.
         use_bias: whether there is a b.
-        kernel_initializer, bias_initializer: where W, shape (in, units), and b, shape (units,), start.
+        kernel_initializer, bias_initializer: initial values of W, shape (in, units), and b, shape (units,).
         kernel_regularizer, bias_regularizer: `L1`, `L2`, `L1L2` or None.
         name, dtype, trainable: see `Layer`.
 
     Raises:
-        InvalidValueError: units is not a positive integer. UnknownNameError: a name is not known.
+        InvalidValueError: units is not a positive integer. UnknownNameError: unknown name.
 
-    With dz = f'(z) dy:  dW = x^T dz,  db = sum over rows of dz,  dx = dz W^T  (see
-    `xpnet.ops.affine`). In the notes' form A = f(W X + b), where columns are samples, W is the transpose of
-    this one: `kernel = W.T`.
+    With dz = f'(z) dy:  dW = x^T dz,  db = sum over rows of dz,  dx = dz W^T  (see `xpnet.ops.affine`).
+    In the notes, A = f(W X + b) with samples as columns, so their W is the transpose: `kernel = W.T`.
 
     >>> layer = Dense(2, use_bias=False, kernel_initializer="ones")
     >>> layer([[1.0, 2.0, 3.0]]).tolist()

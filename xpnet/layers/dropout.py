@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ..backend import Array
@@ -17,8 +16,8 @@ __all__ = ["Dropout"]
 class Dropout(Layer):
     """In training, set each input to 0 with probability `rate` and divide the others by 1 - rate.
 
-    The masks are functions of the model's seed, the layer's position and the step (see `xpnet.random`): the
-    same bits on every backend. Outside training y = x.
+    The masks are functions of the model's seed, the layer's position and the step (see `xpnet.random`), bit-equal
+    on every backend. Outside training y = x.
 
     Args:
         rate: in [0, 1). name, dtype, trainable: see `Layer`.
@@ -32,19 +31,17 @@ class Dropout(Layer):
 
     rate: float = setting(number, 0, 1, open_high=True)
 
-    def ensure_built(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Declare the mask, with the rate as it is now, and return the shape."""
-        shape = super().ensure_built(input_shape)
-        self.draws = []
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Declare the mask."""
         if self.rate:
-            self.add_draw("keep", shape, self.rate)
-        return shape
+            self.add_draw("keep", input_shape, self.rate)
+        return input_shape
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return the masked and rescaled input."""
         if not (ctx.training and self.draws):
             return x, lambda dy, into, want_dx=True: (dy, {})
-        y, back = ctx.ops.dropout(ctx, x, ctx.draw("keep"), self.draws[0].rate)  # that of the mask
+        y, back = ctx.ops.dropout(ctx, x, ctx.draw("keep"), self.draws[0].rate)  # the rate of the mask
 
         def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
             return (back(dy) if want_dx else None), {}

@@ -1,4 +1,4 @@
-"""Batch normalisation."""
+"""Batch normalization."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["BatchNormalization"]
 class BatchNormalization(Layer):
     """y = gamma (x - mean) / sqrt(variance + epsilon) + beta, for each feature of the last axis.
 
-    In training, mean and (biased) variance are those of the batch, and the running ones follow:
-    `moving = momentum * moving + (1 - momentum) * batch`. Outside training the running ones are used.
+    In training, mean and (biased) variance are those of the batch, and the running statistics are updated:
+    `moving = momentum * moving + (1 - momentum) * batch`. Outside training, the running statistics are used.
     S. Ioffe, C. Szegedy, ICML 2015; arguments as in Keras (PyTorch's momentum is 1 - momentum, and its running
-    variance the unbiased one). Frozen (`trainable=False`), it uses and keeps the running ones in training too.
-    Used at several places, it updates them at each, one after the other.
+    variance is unbiased). If frozen (`trainable=False`), the layer uses the running statistics in training too,
+    and does not update them. If used at several positions, it updates them at each, one after the other.
 
     Args:
         momentum: in [0, 1]. epsilon: >= 0, inside the root. center, scale: whether there are beta and gamma.
-        beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: starts.
+        beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: initial values.
         beta_regularizer, gamma_regularizer: penalties or None. name, dtype, trainable: see `Layer`.
 
     >>> BatchNormalization(epsilon=0)([[1.0, 2.0]]).tolist()
@@ -57,7 +57,7 @@ class BatchNormalization(Layer):
         return input_shape
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
-        """Normalise with the batch's statistics in training, with the running ones otherwise."""
+        """Normalize with the batch's statistics in training, with the running ones otherwise."""
         xp, features = ctx.xp, len(self.input_shape or ())
         axes = tuple(range(-1 - features, -1))
         shape = (*params["moving_mean"].shape[:-1], *(1,) * features, -1)

@@ -1,4 +1,4 @@
-"""Layers that only concern shapes."""
+"""Layers that only change or declare shapes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Flatten(Layer):
     """
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the one size."""
+        """Return the flattened size."""
         return (math.prod(input_shape),)
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
-        """Reshape, and back."""
+        """Return the reshaped input; the backward restores its shape."""
         xp, shape = ctx.xp, x.shape
         batch_axis = x.ndim - len(self.input_shape or ())
 
@@ -37,19 +37,19 @@ class Flatten(Layer):
 
 
 class Input(Layer):
-    """State the shape of the inputs, so that a model is built at once.
+    """Declare the shape of the inputs, so that a model is built at construction.
 
     Args:
         shape: without the batch axis; a leading None is accepted. name, dtype, trainable: see `Layer`.
 
     Raises:
-        ShapeError: the shape is not made of positive integers, or an input has another.
+        ShapeError: the shape is not made of positive integers, or an input has another shape.
     """
 
     shape: tuple[int, ...] = part(rows_of, fixed=True)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Compare the shapes."""
+        """Check the shape of the inputs."""
         if input_shape != self.shape:
             raise ShapeError(f"the inputs must have shape {('batch', *self.shape)}; got {('batch', *input_shape)}")
         return input_shape

@@ -8,6 +8,7 @@ from typing import Any
 from ..backend import Array
 from ..errors import InvalidTypeError, number, one_of
 from ..ops import bias_correction, never_overflows
+from ..schedules import rate
 from ..settings import flag, setting
 from .base import Optimizer
 
@@ -29,7 +30,7 @@ class Adam(Optimizer):
     D. Kingma, J. Ba, "Adam", ICLR 2015.
     """
 
-    learning_rate: float = setting(number, 0, default=0.001)
+    learning_rate: Any = setting(rate, default=0.001)
     beta_1: float = setting(number, 0, 1, open_high=True, default=0.9)
     beta_2: float = setting(number, 0, 1, open_high=True, default=0.999)
     epsilon: float = setting(number, 0, default=1e-7)
@@ -76,7 +77,7 @@ class Adam(Optimizer):
 def _needed(name: str, value: Any) -> Any:
     if value is None:
         raise InvalidTypeError("AdamW's weight_decay must be a finite number >= 0; got None")
-    return number(name, value, 0)
+    return rate(name, value)
 
 
 class AdamW(Adam):
@@ -89,5 +90,5 @@ class AdamW(Adam):
     multiplied with the learning rate, and biases decay too (see `exclude_from_weight_decay`).
     """
 
-    learning_rate: float = setting(number, 0, default=0.001)
-    weight_decay: float = setting(_needed, default=0.004)
+    learning_rate: Any = setting(rate, default=0.001)
+    weight_decay: Any = setting(_needed, default=0.004)

@@ -8,6 +8,7 @@ from typing import Any
 from ..backend import Array
 from ..errors import number, one_of
 from ..ops import never_overflows
+from ..schedules import rate
 from ..settings import flag, setting
 from .base import Optimizer
 
@@ -24,7 +25,7 @@ class Adagrad(Optimizer):
     J. Duchi, E. Hazan, Y. Singer, JMLR 12, 2011; epsilon as in Keras.
     """
 
-    learning_rate: float = setting(number, 0, default=0.001)
+    learning_rate: Any = setting(rate, default=0.001)
     initial_accumulator_value: float = setting(number, 0, default=0.1)
     epsilon: float = setting(number, 0, default=1e-7)
 
@@ -63,7 +64,7 @@ class RMSprop(Optimizer):
     G. Hinton, lecture 6e, 2012.
     """
 
-    learning_rate: float = setting(number, 0, default=0.001)
+    learning_rate: Any = setting(rate, default=0.001)
     rho: float = setting(number, 0, 1, open_high=True, default=0.9)
     momentum: float = setting(number, 0, 1, default=0.0)
     epsilon: float = setting(number, 0, default=1e-7)

@@ -11,6 +11,7 @@ from ..context import Context, enter
 from ..errors import InvalidTypeError, InvalidValueError, ShapeError, number
 from ..params import Group, Variable, Variables
 from ..registry import Configurable, Registry
+from ..schedules import Schedule, rate
 from ..settings import optional, part, setting
 
 __all__ = ["Optimizer", "OptimizerState", "get", "registry"]
@@ -30,9 +31,9 @@ class Optimizer(Configurable):
     """Base class of the optimizers; a subclass names its `slots` and defines `formula`, and `numbers` if need be.
 
     Args:
-        learning_rate: a finite number >= 0; assign to `learning_rate` to change it between epochs.
+        learning_rate: a finite number >= 0, or one of `xpnet.schedules`. It can be changed between any two steps.
         weight_decay: takes  learning_rate * weight_decay * w  away from all weights w, before the update
-            ("decoupled": I. Loshchilov, F. Hutter, ICLR 2019); None or 0: nothing.
+            ("decoupled": I. Loshchilov, F. Hutter, ICLR 2019); None or 0: nothing. It may be a schedule, too.
         clipnorm: the largest norm of the gradient of a variable; a larger one is scaled down to it.
         clipvalue: the largest size of a single number of the gradient.
         global_clipnorm: the largest norm of the whole gradient  (R. Pascanu et al., ICML 2013).
@@ -58,8 +59,8 @@ class Optimizer(Configurable):
     [0.5, 2.5]
     """
 
-    learning_rate: float = setting(number, 0)
-    weight_decay: float | None = setting(optional(number), 0, default=None, kw_only=True)
+    learning_rate: Any = setting(rate)
+    weight_decay: Any = setting(optional(rate), default=None, kw_only=True)
     clipnorm: float | None = setting(optional(number), 0, open_low=True, default=None, kw_only=True)
     clipvalue: float | None = setting(optional(number), 0, open_low=True, default=None, kw_only=True)
     global_clipnorm: float | None = setting(optional(number), 0, open_low=True, default=None, kw_only=True)
@@ -160,7 +161,7 @@ class Optimizer(Configurable):
             new, new_slots = self._apply_group(ctx, parts[0], parts[1], tuple(parts[2:]), lr, age, factor, [group])
             given.append([parts[0], *parts[2:]])
             results.append([new, *new_slots])
-        w, *kept = (_joined(ctx.xp, *columns) for columns in zip((w, *slots), zip(*given), zip(*results)))
+        w, *kept = (_joined(ctx, *columns) for columns in zip((w, *slots), zip(*given), zip(*results)))
         return w, tuple(kept)
 
     def _apply_group(
@@ -183,9 +184,25 @@ class Optimizer(Configurable):
     # What a step calls --------------------------------------------------------------------------------
 
     @property
-    def decay(self) -> float:
-        """The weight decay, 0 for none."""
+    def has_own_update(self) -> bool:
+        """Whether its class overrides what makes an update of the formula."""
+        own = ("apply", "apply_variables", "advance")
+        return any(getattr(type(self), name) is not getattr(Optimizer, name) for name in own)
+
+    @property
+    def decay(self) -> Any:
+        """The weight decay, 0 for none, or its schedule."""
         return self.weight_decay or 0.0
+
+    def rate_at(self, xp: Any, lr: Array, age: Array) -> Array:
+        """Return the learning rate of the update after `age` others: lr, unless there is a schedule."""
+        schedule = self.learning_rate
+        return schedule.at(xp, age) if isinstance(schedule, Schedule) else lr
+
+    @property
+    def fixed_rate(self) -> float:
+        """The learning rate as a number; 0 where a schedule gives it."""
+        return 0.0 if isinstance(self.learning_rate, Schedule) else self.learning_rate
 
     def advance(
         self,
@@ -268,7 +285,7 @@ class Optimizer(Configurable):
         w = ctx.asarray(theta)
         zero = ctx.backend.scalar(0.0)
         slots = tuple(map(leave, self.first_slots(ctx.backend, tuple(w.shape))))
-        return OptimizerState(leave(zero), leave(zero + self.learning_rate), slots)
+        return OptimizerState(leave(zero), leave(self.rate_at(ctx.xp, zero + self.fixed_rate, zero)), slots)
 
     @np.errstate(all="ignore")
     def update(
@@ -287,7 +304,8 @@ class Optimizer(Configurable):
         w, g = ctx.backend.copy(ctx.asarray(theta)), ctx.asarray(grad)
         if w.shape != g.shape:
             raise ShapeError(f"the gradient must have the shape {tuple(w.shape)}; got {tuple(g.shape)}")
-        age, lr = ctx.asarray(state.age) + 1.0, ctx.asarray(state.learning_rate)
+        age = ctx.asarray(state.age)
+        lr, age = self.rate_at(ctx.xp, ctx.asarray(state.learning_rate), age), age + 1.0
         slots = tuple(ctx.backend.copy(ctx.asarray(s)) for s in state.slots)
         shape = w.shape
         shapes = [shape, *self.slot_shapes(tuple(shape))]
@@ -312,11 +330,11 @@ def _patterns(given: Any) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _joined(xp: Any, flat: Array, given: Sequence[Array], results: Sequence[Array]) -> Array:
+def _joined(ctx: Context, flat: Array, given: Sequence[Array], results: Sequence[Array]) -> Array:
     """Return the results of the groups as one array: the flat one, if they have been or will be written to it."""
     if all(new is old for new, old in zip(results, given)):
         return flat
-    return xp.concat(results, axis=-1) if flat.ndim else results[-1]
+    return ctx.ops.join(ctx, results) if flat.ndim else results[-1]
 
 
 registry: Registry[Optimizer] = Registry("optimizer", Optimizer)

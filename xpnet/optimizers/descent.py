@@ -8,6 +8,7 @@ from typing import Any
 from ..backend import Array
 from ..errors import number
 from ..ops import never_overflows
+from ..schedules import rate
 from ..settings import flag, setting
 from .base import Optimizer
 
@@ -32,7 +33,7 @@ class SGD(Optimizer):
     [0.0, 2.0]
     """
 
-    learning_rate: float = setting(number, 0, default=0.01)
+    learning_rate: Any = setting(rate, default=0.01)
     momentum: float = setting(number, 0, 1, default=0.0)
     nesterov: bool = setting(flag, default=False)
 
@@ -73,7 +74,7 @@ class Momentum(Optimizer):
         learning_rate: lr. beta: in [0, 1). The others: see `Optimizer`.
     """
 
-    learning_rate: float = setting(number, 0, default=0.01)
+    learning_rate: Any = setting(rate, default=0.01)
     beta: float = setting(number, 0, 1, open_high=True, default=0.9)
     slots = ("average",)
 

@@ -7,8 +7,9 @@ from typing import Any
 from ..backend import Array
 from ..context import Context
 from ..errors import number
-from ..ops import bias_correction
+from ..ops import at_age, bias_correction
 from ..params import Variables
+from ..schedules import rate
 from ..settings import setting
 from .base import Optimizer
 
@@ -28,7 +29,7 @@ class Lamb(Optimizer):
     Keras the decay is taken from the weights first and is no part of r.
     """
 
-    learning_rate: float = setting(number, 0, default=0.001)
+    learning_rate: Any = setting(rate, default=0.001)
     beta_1: float = setting(number, 0, 1, open_high=True, default=0.9)
     beta_2: float = setting(number, 0, 1, open_high=True, default=0.999)
     epsilon: float = setting(number, 0, default=1e-7)
@@ -58,14 +59,16 @@ class Lamb(Optimizer):
             rate = lr if variable.lr_factor == 1.0 else lr * variable.lr_factor
             part = w[..., where]
             if self.decay and variable.decays(self.excluded):
-                part = part - (rate * self.decay) * part
+                part = part - (rate * at_age(xp, self.decay, age)) * part
             parts.append(part - rate * _ratio(xp, part, r[..., where]) * r[..., where])
-        return xp.concat(parts, axis=-1), (m, v)
+        return (ctx.ops.join(ctx, parts) if parts else w), (m, v)
 
 
 def _ratio(xp: Any, w: Array, r: Array) -> Array:
     """Return |w|/|r|, 1 where one of them is 0; for arrays (..., size) the shape is (..., 1), else ()."""
-    long, short = (xp.sqrt(xp.vecdot(a, a)) for a in (w, r))
+    long, short = (
+        xp.sqrt(xp.sum(a * a, axis=-1)) for a in (w, r)
+    )  # vecdot is a product, which not every graph takes
     one = xp.ones_like(long)
     both = (long > 0) & (short > 0)
     ratio = xp.where(both, long / xp.where(both, short, one), one)

@@ -1,0 +1,36 @@
+"""An activation's two formulas as graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .remember import Remembered
+from .trace import Graph, NotElementwise, trace
+
+__all__ = ["DY", "Y", "Z", "activation_graphs"]
+
+DY, Z, Y = range(3)  # the arrays that the graph of the backward takes
+_known = Remembered()
+
+
+def activation_graphs(activation: Any) -> tuple[Graph, Graph] | None:
+    """Return the graphs of an activation's forward and backward; None if one of them is not elementwise.
+
+    The first takes z; the second takes dy, z and y (`DY`, `Z`, `Y`) and returns dz. Where it does not read z, y
+    may be written over it.
+
+    Args:
+        activation: has `forward(xp, z)` and `backward(xp, da, z, a)`.
+    """
+    known = _known.of(activation)
+    if "graphs" not in known:
+        known["graphs"] = _graphs(activation)
+    return known["graphs"]
+
+
+def _graphs(activation: Any) -> tuple[Graph, Graph] | None:
+    try:
+        forward = trace(lambda xp: lambda z: activation.forward(xp, z), 1)
+        return forward, trace(lambda xp: lambda dy, z, y: activation.backward(xp, dy, z, y), 3)
+    except NotElementwise:
+        return None
