@@ -10,7 +10,7 @@ import xpnet as xn
 from xpnet.backend import get_backend
 from xpnet.layers import BatchNormalization, Dense
 from xpnet.losses import MeanSquaredError
-from xpnet.metrics import MeanAbsoluteError
+from xpnet.metrics import ConfusionMatrix, MeanAbsoluteError
 from xpnet.network import Network
 from xpnet.optimizers import Adam
 from xpnet.random import Stream
@@ -120,8 +120,11 @@ def test_evaluation_adds_up(parts):
     assert list(found) == names
 
 
-def test_sums_without_weight_have_no_mean(backend):
-    assert np.isnan(read_sums(backend, zero_sums(backend, ()), ["loss"], ())["loss"])
+def test_sums_of_no_rows_come_to_nothing(backend):
+    metrics = [MeanAbsoluteError(), ConfusionMatrix(3)]
+    found = read_sums(backend, zero_sums(backend, metrics), ["loss", "mae", "matrix"], metrics)
+    assert [np.shape(value) for value in found.values()] == [(), (), (3, 3)]
+    assert all(np.isnan(value).all() for value in found.values())
 
 
 # Side by side -----------------------------------------------------------------------------------------------

@@ -137,11 +137,8 @@ class EarlyStopping(Callback):
         if self.monitor not in names:
             raise unknown_name("monitor of EarlyStopping", self.monitor, names)
         name = self.monitor.removeprefix("val_")
-        shape = () if name == "loss" else self.model.session.program().result_shape(name)
-        if shape != ():
-            raise InvalidValueError(
-                f"EarlyStopping needs a number to compare; got {self.monitor!r}, an array of shape {shape}"
-            )
+        if name != "loss" and name in self.model.compiled.arrays:
+            raise InvalidValueError(f"EarlyStopping compares numbers, not arrays; got monitor {self.monitor!r}")
         self._direction()
         self._begin()
 

@@ -64,7 +64,8 @@ def _replay(
         loss.check(backend.host(b.y), (b.x.shape[0], *network.output_shape))
     except XpnetError as error:
         raise _Found(str(error), CHANGED) from error
-    if float(backend.host(s.lr)) > LARGEST_RATE:
+    lr = optimizer.rate_at(backend.xp, s.lr, s.age)
+    if float(backend.host(lr)) > LARGEST_RATE:
         raise _Found(f"the learning rate is beyond {LARGEST_RATE:g}")
     units = network.score_units(loss.fuses) if loss.fuses else None
     y, backward = network.forward(ctx, s.weights, s.stats, b.x, units, watch)
@@ -79,7 +80,7 @@ def _replay(
         _look("the penalty on the weights", backend.host(value))
     slots = tuple(backend.copy(slot) for slot in s.slots)
     variables = network.layout.variables
-    weights, _ = optimizer.advance(ctx, backend.copy(s.weights), g, slots, s.lr, s.age + 1.0, variables)
+    weights, _ = optimizer.advance(ctx, backend.copy(s.weights), g, slots, lr, s.age + 1.0, variables)
     for layout, flat in ((network.layout, weights), (network.stats_layout, network.new_stats(ctx, s.stats))):
         for path, values in layout.host_parts(backend, flat).items():
             key, _, name = path.rpartition("/")

@@ -42,6 +42,12 @@ class Compiled(NamedTuple):
         both = (*self.metrics, *self.weighted_metrics)
         return dict(zip(self.names, ("min", *(m.direction for m in both))))
 
+    @property
+    def arrays(self) -> list[str]:
+        """The names in the logs of metrics whose result is an array."""
+        both = (*self.metrics, *self.weighted_metrics)
+        return [name for name, m in zip(self.names[1:], both) if m.result_shape() != ()]
+
     def settings(self) -> Any:
         """Return what compares equal as long as no setting changes that a step goes by."""
         parts = [self.optimizer, self.loss, *self.metrics, *self.weighted_metrics]
@@ -73,11 +79,6 @@ class Program(NamedTuple):
     recorder: Any = None
     maker: Any = None
     settings: Any = None
-
-    def result_shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of what the logs have under a name: () for a number."""
-        metric = dict(zip(self.names[1:], self.metrics)).get(name)
-        return () if metric is None else metric.result_shape()
 
     @property
     def host_masks(self) -> bool:

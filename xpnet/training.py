@@ -219,5 +219,6 @@ def read_sums(backend: Backend, sums: Array, names: Sequence[str], metrics: Sequ
         for shape in metric.sums.values():
             pieces.append(host[done : done + math.prod(shape)].reshape(shape))
             done += pieces[-1].size
-        results.append(metric.compute(np, *pieces) if rows else np.full(metric.result_shape(), np.nan))
+        value = metric.compute(np, *pieces)
+        results.append(value if rows else np.full_like(value, np.nan))
     return {name: float(a) if np.ndim(a) == 0 else np.asarray(a) for name, a in zip(names, results)}

@@ -80,7 +80,7 @@ class Metric(Configurable):
         """
         values = self.rows(ctx, y, p)
         if weight is None:
-            return ctx.ops.row_total(ctx, values, None, 1.0), float(math.prod(values.shape))
+            return ctx.ops.row_total(ctx, values, None, 1.0), 1.0 * math.prod(values.shape)
         weight = rows_of(ctx.xp, weight, values)
         return ctx.ops.row_total(ctx, values, weight, 1.0), ctx.ops.row_total(ctx, weight, None, 1.0)
 
@@ -187,10 +187,6 @@ class Unweighted:
     def compute(self, xp: Any, *sums: Array) -> Array:
         """Return the result (see `Metric.compute`)."""
         return self.metric.compute(xp, *sums)
-
-    def result_shape(self) -> tuple[int, ...]:
-        """Return the shape of the result."""
-        return self.metric.result_shape()
 
 
 def ratio(xp: Any, part: Array, whole: Array) -> Array:
