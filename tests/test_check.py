@@ -12,6 +12,7 @@ import cuda_on_host
 import numpy as np
 import pytest
 from cupy_capture import clean_start, pretended_cupy
+from test_cuda_kernels import ACTIVATIONS, OPTIMIZERS, WAYS
 
 import xpnet as xn
 from xpnet import kernels
@@ -156,6 +157,20 @@ def test_a_kernel_made_from_a_formula_is_checked_at_its_first_use(monkeypatch, w
         assert model.session.program().recorder is not None
     for name, values in found[0].items():
         np.testing.assert_allclose(values, expected[0][name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_float16"])
+def test_no_formula_raises_a_false_alarm(dtype):
+    """Of all in the tables, users' own among them; warnings are errors."""
+    backend = get_backend("cupy", dtype=dtype)
+    for activation in ACTIVATIONS.values():
+        assert generated.activation_kernels(backend, activation) is not None
+    for optimizer in OPTIMIZERS.values() if not backend.narrow else ():
+        for decay, factor, in_place in (WAYS["plain"], WAYS["elsewhere"]):
+            given = len(optimizer.slots), decay, factor is not None, in_place
+            assert generated.update_kernel(backend, optimizer, *given) is not None
+    assert len(generated._verdicts) > len(ACTIVATIONS) / 2
+    assert all(generated._verdicts.values())
 
 
 def test_what_is_right_is_checked_once(monkeypatch):

@@ -16,6 +16,7 @@ from .network import Network
 from .objective import Batch, Objective
 from .ops import FIRST_SCALE, LIMITS, add_up
 from .optimizers import Optimizer
+from .tree import tree_map
 
 __all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
 
@@ -109,6 +110,7 @@ def make_step(
     objective, context = Objective(network, loss), _contexts(backend)
     limit = LIMITS[backend.dtype_name]
     variables = network.layout.variables
+    here = backend.inplace and not backend.pooled  # the gradient's memory comes back at every step
 
     def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
@@ -129,7 +131,10 @@ def make_step(
             return ctx.ops.tally(ctx, taken, counted, s.step, s.age, s.sums, parts)
 
         def update(kept: tuple[Array, tuple[Array, ...], Array], age: Array) -> Any:
-            return *optimizer.advance(ctx, kept[0], g, kept[1], lr, age, variables, factor), new_stats
+            new = optimizer.advance(ctx, kept[0], g, kept[1], lr, age, variables, factor)
+            if here and ctx.tape is None and not (new[0] is kept[0] and new[1] is kept[1]):
+                new = tree_map(lambda a, old: _apart(backend, a, old, g), new, kept[:2])
+            return *new, new_stats
 
         kept = s.weights, s.slots, s.stats
         if sure:
@@ -153,6 +158,11 @@ def make_step(
         return TrainState(number, s.lr, ok, weights, slots, stats, age, sums, tuple(scales))
 
     return step
+
+
+def _apart(backend: Backend, a: Array, old: Array, g: Array) -> Array:
+    """Return a part of the new state, in memory of its own if an optimizer has made it of the gradient."""
+    return a if a is old or not backend.shares(a, g) else backend.copy(a)
 
 
 def make_evaluation(
