@@ -27,8 +27,10 @@ import pytest
 from cupy_like import DEVICE, Array, Device, Eager, Namespace, _strip
 
 from xpnet import kernels
-from xpnet.backend import _make
-from xpnet.kernels import blas, check, cuda, generated, graph
+from xpnet.backend.base import make_backend
+from xpnet.kernels import check
+from xpnet.kernels.cuda import blas, generated, graph
+from xpnet.kernels.cuda import launch as cuda
 
 UNIT = 512  # bytes: memory comes in multiples of it (cupy/cuda/memory.pyx, ALLOCATION_UNIT_SIZE)
 LARGE = 1 << 20  # bytes: memory of this size is not filled (cuBLAS' workspaces)
@@ -537,7 +539,7 @@ CACHES = (
     cuda.module,
     cuda.kernel_of,
     cuda.kernel_made_by,
-    _make,
+    make_backend,
     kernels._table,
     blas.available,
     blas._handle,

@@ -17,15 +17,16 @@ from test_cuda_kernels import ACTIVATIONS, OPTIMIZERS, WAYS
 import xpnet as xn
 from xpnet import kernels
 from xpnet.backend import POLICIES, get_backend
-from xpnet.kernels import check, cuda, generated
+from xpnet.backend.tree import leaves
+from xpnet.kernels import check
+from xpnet.kernels.cuda import generated, launch
 from xpnet.layers import Dense, Dropout
-from xpnet.tree import leaves
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
 
 RNG = np.random.default_rng(0)
-SOURCE = Path(check.__file__).with_name("cuda_kernels.cu").read_text(encoding="utf-8")
+SOURCE = Path(check.__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 X = RNG.standard_normal((22, 6))
 CLASSES = np.argmax(X[:, :3], axis=1)
 
@@ -142,7 +143,7 @@ def test_a_kernel_made_from_a_formula_is_checked_at_its_first_use(monkeypatch, w
     _, *expected = trained()
     what, old, new, why = IN_FORMULAS[where]
     generated._verdicts.clear()
-    cuda.kernel_made_by.cache_clear()
+    launch.kernel_made_by.cache_clear()
     spoilt = compile_with(monkeypatch, old, new)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -21,27 +21,32 @@ import pytest
 from cuda_on_host import COMPILER, RawKernel, RawModule
 from cupy_like import Array, CupyLike, inside_a_step
 
-from xpnet import activations, initializers, kernels, ops, optimizers
-from xpnet.backend import BACKENDS, _make, get_backend
-from xpnet.context import Arena, Context
+from xpnet import activations, initializers, kernels, optimizers
+from xpnet.backend import BACKENDS, get_backend
+from xpnet.backend.base import make_backend
+from xpnet.core import ops
+from xpnet.core.params import Layout, ParamSpec
+from xpnet.core.random import DRAW, Stream, keep_mask
 from xpnet.fusion import cuda as fusion
 from xpnet.fusion.activation import activation_graphs
 from xpnet.fusion.trace import trace
 from xpnet.fusion.update import update_graph
-from xpnet.kernels import blas, check, cuda, cupy, cupy_flat
-from xpnet.kernels import device as makers
-from xpnet.kernels.generated import activation_kernels, update_kernel
-from xpnet.params import Layout, ParamSpec
-from xpnet.random import DRAW, Stream, keep_mask
+from xpnet.kernels import check
+from xpnet.kernels.context import Arena, Context
+from xpnet.kernels.cuda import blas, layers
+from xpnet.kernels.cuda import device as makers
+from xpnet.kernels.cuda import flat as cupy_flat
+from xpnet.kernels.cuda import launch as cuda
+from xpnet.kernels.cuda.generated import activation_kernels, update_kernel
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
 
 from test_ops import CASES, compare, hosts
 
-SOURCE = Path(cuda.__file__).with_name("cuda_kernels.cu")
-HELPERS = SOURCE.with_name("cuda_helpers.cu").read_text()
-twins = SimpleNamespace(**{**vars(cupy_flat), **vars(cupy)})
+SOURCE = Path(cuda.__file__).with_name("kernels.cu")
+HELPERS = SOURCE.with_name("helpers.cu").read_text()
+twins = SimpleNamespace(**{**vars(cupy_flat), **vars(layers)})
 NAMES = set(re.findall(r"__global__ void (\w+)\(", SOURCE.read_text()))
 NULL = np.uintp(0)
 TOLERANCES = {"float32": {"rtol": 1e-5, "atol": 1e-6}, "float64": {"rtol": 1e-12, "atol": 1e-13}}
@@ -82,7 +87,7 @@ class Device:
         return array
 
     def run(self, name, grid, block, *args):
-        """Launch a kernel of `cuda_kernels.cu`."""
+        """Launch a kernel of `kernels.cu`."""
         self.launch(self._module.get_function(name), grid, block, *args)
 
     def launch(self, kernel, grid, block, *args):
@@ -104,7 +109,7 @@ def compiler(monkeypatch):
     monkeypatch.setattr(cupy_like, "KNOW_CUPY", (*cupy_like.KNOW_CUPY, "test_ops"))  # its cases write to views
     monkeypatch.setitem(sys.modules, "cupy", cuda_on_host.cupy)
     monkeypatch.setitem(sys.modules, "nvmath", None)  # products by cupy.matmul
-    caches = (cuda.module, cuda.kernel_of, cuda.kernel_made_by, _make, kernels._table, blas.available)
+    caches = (cuda.module, cuda.kernel_of, cuda.kernel_made_by, make_backend, kernels._table, blas.available)
     for cache in caches:
         cache.cache_clear()
     RawKernel.launched.clear()

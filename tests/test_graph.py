@@ -20,14 +20,14 @@ import xpnet as xn
 from xpnet import activations, losses, metrics
 from xpnet.activations import Activation
 from xpnet.backend import get_backend
+from xpnet.backend.tree import leaves
 from xpnet.callbacks import Callback
 from xpnet.errors import NonFiniteError
-from xpnet.kernels.graph import CannotRecord, Recorder
+from xpnet.kernels.cuda.graph import CannotRecord, Recorder
 from xpnet.layers import BatchNormalization, Dense, Dropout, LeakyReLU, PReLU
 from xpnet.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
-from xpnet.replay import ATTEMPTS, Replay
-from xpnet.tree import leaves
+from xpnet.training.replay import ATTEMPTS, Replay
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)

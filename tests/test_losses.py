@@ -5,8 +5,8 @@ import pytest
 
 import xpnet as xn
 from xpnet import activations, losses
-from xpnet.context import Arena, Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
+from xpnet.kernels.context import Arena, Context
 from xpnet.layers import Activation, Dense, Flatten, Layer
 from xpnet.losses import (
     BinaryCrossentropy,

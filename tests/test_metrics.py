@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import metrics, saving
+from xpnet import metrics
 from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, UnknownNameError
 from xpnet.layers import Dense
 from xpnet.metrics import (
@@ -17,6 +17,7 @@ from xpnet.metrics import (
 )
 from xpnet.optimizers import SGD
 from xpnet.testing import assert_close
+from xpnet.training import saving
 
 RNG = np.random.default_rng(0)
 P3 = RNG.dirichlet(np.ones(3), 40)

@@ -13,11 +13,11 @@ import pytest
 import xpnet as xn
 from xpnet import initializers, kernels, optimizers
 from xpnet.backend import get_backend, use_backend
-from xpnet.context import Context
+from xpnet.core.ops import bias_correction
+from xpnet.core.params import Layout, ParamSpec, Variable, Variables
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
-from xpnet.ops import bias_correction
+from xpnet.kernels.context import Context
 from xpnet.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Momentum, RMSprop
-from xpnet.params import Layout, ParamSpec, Variable, Variables
 from xpnet.testing import assert_close
 
 # name: (optimizer, learning rate on the parabola, learning rate and steps on Rosenbrock)

@@ -135,7 +135,7 @@ def test_import_xpnet_imports_no_more_than_it_needs():
     heavy = (
         "torch jax cupy array_api_strict array_api_compat sklearn scipy pandas polars matplotlib pooch safetensors"
     )
-    assert set(loaded) & {*heavy.split(), "tqdm", "pytest", "array_api_compat.numpy", "xpnet.cli"} == set()
+    assert set(loaded) & {*heavy.split(), "tqdm", "pytest", "array_api_compat.numpy", "xpnet.tools.cli"} == set()
 
 
 def test_training_on_numpy_imports_no_other_array_library():

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import saving
-from xpnet.access import Access, _after_fork
 from xpnet.backend import get_backend
 from xpnet.callbacks import Callback, EarlyStopping, History
 from xpnet.errors import BusyError, UnknownNameError
 from xpnet.layers import BatchNormalization, Dense, Dropout, Layer
 from xpnet.metrics import Metric
 from xpnet.optimizers import SGD, Adam
+from xpnet.training import saving
+from xpnet.training.access import Access, _after_fork
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((40, 3)), RNG.standard_normal((40, 1))
@@ -155,8 +155,8 @@ def test_means_over_many_batches_are_exact():
     """Of float32 losses of about 0.1, a million at a time: in float32 the sum would be 1 % off."""
     backend, network = get_backend(), make()
     network.build((3,))
-    from xpnet.ops import add_up
-    from xpnet.training import host_sums, read_sums, zero_sums
+    from xpnet.core.ops import add_up
+    from xpnet.training.step import host_sums, read_sums, zero_sums
 
     def many(sums):
         for _ in range(2000):

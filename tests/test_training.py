@@ -8,14 +8,14 @@ from steps import taken
 
 import xpnet as xn
 from xpnet.backend import get_backend
+from xpnet.backend.tree import tree_map
+from xpnet.core.random import Stream
 from xpnet.layers import BatchNormalization, Dense
 from xpnet.losses import MeanSquaredError
 from xpnet.metrics import ConfusionMatrix, MeanAbsoluteError
-from xpnet.network import Network
 from xpnet.optimizers import Adam
-from xpnet.random import Stream
-from xpnet.training import Batch, TrainState, make_evaluation, make_step, read_sums, zero_sums
-from xpnet.tree import tree_map
+from xpnet.training.network import Network
+from xpnet.training.step import Batch, TrainState, make_evaluation, make_step, read_sums, zero_sums
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((6, 3)), RNG.standard_normal((6, 1))

@@ -24,8 +24,8 @@ from . import (
     schedules,
 )
 from .backend import available_backends, get_backend, use_backend
+from .core.settings import setting
 from .model import Sequential, load_model
-from .settings import setting
 
 __version__ = "0.1.0"
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .backend import np
+from .core.config import Configurable
+from .core.settings import flag, optional, setting
 from .errors import InvalidTypeError, InvalidValueError, number, one_of, unknown_name
-from .registry import Configurable
-from .settings import flag, optional, setting
 
 __all__ = ["Callback", "EarlyStopping", "History", "ProgressBar"]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .backend import Array
-from .context import Context
+from .kernels.context import Context
 from .losses import Loss
-from .network import Network
+from .training.network import Network
 
 __all__ = ["Batch", "Gradient", "Objective"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import kernels
 from ..backend import get_backend, np
-from ..tree import Stack, tree_map
+from ..backend.tree import Stack, tree_map
 from .cases import Case, DataSet
 from .gpu import by_cupy, kernels_of
 from .jobs import MOST, Make, Runner, check_reached, epochs, goal_of, passes, stacks
@@ -50,9 +50,9 @@ def network(case: Case, backend: str, metrics: Any = None, per_execution: int = 
 
 def prepared(case: Case, model: Any, data: DataSet, count: int, stacked: bool = False) -> Any:
     """Return the training program and its first batches with their masks, on the device."""
-    from .. import loop
-    from ..data import Data
-    from ..training import zero_sums
+    from ..training import loop
+    from ..training.data import Data
+    from ..training.step import zero_sums
 
     program, columns, size = model.session.program(), Data(data.x, data.y), case.batch
 

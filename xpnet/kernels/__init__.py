@@ -1,4 +1,4 @@
-"""Faster twins of `xpnet.ops`, by library. This table shows every one there is.
+"""Faster twins of `xpnet.core.ops`, by library. This table shows every one there is.
 
 `XPNET_KERNELS=bodies` (or 0) runs the bodies of `ops.py` everywhere, `numpy` NumPy's own twins, `fast` those with
 loops compiled by numba; unset, the fastest that is installed. `XPNET_GRAPH=0` (or no) records no steps.
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops
+from ..core import ops
 from ..errors import NO, YES, MissingExtraError, switch, unknown_name
 
 __all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "usable", "using"]
@@ -29,18 +29,18 @@ _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "numpy": ("product", *_NETWORK, "row_total", *_GRADIENT, "update"),
-        "numba": (*_NETWORK, "update"),
+        "host.numpy": ("product", *_NETWORK, "row_total", *_GRADIENT, "update"),
+        "host.numba": (*_NETWORK, "update"),
     },
     "torch": {"torch": ("affine", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")},
     "jax": {"jax": ("pack", "product")},
     "cupy": {
-        "cupy": (*_NETWORK, "hits", "confusion", "row_total"),
-        "cupy_flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),
+        "cuda.layers": (*_NETWORK, "hits", "confusion", "row_total"),
+        "cuda.flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),
     },
 }
-RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed
-MAKERS = {"cupy": "device"}  # modules that make masks and batches in a recorded step
+RECORDERS = {"numpy": "host.tape", "cupy": "cuda.graph"}  # modules that record a step, so that it can be replayed
+MAKERS = {"cupy": "cuda.device"}  # modules that make masks and batches in a recorded step
 CHECKS = {"cupy": "check"}  # modules that compare the twins with their bodies on the device at hand
 CHOICES = ("bodies", "numpy", "fast")
 _chosen: ContextVar[str | None] = ContextVar("xpnet_kernels", default=None)
@@ -94,7 +94,7 @@ def surroundings(backend: Any) -> AbstractContextManager[Any]:
     """Return a context for inference: on NumPy BLAS works as in a step, whoever trains meanwhile."""
     if backend.name != "numpy" or chosen() == "bodies":
         return np.errstate(all="ignore")
-    return importlib.import_module(f"{__name__}.threads").Alone()
+    return importlib.import_module(f"{__name__}.host.threads").Alone()
 
 
 def usable(backend: Any) -> bool:
@@ -106,7 +106,7 @@ def usable(backend: Any) -> bool:
 
 
 def recorder_for(backend: Any) -> Any:
-    """Return what records steps on a backend (see `xpnet.replay`), or None."""
+    """Return what records steps on a backend (see `xpnet.training.replay`), or None."""
     chosen()  # raises for a wrong word, on every backend before the first step
     if not switch("XPNET_GRAPH", True) or backend.name not in RECORDERS or not usable(backend):
         return None
@@ -124,12 +124,12 @@ def maker_for(backend: Any) -> Any:
 def _table(backend_name: str, choice: str) -> SimpleNamespace:
     table = {name: getattr(ops, name) for name in ops.__all__}
     for module, names in TWINS.get(backend_name, {}).items():
-        if choice == "bodies" or (module == "numba" and choice != "fast"):
+        if choice == "bodies" or (module == "host.numba" and choice != "fast"):
             continue
         try:
             twins = importlib.import_module(f"{__name__}.{module}")
         except ImportError as error:
-            if module != "numba":
+            if module != "host.numba":
                 raise
             warnings.warn(  # numba refuses a NumPy that is newer than itself
                 f"numba is installed but can't be used, so NumPy's own loops run; got {error}",

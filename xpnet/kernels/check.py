@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend, NumpyBackend
-from ..context import Arena, Context
-from ..random import Stream
-from ..random import keep_mask as wanted_mask
-from . import blas, device
+from ..core.random import Stream
+from ..core.random import keep_mask as wanted_mask
+from .context import Arena, Context
+from .cuda import blas, device
+from .cuda.generated import SHARE, close
+from .cuda.graph import Recorder
 from .finish import make
-from .generated import SHARE, close
-from .graph import Recorder
 
 __all__ = ["right"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.config import Registry
 from ..errors import InvalidTypeError
-from ..registry import Registry
 from .base import Elementwise, Loss
 from .classification import (
     BinaryCrossentropy,

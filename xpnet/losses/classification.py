@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array, np
-from ..context import Context
+from ..core.ops import columns
+from ..core.settings import flag, setting
 from ..errors import number
-from ..ops import columns
-from ..settings import flag, setting
+from ..kernels.context import Context
 from .base import Elementwise, Loss
 from .targets import CLASS_NUMBERS, ONE_HOT, PROBABILITIES, SIGNS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
+from ..core.settings import setting
 from ..errors import number
-from ..settings import setting
 from .base import Elementwise
 from .targets import LIKE_OUTPUTS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .. import losses
+from ..core.config import Registry
 from ..errors import InvalidTypeError
-from ..registry import Registry
 from .accuracy import Accuracy, BinaryAccuracy, CategoricalAccuracy, SparseCategoricalAccuracy
 from .base import Metric, Unweighted
 from .confusion import ConfusionMatrix, Precision, Recall

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..backend import Array
-from ..context import Context
+from ..core.settings import setting
 from ..errors import ShapeError, number
-from ..settings import setting
+from ..kernels.context import Context
 from .base import Metric
 
 __all__ = ["Accuracy", "BinaryAccuracy", "CategoricalAccuracy", "SparseCategoricalAccuracy"]

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..backend import Array, floating, np, traced
-from ..context import Context, enter
+from ..core.config import Configurable, overrides
+from ..core.settings import part, setting
 from ..errors import InvalidTypeError, NotBuiltError, ShapeError
-from ..registry import Configurable, overrides
-from ..settings import part, setting
+from ..kernels.context import Context, enter
 
 __all__ = ["Metric", "Unweighted", "ratio", "weighted_total"]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backend import Array
-from ..context import Context
+from ..core.settings import optional, setting
 from ..errors import InvalidValueError, ShapeError, number
-from ..settings import optional, setting
+from ..kernels.context import Context
 from .accuracy import class_numbers, positive
 from .base import Metric, rows_of, weighted_total
 

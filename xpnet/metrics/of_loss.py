@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .. import losses
 from ..backend import Array
-from ..context import Context
-from ..registry import snake_case
-from ..settings import part
+from ..core.config import snake_case
+from ..core.settings import part
+from ..kernels.context import Context
 from .base import Metric
 
 __all__ = ["MeanAbsoluteError", "MeanSquaredError", "OfLoss"]
