@@ -27,6 +27,7 @@ import pytest
 from cupy_like import DEVICE, Array, Device, Eager, Namespace, _strip
 
 from xpnet import kernels
+from xpnet.backend import CupyBackend
 from xpnet.backend.base import make_backend
 from xpnet.kernels import check
 from xpnet.kernels.cuda import blas, generated, graph
@@ -562,7 +563,7 @@ def pretended_cupy(monkeypatch, bindings=True, checked=False):
         bindings: whether there are those of cuBLAS. checked: whether kernels are checked before they are used.
     """
     if not checked:
-        monkeypatch.delitem(kernels.CHECKS, "cupy", raising=False)
+        monkeypatch.setattr(CupyBackend, "checked", False)
     engine = Engine()
     cublas = engine.cublas = Cublas(engine)
     cuda = SimpleNamespace(

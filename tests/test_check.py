@@ -15,7 +15,6 @@ from cupy_capture import clean_start, pretended_cupy
 from test_cuda_kernels import ACTIVATIONS, OPTIMIZERS, WAYS
 
 import xpnet as xn
-from xpnet import kernels
 from xpnet.backend import POLICIES, get_backend
 from xpnet.backend.tree import leaves
 from xpnet.kernels import check
@@ -26,7 +25,7 @@ if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
 
 RNG = np.random.default_rng(0)
-SOURCE = Path(check.__file__).with_name("kernels.cu").read_text(encoding="utf-8")
+SOURCE = Path(launch.__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 X = RNG.standard_normal((22, 6))
 CLASSES = np.argmax(X[:, :3], axis=1)
 
@@ -192,7 +191,7 @@ def test_the_switch_that_asks_for_the_bodies_checks_nothing(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(1)
-    assert not kernels.usable(get_backend("cupy"))
+    assert not check.usable(get_backend("cupy"))
 
 
 def test_streams_and_handles_go_on_to_the_model(device):

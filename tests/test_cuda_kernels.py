@@ -70,7 +70,7 @@ class Device:
     @staticmethod
     def backend_of(dtype):
         """Return what kernels are made for."""
-        return SimpleNamespace(name="", dtype_name=dtype, narrow=None)
+        return SimpleNamespace(dtype_name=dtype, narrow=None, checked=False)
 
     def room(self, shape, dtype=None):
         """Return memory in which all bits are set (NaN, -1), as are those around it."""

@@ -44,6 +44,7 @@ class Backend:
     install: ClassVar[str]
     inplace: bool = False
     wide: bool = True
+    checked: ClassVar[bool] = False  # twins are compared with their bodies on the device at hand
     pooled: ClassVar[bool] = False  # freed memory is handed out again by the library, not by the system
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:

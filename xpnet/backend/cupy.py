@@ -17,7 +17,7 @@ from .tree import Tree, tree_map
 class CupyBackend(Backend):  # needs a GPU
     """CuPy: CUDA, through array_api_compat."""
 
-    inplace = pooled = True
+    inplace = pooled = checked = True
     name = "cupy"
     package = "array_api_compat.cupy"
     install = "pip install 'xpnet[cuda13]' (CUDA 13) or 'xpnet[cuda12]' (CUDA 12)"

@@ -21,8 +21,9 @@ import numpy as np
 
 from ..core import ops
 from ..errors import NO, YES, MissingExtraError, switch, unknown_name
+from .host.threads import Alone
 
-__all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "usable", "using"]
+__all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "records", "using"]
 
 _GRADIENT = ("pack", "penalize", "sound", "tally")
 _CLIPPING = ("clip_factor", "clip_parts")
@@ -41,7 +42,6 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
 }
 RECORDERS = {"numpy": "host.tape", "cupy": "cuda.graph"}  # modules that record a step, so that it can be replayed
 MAKERS = {"cupy": "cuda.device"}  # modules that make masks and batches in a recorded step
-CHECKS = {"cupy": "check"}  # modules that compare the twins with their bodies on the device at hand
 CHOICES = ("bodies", "numpy", "fast")
 _chosen: ContextVar[str | None] = ContextVar("xpnet_kernels", default=None)
 
@@ -94,22 +94,21 @@ def surroundings(backend: Any) -> AbstractContextManager[Any]:
     """Return a context for inference: on NumPy BLAS works as in a step, whoever trains meanwhile."""
     if backend.name != "numpy" or chosen() == "bodies":
         return np.errstate(all="ignore")
-    return importlib.import_module(f"{__name__}.host.threads").Alone()
+    return Alone()
 
 
-def usable(backend: Any) -> bool:
-    """Return whether the twins of a backend are wanted, and right on its device: only then may they write."""
-    if chosen() == "bodies":
-        return False
-    name = CHECKS.get(backend.name)
-    return name is None or importlib.import_module(f"{__name__}.{name}").right(backend)
+def records(backend: Any) -> bool:
+    """Return whether steps on a backend are recorded, provided that its twins are right.
+
+    Raises:
+        UnknownNameError, MissingExtraError: see `chosen`. InvalidValueError: XPNET_GRAPH is no switch.
+    """
+    bodies = chosen() == "bodies"
+    return switch("XPNET_GRAPH", True) and not bodies and backend.name in RECORDERS
 
 
 def recorder_for(backend: Any) -> Any:
-    """Return what records steps on a backend (see `xpnet.training.replay`), or None."""
-    chosen()  # raises for a wrong word, on every backend before the first step
-    if not switch("XPNET_GRAPH", True) or backend.name not in RECORDERS or not usable(backend):
-        return None
+    """Return what records steps on a backend that `records` (see `xpnet.training.replay`)."""
     module = importlib.import_module(f"{__name__}.{RECORDERS[backend.name]}")
     return module.Recorder(backend.device) if hasattr(module, "Recorder") else module
 

@@ -11,6 +11,7 @@ from ..core.config import fingerprint
 from ..core.random import Stream
 from ..errors import InvalidValueError, number
 from ..fusion.update import update_graph
+from ..kernels.check import usable
 from ..schedules import Schedule
 from .network import Network
 from .replay import Replay
@@ -146,7 +147,8 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
     )
     chosen: list[Any] = [*map(metrics.Unweighted, plain), *weighted]
     step = make_step(backend, network, loss, optimizer, chosen)
-    recorder = kernels.recorder_for(backend) if compiled.graph else None
+    recorded = compiled.graph and kernels.records(backend) and usable(backend)
+    recorder = kernels.recorder_for(backend) if recorded else None
     parts = (*network.parts(), loss, *plain, *weighted)
     if recorder and not (recorder.foreign or (_is_traced(optimizer) and all(map(_ours, parts)))):
         recorder = None

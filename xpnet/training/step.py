@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .. import kernels
 from ..backend import Array, Backend, np
 from ..backend.tree import tree_map
 from ..core.ops import FIRST_SCALE, LIMITS, add_up
+from ..kernels.check import usable
 from ..kernels.context import Arena, Context
 from ..kernels.finish import make
 from ..losses import Loss
@@ -47,7 +47,7 @@ class TrainState(NamedTuple):
 
 def _contexts(backend: Backend) -> Callable[..., Context]:
     """Return a maker of training contexts, which keeps one for each batch shape where twins need memory."""
-    if not (backend.inplace and kernels.usable(backend)):
+    if not (backend.inplace and usable(backend)):
         return lambda draws, shape, tape: Context(backend, True, draws)
     if backend.pooled:  # what a CUDA graph writes to must come from its own pool, so nothing is kept here
         return lambda draws, shape, tape: Context(backend, True, draws, Arena(backend.xp))

@@ -18,26 +18,16 @@ from ...core import ops
 from ...fusion.activation import Z, activation_graphs
 from ...fusion.cuda import activation_source, derivative_source, update_source
 from ...fusion.update import update_graph
-from .. import CHECKS
+from ..compare import SHARE, close
 from .launch import KEPT_IN, NULL, WARPS, kernel_made_by, over
 
-__all__ = ["SHARE", "ActivationKernels", "UpdateKernel", "activation_kernels", "close", "update_kernel"]
+__all__ = ["ActivationKernels", "UpdateKernel", "activation_kernels", "update_kernel"]
 
 Array = Any  # a CuPy array
 
 ROWS, UNITS, SIZE = 67, 37, 3000  # of the arrays that kernels are checked on: no multiple of a warp
-SHARE = {"float32": 1e-4, "float64": 1e-10}  # of the largest number: what rounding may change
 
 _verdicts: dict[Any, bool] = {}  # by device and kernel: whether it is right
-
-
-def close(a: np.ndarray, b: np.ndarray, share: float) -> bool:
-    """Return whether two arrays differ by no more than a share of the largest number; NaN is equal to NaN."""
-    if a.shape != b.shape or a.dtype.kind != "f":
-        return np.array_equal(a, b)
-    known = np.isfinite(b)
-    most = share * np.abs(b[known].astype(np.float64)).max(initial=0)
-    return np.array_equal(a[~known], b[~known], equal_nan=True) and bool(np.all(np.abs(a - b)[known] <= most))
 
 
 class ActivationKernels(NamedTuple):
@@ -184,7 +174,7 @@ def _update_right(
 
 def _right(backend: Backend, key: tuple[Any, ...], what: str, check: Callable[[], bool]) -> bool:
     """Return whether kernels are right on a device, by `check`, once a process; if not, a warning tells."""
-    if backend.name not in CHECKS:
+    if not backend.checked:
         return True
     key = (backend.device, *key)
     if key not in _verdicts:
