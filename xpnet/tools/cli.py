@@ -14,6 +14,7 @@ from .. import __version__, kernels
 from ..backend import BACKENDS, get_backend, np, probe
 from ..bench import run as bench
 from ..errors import XpnetError
+from .parity import LIMITS, compare
 
 __all__ = ["main"]
 
@@ -83,8 +84,6 @@ def _default() -> str:
 def _parity(options: argparse.Namespace) -> int:
     """Compare the backends and print a line for each run."""
     os.environ.setdefault("JAX_ENABLE_X64", "1")  # lets JAX compute in float64, in this process only
-    from .parity import LIMITS, compare
-
     failed = 0
     print("backend            dtype    seed  weights batches masks   losses differ by at most")
     for row in compare(options.backends, seeds=options.seeds, steps=options.steps):

@@ -66,7 +66,7 @@ class Column:
         """Return rows in the data's own library; with `reuse`, in a buffer that the next call overwrites."""
         if isinstance(rows, slice):
             return self.values[rows, ...]
-        if self.home.name == "numpy":
+        if isinstance(self.values, np.ndarray):
             if not self.values.flags.c_contiguous:  # e.g. from a table: `take` would first copy the whole array
                 return self.values[rows]
             if not reuse:
