@@ -21,8 +21,8 @@ MODULES = [
 
 # Names that the documentation uses; removing one is a breaking change.
 PROMISED = {
-    "xpnet": "Sequential load_model get_backend use_backend available_backends __version__ activations backend"
-    " callbacks errors initializers layers losses metrics optimizers regularizers",
+    "xpnet": "Sequential load_model custom_object_scope get_backend use_backend available_backends __version__"
+    " activations backend callbacks errors initializers layers losses metrics optimizers regularizers",
     "xpnet.activations": "Activation Linear ReLU LeakyReLU Sigmoid Softmax Step Tanh get",
     "xpnet.backend": "BACKENDS Backend available_backends get_backend use_backend",
     "xpnet.callbacks": "Callback EarlyStopping",

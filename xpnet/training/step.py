@@ -14,7 +14,7 @@ from ..kernels.context import Arena, Context
 from ..kernels.finish import make
 from ..losses import Loss
 from ..metrics import Metric
-from ..objective import Batch, Objective
+from .objective import Batch, Objective
 from ..optimizers import Optimizer
 from .network import Network
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .backend import Array
-from .kernels.context import Context
-from .losses import Loss
-from .training.network import Network
+from ..backend import Array
+from ..kernels.context import Context
+from ..losses import Loss
+from .network import Network
 
 __all__ = ["Batch", "Gradient", "Objective"]
 
