@@ -9,9 +9,9 @@ from ..core.ops import LARGEST_RATE, LIMITS
 from ..errors import XpnetError
 from ..kernels.context import Context
 from ..losses import Loss
-from .objective import Batch, Objective
 from ..optimizers import Optimizer
 from .network import Network
+from .objective import Batch, Objective
 from .step import TrainState
 
 __all__ = ["first_concerned"]

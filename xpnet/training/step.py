@@ -14,9 +14,9 @@ from ..kernels.context import Arena, Context
 from ..kernels.finish import make
 from ..losses import Loss
 from ..metrics import Metric
-from .objective import Batch, Objective
 from ..optimizers import Optimizer
 from .network import Network
+from .objective import Batch, Objective
 
 __all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
 
