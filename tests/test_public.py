@@ -85,8 +85,8 @@ def undocumented(tree):
             if isinstance(
                 node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
             ) and not node.name.startswith("_"):
-                setter = any(getattr(d, "attr", "") == "setter" for d in node.decorator_list)
-                if not ast.get_docstring(node) and not setter:
+                marks = {getattr(d, "attr", getattr(d, "id", "")) for d in node.decorator_list}
+                if not ast.get_docstring(node) and not marks & {"setter", "overload"}:
                     lacking.append(prefix + node.name)
                 if isinstance(node, ast.ClassDef):
                     look(node.body, f"{prefix}{node.name}.")

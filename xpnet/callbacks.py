@@ -25,8 +25,8 @@ class Callback(Configurable):
     overridden, its logs are read from the device after every execution; on a GPU this waits for the step.
     """
 
-    model: Any = None
-    params: dict[str, Any] = {}
+    model = None  # type: Any
+    params = {}  # type: dict[str, Any]
 
     def set_model(self, model: Any) -> None:
         """Set the model."""

@@ -6,10 +6,10 @@ import inspect
 import numbers
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform, overload
 
 from ..errors import InvalidTypeError, InvalidValueError, UnknownNameError, unknown_name
 from .settings import Setting, changes, constructor, part, setting, settings_of
@@ -17,6 +17,7 @@ from .settings import Setting, changes, constructor, part, setting, settings_of
 __all__ = ["Configurable", "Registry", "custom_object_scope", "fingerprint", "overrides", "plain", "snake_case"]
 
 T = TypeVar("T", bound="Configurable")
+C = TypeVar("C", bound=type)
 
 
 class _Custom(threading.local):
@@ -293,6 +294,35 @@ class Registry(Generic[T]):
         for cls in classes:
             self.classes[cls.__name__] = self.classes[snake_case(cls.__name__)] = cls
         self.classes.update(aliases)
+
+    @overload
+    def register(self, cls: C, /) -> C: ...
+    @overload
+    def register(self, *aliases: str) -> Callable[[C], C]: ...
+    def register(self, *given: Any) -> Any:
+        """Register the class that follows, under its own names and the given aliases.
+
+        >>> from xpnet.activations import Activation
+        >>> known = Registry("activation", Activation)
+        >>> @known.register("id")
+        ... class Identity(Activation):
+        ...     pass
+        >>> known.find("id").__name__, known.exports()
+        ('Identity', ['Identity'])
+        """
+        if given and isinstance(given[0], type):
+            self.add(given[0])
+            return given[0]
+
+        def registered(cls: Any) -> Any:
+            self.add(cls, **dict.fromkeys(given, cls))
+            return cls
+
+        return registered
+
+    def exports(self) -> list[str]:
+        """Return the class names of all that is registered, for `__all__`."""
+        return sorted({cls.__name__ for cls in self.classes.values()})
 
     def find(self, name: object, custom_objects: Mapping[str, type] | None = None) -> type[T]:
         """Return the class of that name from `custom_objects`, `custom_object_scope` or xpnet, in this order.

@@ -15,7 +15,7 @@ from ..core.settings import flag, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
 from ..kernels.context import Context, enter, numeric
 
-__all__ = ["Backward", "Layer", "registry"]
+__all__ = ["Backward", "Layer", "Stateless", "registry"]
 
 Backward = Callable[..., tuple[Array | None, dict[str, Array]]]
 
@@ -251,9 +251,10 @@ class Layer(Configurable):
     def without_activation(self, activation: str) -> Layer | None:
         """Return this layer without its final activation; None if it does not end in the named one.
 
-        A subclass that overrides `forward` counts as having none, unless it also sets `ends_in_activation`.
+        A subclass that overrides `forward` or `call` counts as having none, unless it also sets `ends_in_activation`.
         """
-        if not self.ends_in_activation or overrides(self, "forward", "ends_in_activation"):
+        methods = [name for name in ("forward", "call") if hasattr(self, name)]
+        if not self.ends_in_activation or any(overrides(self, name, "ends_in_activation") for name in methods):
             return None
         own = getattr(self, "activation", None)
         exact = activations.registry.classes.get(activation, type(own))  # excludes subclasses of the same name
@@ -310,6 +311,26 @@ class Layer(Configurable):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for `copy` and pickle: the weights, but not the model that holds them."""
         return {**self.__dict__, "_alone": self.values(), "_left": None, "_model": None, "_declared": None}
+
+
+class Stateless(Layer):
+    """Base class of the layers without parameters; a subclass defines `call`.
+
+    >>> class Square(Stateless):
+    ...     def call(self, ctx, x):
+    ...         return x * x, lambda dy: 2.0 * x * dy
+    >>> Square()([[3.0]]).tolist()
+    [[9.0]]
+    """
+
+    def call(self, ctx: Context, x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """Return y and the function from dy to dx. Args: see `Layer.forward`."""
+        raise TypeError(f"{type(self).__name__} must define call(ctx, x)")
+
+    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
+        """Return what `call` gives, in the form of `Layer.forward`."""
+        y, back = self.call(ctx, x)
+        return y, lambda dy, into, want_dx=True: (back(dy) if want_dx else None, {})
 
 
 def rows_of(shape: Any) -> tuple[int, ...]:

@@ -9,11 +9,12 @@ from ..backend import Array
 from ..core.settings import flag, part, setting
 from ..errors import ShapeError, number
 from ..kernels.context import Context
-from .base import Backward, Layer
+from .base import Backward, Layer, registry
 
 __all__ = ["Dense"]
 
 
+@registry.register
 class Dense(Layer):
     """y = f(x W + b) on the last axis.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..backend import Array, floating, np, traced
-from ..core.config import Configurable, overrides
+from ..core.config import Configurable, Registry, overrides
 from ..core.settings import part, setting
 from ..errors import InvalidTypeError, NotBuiltError, ShapeError
 from ..kernels.context import Context, enter
@@ -214,3 +214,6 @@ def rows_of(xp: Any, weight: Array, values: Array) -> Array:
 
 def _shape(count: Count) -> tuple[int, ...]:
     return tuple(getattr(count, "shape", ()))
+
+
+registry: Registry[Metric] = Registry("metric", Metric)

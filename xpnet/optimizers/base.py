@@ -70,7 +70,7 @@ class Optimizer(Configurable):
     slots: ClassVar[Any] = ()
     scalar_slots: ClassVar[Any] = ()
     known_as: ClassVar[Any] = None
-    excluded: tuple[str, ...] = ()  # see `exclude_from_weight_decay`
+    excluded = ()  # type: tuple[str, ...]  # see `exclude_from_weight_decay`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let a class that overrides the update say for itself whether it overflows, and as what it is known."""

@@ -11,11 +11,12 @@ from ..core.settings import setting
 from ..errors import number
 from ..kernels.context import Context
 from ..schedules import rate
-from .base import Optimizer
+from .base import Optimizer, registry
 
 __all__ = ["Lamb"]
 
 
+@registry.register
 class Lamb(Optimizer):
     """Adam's step, for each variable as long as the variable:  w' = w - lr |w|/|r| r.
 
