@@ -251,7 +251,7 @@ class Layer(Configurable):
     def without_activation(self, activation: str) -> Layer | None:
         """Return this layer without its final activation; None if it does not end in the named one.
 
-        A subclass that overrides `forward` or `call` counts as having none, unless it also sets `ends_in_activation`.
+        A subclass that overrides `forward` or `call` has none, unless it also sets `ends_in_activation`.
         """
         methods = [name for name in ("forward", "call") if hasattr(self, name)]
         if not self.ends_in_activation or any(overrides(self, name, "ends_in_activation") for name in methods):
