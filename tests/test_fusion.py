@@ -264,6 +264,11 @@ def test_sums_and_products_in_one_call():
     ]
 
 
+def test_a_quotient_with_another_use_is_computed_once():
+    graph = trace(lambda xp: lambda w, g, lr: (w - lr * (g / w), g / w), 2, 1)
+    assert [node.op for node in contract(graph).nodes if node.is_operation] == ["divide", "subtract_scaled"]
+
+
 # Tracing --------------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +388,12 @@ def test_slots_that_decay():
                     Adam(amsgrad=True))
     }  # fmt: skip
     assert list(found.values()) == [(), (1,), (1,), (1, 2, 3), (), (1, 2)]
+    for at in (
+        lambda w, g, s, lr: (w, s * g + w),
+        lambda w, g, s, lr: (w, s * s - g),
+        lambda w, g, s, lr: (w, lr * s),
+    ):
+        assert fading(update_graph(Formula(lambda xp, at=at: at, ["s"]), 1)) == ()
 
 
 # Recording and the guard ----------------------------------------------------------------------------------------

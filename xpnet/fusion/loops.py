@@ -42,7 +42,7 @@ def source_of(graph: Graph, homes: Sequence[int | None], flush: Sequence[int] = 
         flush: the numbers of the results in which what is far too small to matter becomes 0.
     """
     used = numbers_of(graph).nodes
-    names = {node: f"(n{k} != 0)" if graph.nodes[node].boolean else f"n{k}" for k, node in enumerate(used)}
+    names = {node: f"n{k}" for k, node in enumerate(used)}
     own = [f"r{o}" for o, home in enumerate(homes) if home is None]
     arrays = [*(f"a{i}" for i in range(graph.arrays)), *own]
     lines = [
