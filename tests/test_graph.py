@@ -283,7 +283,12 @@ def test_metrics(metric):
 @pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])
 def test_metrics_of_many_sums(y):
     """Numbers and arrays side by side, weighted and not."""
-    chosen = [metrics.Precision([0.1, 0.3, 0.6]), "accuracy", metrics.ConfusionMatrix(), metrics.Recall(top_k=2)]
+    chosen = [
+        metrics.Precision([i / 10 for i in range(10)]),
+        "accuracy",
+        metrics.ConfusionMatrix(),
+        metrics.Recall(top_k=2),
+    ]
     weighted = [metrics.ConfusionMatrix(6), metrics.Recall([0.2, 0.5], class_id=1), metrics.Precision()]
     loss = f"{'sparse_' if y is CLASSES else ''}categorical_crossentropy"
     same_with_and_without(small(), y, loss, chosen=chosen, weighted_metrics=weighted,

@@ -212,8 +212,8 @@ def test_nothing_called_positive_is_0(backend64):
 
 def test_equal_outputs_are_called_from_the_first_on(backend64):
     metric = Recall(top_k=1)
-    metric.update_state([0, 1, 2, 0], backend64.array([[0.4, 0.4, 0.2]] * 2 + [[0.3, 0.3, 0.3]] * 2))
-    assert_close(metric.result(), backend64.scalar(0.5))
+    metric.update_state([0, 0, 2, 0], backend64.array([[0.4, 0.4, 0.2]] * 2 + [[0.3, 0.3, 0.3]] * 2))
+    assert_close(metric.result(), backend64.scalar(0.75))
 
 
 def test_a_class_that_does_not_exist_spoils_the_matrix(backend64):

@@ -64,7 +64,7 @@ class _OfCalls(Metric):
     def totals(self, ctx: Context, called: Sequence[Array], weight: Array | None) -> Array:
         """Return the weights that were called positive: a number, or one for each of several thresholds."""
         found = [weighted_total(ctx, c, weight) for c in called]
-        return ctx.xp.stack(found) if self.shape else found[0]
+        return ctx.ops.join(ctx, [ctx.xp.reshape(a, (1,)) for a in found]) if self.shape else found[0]
 
 
 @registry.register
