@@ -143,7 +143,7 @@ class EarlyStopping(Callback):
         found = self.model.compiled.directions.get(self.monitor.removeprefix("val_"))
         if found not in ("min", "max"):
             raise InvalidValueError(
-                f"EarlyStopping can't tell whether {self.monitor!r} is to grow: pass mode='max' or mode='min', or "
+                f"EarlyStopping can't tell whether {self.monitor!r} should increase: pass mode='max' or 'min', or "
                 f"give the metric a `direction`, 'max' or 'min'; got mode 'auto' and direction {found!r}"
             )
         return str(found)

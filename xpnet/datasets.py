@@ -219,7 +219,7 @@ def _folder(variable: str) -> Path | None:
     try:
         return Path(root).expanduser() if root else None
     except RuntimeError as error:
-        raise InvalidValueError(f"{variable} must name a folder, ~ being a user's own; got {root!r}") from error
+        raise InvalidValueError(f"{variable} must name a folder; its ~ can't be expanded; got {root!r}") from error
 
 
 def _local(name: str) -> Path | None:
@@ -231,7 +231,7 @@ def _local(name: str) -> Path | None:
 
 def _missing(folder: Path, what: str) -> DownloadError:
     names = ", ".join(sorted(path.name for path in folder.iterdir())) or "no file"
-    return DownloadError(f"{folder}, which is used because of XPNET_DATA, lacks {what}; got {names}")
+    return DownloadError(f"{folder}, a folder in XPNET_DATA, lacks {what}; got {names}")
 
 
 def _fetch(name: str) -> list[Path]:
@@ -299,7 +299,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         with openers.get(path.suffix, open)(path, "rb") as stream:
             yield stream
     except damage as error:
-        raise _refuse(path, f"a whole {path.suffix} file", f"{type(error).__name__}: {error}") from error
+        raise _refuse(path, f"a complete {path.suffix} file", f"{type(error).__name__}: {error}") from error
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -18,7 +18,7 @@ __all__ = ["first_concerned"]
 
 
 REMEDY = "a smaller learning rate or scaled inputs may help"
-CHANGED = "the data were changed during fit: what is changed must stay valid"
+CHANGED = "the data were changed during fit, and must stay valid"
 
 
 class _Found(Exception):
@@ -42,14 +42,14 @@ def first_concerned(
             _replay(backend, network, loss, optimizer, s, b, watch)
     except _Found as found:
         return str(found)
-    return f"the gradient or the weights, taken together, are beyond {limit:g}; {REMEDY}"
+    return f"the norm of the gradient or of the weights exceeds {limit:g}; {REMEDY}"
 
 
 def _look(what: str, a: np.ndarray, limit: float = math.inf, remedy: str | None = None) -> None:
     if not np.isfinite(a).all():
         raise _Found(f"{what} is not finite", remedy or REMEDY)
     if not (np.abs(a) <= limit).all():
-        raise _Found(f"{what} is beyond {limit:g}")
+        raise _Found(f"{what} exceeds {limit:g}")
 
 
 def _replay(
@@ -65,14 +65,14 @@ def _replay(
     except XpnetError as error:
         raise _Found(str(error), CHANGED) from error
     if float(backend.host(s.lr)) > LARGEST_RATE:
-        raise _Found(f"the learning rate is beyond {LARGEST_RATE:g}")
+        raise _Found(f"the learning rate exceeds {LARGEST_RATE:g}")
     units = network.score_units(loss.fuses) if loss.fuses else None
     y, backward = network.forward(ctx, s.weights, s.stats, b.x, units, watch)
     value, dy, _ = loss.measure(ctx, b.y, y, b.weight, units is not None)
     last = network.units[-1].key
     remedy = loss.objection(backend.host(y)) if units is None else None
-    _look(f"the loss, behind layer {last!r},", backend.host(value), remedy=remedy)
-    _look(f"the gradient of the loss, behind layer {last!r},", backend.host(dy), remedy=remedy)
+    _look(f"the loss, after layer {last!r},", backend.host(value), remedy=remedy)
+    _look(f"the gradient of the loss, after layer {last!r},", backend.host(dy), remedy=remedy)
     g = backward(dy)
     if network.layout.segments:
         value, g = ctx.ops.penalize(ctx, s.weights, g, network.layout.segments)
