@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from xpnet import cli, datasets, kernels
+from xpnet import datasets, kernels
 from xpnet.backend import np
 from xpnet.bench import JOBS, NETWORKS, Case, Result, jobs, measure, memory, of_jax, ours, report, run
 from xpnet.bench.cases import TO_98
@@ -19,6 +19,7 @@ from xpnet.bench.jobs import Runner, passes
 from xpnet.bench.machine import describe, in_words
 from xpnet.bench.peers import BASE, CONTESTANTS, FAST, PRODUCTS, Contestant, choose
 from xpnet.errors import DownloadError, UnknownNameError, XpnetError
+from xpnet.tools import cli
 
 STEP = Case((6, 8, 3), 16, rate=1e-2)
 TINY = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cupy_capture import clean_start, pretended_cupy
 
-from xpnet import cli, datasets
+from xpnet import datasets
 from xpnet.backend import get_backend
 from xpnet.bench import JOBS, NETWORKS, Case, Result, cases, gpu, jobs, measure, ours, report, run
 from xpnet.bench.cases import LARGE, PRECISIONS, TO_98
@@ -20,6 +20,7 @@ from xpnet.bench.jobs import Runner
 from xpnet.bench.machine import describe, in_words
 from xpnet.bench.peers import GPU, ON_GPU, PEAK, PRODUCTS, Contestant, choose
 from xpnet.errors import InvalidValueError
+from xpnet.tools import cli
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)

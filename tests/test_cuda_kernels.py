@@ -21,27 +21,32 @@ import pytest
 from cuda_on_host import COMPILER, RawKernel, RawModule
 from cupy_like import Array, CupyLike, inside_a_step
 
-from xpnet import activations, initializers, kernels, ops, optimizers
-from xpnet.backend import BACKENDS, _make, get_backend
-from xpnet.context import Arena, Context
+from xpnet import activations, initializers, kernels, optimizers
+from xpnet.backend import BACKENDS, get_backend
+from xpnet.backend.base import make_backend
+from xpnet.core import ops
+from xpnet.core.params import Layout, ParamSpec
+from xpnet.core.random import DRAW, Stream, keep_mask
 from xpnet.fusion import cuda as fusion
 from xpnet.fusion.activation import activation_graphs
 from xpnet.fusion.trace import trace
 from xpnet.fusion.update import update_graph
-from xpnet.kernels import blas, check, cuda, cupy, cupy_flat
-from xpnet.kernels import device as makers
-from xpnet.kernels.generated import activation_kernels, update_kernel
-from xpnet.params import Layout, ParamSpec
-from xpnet.random import DRAW, Stream, keep_mask
+from xpnet.kernels import check
+from xpnet.kernels.context import Arena, Context
+from xpnet.kernels.cuda import blas, layers
+from xpnet.kernels.cuda import device as makers
+from xpnet.kernels.cuda import flat as cupy_flat
+from xpnet.kernels.cuda import launch as cuda
+from xpnet.kernels.cuda.generated import activation_kernels, update_kernel
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
 
 from test_ops import CASES, compare, hosts
 
-SOURCE = Path(cuda.__file__).with_name("cuda_kernels.cu")
-HELPERS = SOURCE.with_name("cuda_helpers.cu").read_text()
-twins = SimpleNamespace(**{**vars(cupy_flat), **vars(cupy)})
+SOURCE = Path(cuda.__file__).with_name("kernels.cu")
+HELPERS = SOURCE.with_name("helpers.cu").read_text()
+twins = SimpleNamespace(**{**vars(cupy_flat), **vars(layers)})
 NAMES = set(re.findall(r"__global__ void (\w+)\(", SOURCE.read_text()))
 NULL = np.uintp(0)
 TOLERANCES = {"float32": {"rtol": 1e-5, "atol": 1e-6}, "float64": {"rtol": 1e-12, "atol": 1e-13}}
@@ -65,7 +70,7 @@ class Device:
     @staticmethod
     def backend_of(dtype):
         """Return what kernels are made for."""
-        return SimpleNamespace(name="", dtype_name=dtype, narrow=None)
+        return SimpleNamespace(dtype_name=dtype, narrow=None, checked=False)
 
     def room(self, shape, dtype=None):
         """Return memory in which all bits are set (NaN, -1), as are those around it."""
@@ -82,7 +87,7 @@ class Device:
         return array
 
     def run(self, name, grid, block, *args):
-        """Launch a kernel of `cuda_kernels.cu`."""
+        """Launch a kernel of `kernels.cu`."""
         self.launch(self._module.get_function(name), grid, block, *args)
 
     def launch(self, kernel, grid, block, *args):
@@ -104,7 +109,7 @@ def compiler(monkeypatch):
     monkeypatch.setattr(cupy_like, "KNOW_CUPY", (*cupy_like.KNOW_CUPY, "test_ops"))  # its cases write to views
     monkeypatch.setitem(sys.modules, "cupy", cuda_on_host.cupy)
     monkeypatch.setitem(sys.modules, "nvmath", None)  # products by cupy.matmul
-    caches = (cuda.module, cuda.kernel_of, cuda.kernel_made_by, _make, kernels._table, blas.available)
+    caches = (cuda.module, cuda.kernel_of, cuda.kernel_made_by, make_backend, kernels._table, blas.available)
     for cache in caches:
         cache.cache_clear()
     RawKernel.launched.clear()
@@ -134,7 +139,7 @@ def draw(rng, shape, dtype, odd=False):
 
 def test_every_kernel_is_run_here():
     text = Path(__file__).read_text()
-    assert len(NAMES) == 16
+    assert len(NAMES) == 18
     assert {name for name in NAMES if f'"{name}"' not in text} == set()
 
 
@@ -163,7 +168,7 @@ class Everything(activations.Activation):
 
     def backward(self, xp, da, z, a):
         steep = xp.where((z <= 2.0) | (z > 2.5), xp.maximum(da, a), -da)
-        return xp.where(xp.logical_not(a < 0.1), steep / 2.0, xp.square(z) - xp.positive(a))
+        return xp.where(xp.logical_not(a < 0.1), steep / 2.0, xp.square(xp.floor(z)) - xp.positive(a))
 
 
 ACTIVATIONS = {
@@ -186,7 +191,8 @@ def test_the_table_has_every_activation():
 def of_two(xp, a, b):
     """Return what each operation makes of two numbers, those that are no functions of reals among others."""
     numbers = [a + b, a - b, a * b, a / b, xp.maximum(a, b), xp.minimum(a, b), xp.pow(a, b), xp.where(a > b, a, b)]
-    numbers += [f(a) for f in (xp.abs, xp.sign, xp.sqrt, xp.exp, xp.expm1, xp.log, xp.log1p, xp.tanh)]
+    numbers += [f(a) for f in (xp.abs, xp.floor, xp.sign, xp.sqrt, xp.exp, xp.expm1)]
+    numbers += [f(a) for f in (xp.log, xp.log1p, xp.tanh)]
     flags = [a > b, a >= b, a < b, a <= b, a == b, a != b, xp.isnan(a), xp.isfinite(a)]
     flags += [(a > 0) & (b > 0), (a > 0) | (b > 0), ~(a > 0)]
     return [-a, *numbers, *(xp.where(flag, xp.ones_like(a), 2.0 * xp.ones_like(a)) for flag in flags)]
@@ -349,6 +355,27 @@ def test_hits(device, rows, classes):
                 np.testing.assert_array_equal(out.values, best == target)
 
 
+@pytest.mark.parametrize(("rows", "classes"), [(1, 2), (50, 2), (300, 7), (37, 40)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_confusion(device, rows, classes, weighted):
+    rng = np.random.default_rng(25)
+    target, found = rng.integers(0, classes, (2, rows))
+    weight = rng.random(rows).astype(device.dtype)
+    wanted = np.zeros((classes, classes))
+    np.add.at(wanted, (target, found), weight if weighted else 1.0)
+    w, sizes = device.put(weight) if weighted else NULL, (np.int32(rows), np.int32(classes))
+    for grid, block in GRIDS:
+        out, labels = device.room((classes, classes)), [device.put(a, np.int32) for a in (target, found)]
+        device.run("confusion", grid, block, *labels, w, out, *sizes)
+        device.close(out, wanted)
+        for odd in (0, 1):
+            for label in (-1, classes):
+                labels = [device.put(a, np.int32) for a in (target, found)]
+                labels[odd].values[rows - 1] = label
+                device.run("confusion", grid, block, *labels, w, out, *sizes)
+                assert np.isnan(out.values).all()
+
+
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 1000, 2049])
 @pytest.mark.parametrize("block", [32, 96, 1024])
 def test_sum_scaled(device, n, block):
@@ -438,24 +465,35 @@ def test_what_else_within_looks_at(device):
 def test_tally(device):
     rng = np.random.default_rng(21)
     for ok, counted in ((True, True), (False, True), (True, False)):
-        for there in range(5):
+        for there in range(9):
             for clocked in (True, False):
                 step, age = device.put(2**40, np.int64), device.put(3.0)
-                sums, before = device.put(rng.random((4, 2)), np.float64), []
-                args, wanted = [], []
-                for i in range(4):
-                    value, more = (device.put(a) for a in rng.random(2))
-                    args += [value, device.real(0.5 + i), more if i % 2 else NULL, device.real(2.0)]
-                    if i >= there:
-                        args[-4:] = [NULL, device.real(1), NULL, device.real(1)]
-                    add, added = i < there and counted, more.values.item() if i % 2 else 2.0
-                    before = sums.values[i]
-                    wanted.append([before[0] + (0.5 + i) * value.values.item() * add, before[1] + added * add])
+                start, numbers = rng.random(there), rng.random(there).astype(device.dtype)
+                factors = np.arange(0.5, 8.5).astype(device.dtype)
+                arrays = [device.put(a) if i % 3 else NULL for i, a in enumerate(numbers)]  # or the factor alone
+                arrays += [device.put(1.0)] * (8 - there)
+                sums = device.put(start, np.float64)
                 clock = (step, age) if clocked else (NULL, NULL)
                 flags = device.put(ok, bool), device.put(counted, bool)
-                device.run("tally", (1,), (1,), *flags, *clock, sums, *args)
-                np.testing.assert_allclose(sums.values, wanted, rtol=1e-15)
+                pairs = [x for a, factor in zip(arrays, factors) for x in (a, device.real(factor))]
+                device.run("tally", (1,), (1,), *flags, *clock, sums, np.int32(there), *pairs)
+                added = [
+                    f * (float(a) if i % 3 else 1.0) for i, (a, f) in enumerate(zip(numbers, factors.tolist()))
+                ]
+                np.testing.assert_allclose(sums.values, start + np.array(added) * counted, rtol=1e-15)
                 assert (step.values, age.values) == ((2**40 + 1, 4.0) if ok and clocked else (2**40, 3.0))
+
+
+@pytest.mark.parametrize("n", [1, 33, 700])
+def test_tally_array(device, n):
+    rng = np.random.default_rng(24)
+    for counted in (True, False):
+        for grid, block in GRIDS:
+            start, more = rng.random(n), rng.random(n).astype(device.dtype)
+            sums = device.put(start, np.float64)
+            args = device.put(counted, bool), sums, device.put(more), device.real(0.25), np.int64(n)
+            device.run("tally_array", grid, block, *args)
+            np.testing.assert_allclose(sums.values, start + 0.25 * more.astype(float) * counted, rtol=1e-15)
 
 
 # Clipping -----------------------------------------------------------------------------------------------
@@ -786,12 +824,13 @@ LAUNCHED = {
     "dropout": {"dropout"},
     "softmax_cross_entropy": {"softmax_ce"},
     "hits": {"hits"},
+    "confusion": {"confusion"},
     "row_total": {"sum_scaled"},
     "join": set(),
     "pack": set(),
     "penalize": {"penalize", "sum_scaled"},
     "sound": {"sum_squares", "within", "all_finite"},
-    "tally": {"tally"},
+    "tally": {"tally", "tally_array"},
     "rescale": {"rescale"},
     "clip_factor": {"sum_squares", "clip_factor"},
     "clip_parts": {"sum_squares", "clip_factor", "scale"},
@@ -949,10 +988,15 @@ def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
     agree("sound", ok, lr, 1e3, (w[0, :], x[0, :]))
     agree("sound", ok, lr, 1e3, ())
     agree("sound", ok, on(0.1, "float64"), 1e3, (w[0, :],))
-    sums, step = on([[1.0, 2.0]], "float64"), on(7, "int64")
-    agree("tally", ok, ok, on(7, "int32"), lr, sums, [(half, 1.0, 2.0)])
-    agree("tally", ok, ok, step, lr, on([[1.0, 2.0]]), [(half, 1.0, 2.0)])
-    agree("tally", ok, ok, step, lr, sums, [(half, 1.0, on(2.0, "float64"))])
+    agree("confusion", labels, labels[::-1], None, 5)
+    agree("confusion", labels, on(labels.values, "int64"), None, 5)
+    agree("confusion", labels[:0], labels[:0], None, 5)
+    agree("confusion", labels, labels, on(rng.random(6), "float64"), 5)
+    sums, step = on([1.0, 2.0], "float64"), on(7, "int64")
+    agree("tally", ok, ok, on(7, "int32"), lr, sums, [(half, 1.0), (2.0, 1.0)])
+    agree("tally", ok, ok, step, lr, on([1.0, 2.0]), [(half, 1.0), (2.0, 1.0)])
+    agree("tally", ok, ok, step, lr, sums, [(half, 1.0), (on(2.0, "float64"), 1.0)])
+    agree("tally", ok, ok, step, lr, sums, [(on([1.0, 2.0])[::-1], 1.0)])
     agree("clip_factor", x, 0.1, None)
     agree("clip_factor", g[::-1], 0.1, half)
     agree("clip_factor", g, 0.1, on(0.5, "float64"))
@@ -1019,10 +1063,20 @@ def test_what_a_step_carries_on_stays_in_its_memory(pretended):
     ctx = pretended()
     ok, step = ctx.backend.scalar(True, bool), ctx.backend.count(3)
     age, *numbers = (ctx.backend.scalar(float(i)) for i in range(20))
-    for pairs, launches in ((1, 1), (4, 1), (5, 2), (9, 3)):
+    some, many = ctx.backend.array([1.0, 2.0, 3.0], "float32"), ctx.backend.zeros((5, 60))
+    for parts, launches in (
+        ([(a, 2.0) for a in numbers[:1]], ["tally"]),
+        ([(a, 2.0) for a in numbers[:8]], ["tally"]),
+        ([(a, 2.0) for a in numbers[:9]], ["tally"] * 2),
+        ([(a, 0.5) for a in numbers[:17]], ["tally"] * 3),
+        ([(numbers[1], 2.0), (3.0, 0.5), (some, 1.0), (numbers[2], 1.0)], ["tally", "tally_array", "tally"]),
+        ([(some, 0.25), (many, 1.0)], ["tally", "tally_array", "tally_array"]),
+        ([], ["tally"]),
+    ):
         RawKernel.launched.clear()
-        sums = ctx.backend.array(np.arange(2.0 * pairs).reshape(-1, 2))
-        parts = [(a, 2.0, 3.0) for a in numbers[:pairs]]
+        added = [np.reshape(getattr(a, "values", a), -1) * factor for a, factor in parts]
+        added = np.concatenate([np.zeros(0), *added])
+        sums = ctx.backend.array(np.arange(float(added.size)))
         before = sums.values.copy(), age.values.copy()
         new_step, new_age, new_sums = twins.tally(ctx, ok, ok, step, age, sums, parts)
         assert new_step is step
@@ -1030,11 +1084,9 @@ def test_what_a_step_carries_on_stays_in_its_memory(pretended):
         assert new_sums is sums
         assert RawKernel.launched == []  # that ends the step
         check.ended(ctx)
-        assert RawKernel.launched == ["tally"] * launches
+        assert RawKernel.launched == launches
         assert age.values == before[1] + 1
-        assert sums.values.tolist() == [
-            [s + 2 * value.values, w + 3] for (s, w), (value, _, _) in zip(before[0], parts, strict=True)
-        ]
+        np.testing.assert_allclose(sums.values, before[0] + added)
 
 
 @pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu"])
@@ -1305,7 +1357,7 @@ def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, sou
     assert entries == ({"gather"} if source else NAMES - {"gather"})
     assert ".local" not in ptx  # all that a thread keeps is in registers
     if "float64" not in (dtype, source):
-        rest = re.sub(r"\.entry tally\(.*?\n}", "", ptx, flags=re.DOTALL)  # which adds up in double
+        rest = re.sub(r"\.entry tally\w*\(.*?\n}", "", ptx, flags=re.DOTALL)  # which add up in double
         assert re.findall(r"\.f64\b", rest) == []  # nothing is computed in double by accident
     assert not re.search(r"\b(atom|red)\.", ptx)
 

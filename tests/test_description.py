@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import saving
 from xpnet.errors import InvalidTypeError, InvalidValueError, XpnetError
 from xpnet.layers import Dense, Input, Layer
-from xpnet.network import name_layers
 from xpnet.optimizers import SGD, Adam
+from xpnet.training import saving
+from xpnet.training.network import name_layers
 
 X = np.random.default_rng(0).standard_normal((8, 3))
 

@@ -20,14 +20,14 @@ import xpnet as xn
 from xpnet import activations, losses, metrics
 from xpnet.activations import Activation
 from xpnet.backend import get_backend
+from xpnet.backend.tree import leaves
 from xpnet.callbacks import Callback
 from xpnet.errors import NonFiniteError
-from xpnet.kernels.graph import CannotRecord, Recorder
+from xpnet.kernels.cuda.graph import CannotRecord, Recorder
 from xpnet.layers import BatchNormalization, Dense, Dropout, LeakyReLU, PReLU
 from xpnet.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
-from xpnet.replay import ATTEMPTS, Replay
-from xpnet.tree import leaves
+from xpnet.training.replay import ATTEMPTS, Replay
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
@@ -245,6 +245,7 @@ LOSSES = {
     "mean_squared_error": (None, ONE_HOT),
     "perceptron_criterion": (None, 2 * ONE_HOT - 1),
     "mean_absolute_error": (None, ONE_HOT),
+    "huber": (None, ONE_HOT),
 }
 
 
@@ -268,12 +269,26 @@ def test_activations(activation):
     same_with_and_without(small(activation))
 
 
-@pytest.mark.parametrize("metric", sorted({c.__name__ for c in metrics.registry.classes.values()}))
+METRICS = sorted({c.__name__ for c in metrics.registry.classes.values()} - {"OfLoss"}) + ["huber"]
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_metrics(metric):
     loss, y = "categorical_crossentropy", ONE_HOT
     if "Sparse" in metric:
         loss, y = f"sparse_{loss}", CLASSES
     same_with_and_without(small(), y, loss, chosen=[metric])
+
+
+@pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])
+def test_metrics_of_many_sums(y):
+    """Numbers and arrays side by side, weighted and not."""
+    chosen = [metrics.Precision([0.1, 0.3, 0.6]), "accuracy", metrics.ConfusionMatrix(), metrics.Recall(top_k=2)]
+    weighted = [metrics.ConfusionMatrix(6), metrics.Recall([0.2, 0.5], class_id=1), metrics.Precision()]
+    loss = f"{'sparse_' if y is CLASSES else ''}categorical_crossentropy"
+    same_with_and_without(small(), y, loss, chosen=chosen, weighted_metrics=weighted,
+                          fitting={"sample_weight": WEIGHTS})  # fmt: skip
+    assert {"confusion", "tally", "tally_array"} <= set(cuda_on_host.RawKernel.launched)
 
 
 def test_more_statistics_than_one_concatenation_takes():

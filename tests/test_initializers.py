@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from xpnet import initializers
+from xpnet.core.random import Stream
 from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
 from xpnet.initializers import Constant, RandomNormal, RandomUniform, VarianceScaling, fans
-from xpnet.random import Stream
 
 SHAPE = (300, 200)  # 60,000 numbers
 

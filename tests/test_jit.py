@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("numba")
 
-from xpnet.kernels import jit
+from xpnet.kernels.host import jit
 
 SOURCE = """
-from xpnet.kernels.jit import loop
+from xpnet.kernels.host.jit import loop
 
 @loop
 def double(x):

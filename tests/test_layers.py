@@ -11,9 +11,9 @@ import pytest
 import xpnet as xn
 from xpnet import layers
 from xpnet.backend import library_of
-from xpnet.context import Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, UnknownNameError
 from xpnet.initializers import Constant
+from xpnet.kernels.context import Context
 from xpnet.layers import (
     Activation,
     BatchNormalization,

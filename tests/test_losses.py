@@ -5,17 +5,20 @@ import pytest
 
 import xpnet as xn
 from xpnet import activations, losses
-from xpnet.context import Arena, Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
+from xpnet.kernels.context import Arena, Context
 from xpnet.layers import Activation, Dense, Flatten, Layer
 from xpnet.losses import (
     BinaryCrossentropy,
     CategoricalCrossentropy,
+    Elementwise,
+    Huber,
     Loss,
     MeanAbsoluteError,
     MeanSquaredError,
     PerceptronCriterion,
     SparseCategoricalCrossentropy,
+    targets,
 )
 from xpnet.testing import assert_close, check_gradients
 
@@ -34,6 +37,8 @@ WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5, 1.0, 3.0])
 CASES = {
     "mse": (MeanSquaredError, {}, SOFT, SCORES),
     "mae": (MeanAbsoluteError, {}, SOFT, SCORES),
+    "huber": (Huber, {}, SOFT, SCORES),
+    "huber_narrow": (Huber, {"delta": 0.25}, SOFT, SCORES),
     "bce": (BinaryCrossentropy, {}, BITS, PROBABILITIES),
     "bce_soft": (BinaryCrossentropy, {"label_smoothing": 0.2}, SOFT, PROBABILITIES),
     "bce_logits": (BinaryCrossentropy, {"from_logits": True}, BITS, SCORES),
@@ -70,6 +75,8 @@ def test_every_loss_is_a_case():
         (MeanSquaredError(), [1.0, 2.0], [2.0, 4.0], 2.5, [1.0, 2.0]),
         (MeanAbsoluteError(), [[1.0, 2.0]], [[2.0, 0.0]], 1.5, [[0.5, -0.5]]),
         (MeanAbsoluteError(), [[1.0]], [[1.0]], 0.0, [[0.0]]),
+        (Huber(), [0.0, 0.0, 0.0, 1.0], [3.0, -3.0, 0.5, 1.0], 5.125 / 4, [0.25, -0.25, 0.125, 0.0]),
+        (Huber(2.0), [[0.0, 0.0]], [[3.0, -1.0]], (4.0 + 0.5) / 2, [[1.0, -0.5]]),
         (BinaryCrossentropy(), [1.0, 0.0], [0.8, 0.5], -(LOG(0.8) + LOG(0.5)) / 2, [-0.625, 1.0]),
         (BinaryCrossentropy(from_logits=True), [1.0, 0.0], [0.0, 0.0], LOG(2.0), [-0.25, 0.25]),
         (BinaryCrossentropy(label_smoothing=0.5), [1.0], [0.5], LOG(2.0), [-1.0]),
@@ -182,6 +189,8 @@ def test_losses_of_validation_are_taken_in_keras_batches(reduction):
 PEERS = {
     "mse": lambda f, t: lambda p: f.mse_loss(p, t(SOFT)),
     "mae": lambda f, t: lambda p: f.l1_loss(p, t(SOFT)),
+    "huber": lambda f, t: lambda p: f.huber_loss(p, t(SOFT)),
+    "huber_narrow": lambda f, t: lambda p: f.huber_loss(p, t(SOFT), delta=0.25),
     "bce": lambda f, t: lambda p: f.binary_cross_entropy(p, t(BITS)),
     "bce_logits": lambda f, t: lambda p: f.binary_cross_entropy_with_logits(p, t(BITS)),
     "cce": lambda f, t: lambda p: f.nll_loss((p / p.sum(-1, keepdim=True)).log(), t(LABELS)),
@@ -205,6 +214,23 @@ def test_like_pytorch(backend64, name):
     value, grad = loss.value_and_grad(y, backend64.array(p))
     assert_close(backend64.host(value), wanted.detach().numpy())
     assert_close(backend64.host(grad), leaf.grad.numpy())
+
+
+KERAS = {name: cls.__name__ for name, (cls, *_) in CASES.items() if cls is not PerceptronCriterion}
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", None])
+@pytest.mark.parametrize("weight", [None, WEIGHTS], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", KERAS)
+def test_like_keras(monkeypatch, name, weight, reduction):
+    """All losses in all reductions, with weights."""
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    pytest.importorskip("torch")
+    keras = pytest.importorskip("keras")
+    loss, y, p = case(name, reduction=reduction)
+    config = {**CASES[name][1], "reduction": reduction, "dtype": "float64"}
+    theirs = getattr(keras.losses, KERAS[name])(**config)(y, p, sample_weight=weight)
+    np.testing.assert_allclose(np.asarray(loss(y, p, weight)), np.asarray(theirs), rtol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHTS])
@@ -237,6 +263,17 @@ def test_from_scores_it_is_the_loss_of_the_activation(backend64, name, activatio
     assert_close(a, activations.get(activation)(scores))
     hot = HOT if name == "sparse" else y
     assert_close(dz, (a - backend64.array(hot)) / (24 if name == "bce" else 6))
+
+
+@pytest.mark.parametrize("loss", [BinaryCrossentropy(from_logits=True), PerceptronCriterion()])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_derivative_from_scores_is_exactly_a_minus_y(backend, dtype, loss):
+    """Not nearly: with one unit and weight 1 the same bits as a - y."""
+    z = backend.array(RNG.standard_normal((50, 1)) * 10, dtype)
+    bits = backend.array(RNG.integers(0, 2, (50, 1)), dtype)
+    _, dz, a = loss.score_terms(Context(backend.with_dtype(dtype)), bits, z, 1.0)
+    assert_close(dz, a - bits, rtol=0, atol=0)
+    assert_close(a, activations.get(loss.fuses)(z))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -461,7 +498,7 @@ def test_a_step_down_the_criterion_is_the_perceptrons_rule(backend64):
 # Shapes, dtypes, libraries ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mse", "mae", "bce", "bce_logits", "perceptron"])
+@pytest.mark.parametrize("name", ["mse", "mae", "huber", "bce", "bce_logits", "perceptron"])
 def test_a_column_and_a_row_of_numbers_are_the_same(backend64, name):
     """(n,) against (n, 1) aligns; it never broadcasts to (n, n)."""
     loss, y, p = case(name)
@@ -513,6 +550,8 @@ def test_dtype(backend):
         ("mse", MeanSquaredError),
         ("mean_squared_error", MeanSquaredError),
         ("mae", MeanAbsoluteError),
+        ("huber", Huber),
+        ("Huber", Huber),
         ("binary_crossentropy", BinaryCrossentropy),
         ("bce", BinaryCrossentropy),
         ("categorical_crossentropy", CategoricalCrossentropy),
@@ -546,6 +585,9 @@ P2 = [[0.5, 0.5], [0.5, 0.5]]
         (lambda: losses.get(abs), InvalidTypeError, "got <built-in function abs>"),
         (lambda: MeanSquaredError("average"), UnknownNameError, "got 'average'"),
         (lambda: MeanSquaredError(dtype="float16"), UnknownNameError, "got 'float16'"),
+        (lambda: Huber(0.0), InvalidValueError, "got 0.0"),
+        (lambda: Huber("1"), InvalidTypeError, "got '1'"),
+        (lambda: Huber()([[1, 2, 3]], P2), ShapeError, "shape (2, 2); got (1, 3)"),
         (lambda: BinaryCrossentropy(label_smoothing=1.5), InvalidValueError, "got 1.5"),
         (lambda: CategoricalCrossentropy(label_smoothing=-0.5), InvalidValueError, "got -0.5"),
         (lambda: SPARSE([0, 2], P2), InvalidValueError, "from 0 to 1; got 2"),
@@ -581,6 +623,65 @@ def test_errors(call, error, ends):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value).endswith(ends)
+
+
+class Cubic(Elementwise):
+    """|d|^3, in two lines."""
+
+    targets = targets.LIKE_OUTPUTS
+
+    def at(self, xp, y, p):
+        d = p - y
+        return xp.abs(d) * d * d, 3.0 * xp.abs(d) * d
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHTS], ids=["plain", "weighted"])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight", "none"])
+def test_a_formula_of_ones_own(backend64, weight, reduction):
+    loss, p = Cubic(reduction), backend64.array(SCORES)
+    check_gradients(loss, SCORES.shape, y_true=SOFT, inputs=SCORES, backend=backend64)
+    w = np.ones(6) if weight is None else weight
+    rows = (np.abs(SCORES - SOFT) ** 3).mean(-1) * w
+    divisor = {"sum_over_batch_size": 6.0, "mean_with_sample_weight": w.sum()}.get(reduction, 1.0)
+    assert_close(loss(SOFT, p, weight), backend64.array(rows if reduction == "none" else rows.sum() / divisor))
+    with pytest.raises(ShapeError, match=r"^Cubic takes targets .*; got \(6, 3\)$"):
+        loss(SOFT[:, :3], p)
+
+
+def test_a_formula_that_is_overridden():
+    """It is no longer joined with the activation, whose scores know another formula."""
+
+    class Doubled(BinaryCrossentropy):
+        def at(self, xp, y, p):
+            return tuple(2.0 * part for part in super().at(xp, y, p))
+
+    class OfScores(BinaryCrossentropy):
+        def at_scores(self, xp, y, z):
+            value, slope, a = super().at_scores(xp, y, z)
+            return 2.0 * value, 2.0 * slope, a
+
+    assert Doubled.fuses is None
+    assert OfScores.fuses == "sigmoid"
+    bits, shares = BITS[:, :1], PROBABILITIES[:, :1]
+    assert float(Doubled()(bits, shares)) == 2.0 * float(BinaryCrossentropy()(bits, shares))
+    scores = BinaryCrossentropy(from_logits=True)(bits, SCORES[:, :1])
+    assert float(OfScores(from_logits=True)(bits, SCORES[:, :1])) == 2.0 * float(scores)
+    with pytest.raises(TypeError, match=r"^OfScores must define terms"):
+        OfScores()(bits, shares)
+    model = xn.Sequential([Dense(1, "sigmoid")], seed=1)
+    for loss in (Doubled(), OfScores()):
+        model.compile("sgd", loss)
+        model.build((4,))
+        plain = float(BinaryCrossentropy()(bits, model.predict(SCORES)))
+        assert model.evaluate(SCORES, bits) == pytest.approx(2.0 * plain, rel=1e-5)
+
+
+def test_a_formula_is_needed():
+    class Mine(Elementwise):
+        pass
+
+    with pytest.raises(TypeError, match="Mine must define at"):
+        Mine()([1.0], [1.0])
 
 
 def test_a_loss_of_ones_own_needs_terms():

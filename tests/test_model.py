@@ -15,8 +15,8 @@ from xpnet.layers import BatchNormalization, Dense, Dropout, Input
 from xpnet.losses import MeanSquaredError, SparseCategoricalCrossentropy
 from xpnet.optimizers import SGD, Adam
 from xpnet.regularizers import L1, L1L2, L2
-from xpnet.session import Session
 from xpnet.testing import assert_close
+from xpnet.training.session import Session
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((22, 3))

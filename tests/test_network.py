@@ -5,12 +5,12 @@ import pytest
 
 import xpnet as xn
 from xpnet.backend import get_backend
-from xpnet.context import Context
+from xpnet.core.random import Stream
 from xpnet.errors import InvalidValueError, ShapeError
+from xpnet.kernels.context import Context
 from xpnet.layers import Activation, BatchNormalization, Dense, Dropout, Flatten, Input, Layer, ReLU, Softmax
-from xpnet.network import Network, check_input, name_layers
-from xpnet.random import Stream
 from xpnet.testing import assert_close
+from xpnet.training.network import Network, check_input, name_layers
 
 
 class Probe(Layer):

@@ -1,6 +1,7 @@
 """Optimizers: their formulas by hand, on a parabola and Rosenbrock's valley, and beside PyTorch's."""
 
 import contextlib
+import importlib.util
 import math
 import os
 import sys
@@ -10,13 +11,13 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import initializers, optimizers
-from xpnet.backend import use_backend
-from xpnet.context import Context
+from xpnet import initializers, kernels, optimizers
+from xpnet.backend import get_backend, use_backend
+from xpnet.core.ops import bias_correction
+from xpnet.core.params import Layout, ParamSpec, Variable, Variables
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
-from xpnet.ops import bias_correction
+from xpnet.kernels.context import Context
 from xpnet.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Momentum, RMSprop
-from xpnet.params import Layout, ParamSpec, Variable, Variables
 from xpnet.testing import assert_close
 
 # name: (optimizer, learning rate on the parabola, learning rate and steps on Rosenbrock)
@@ -314,6 +315,192 @@ def test_without_momentum_there_is_no_memory(backend):
     assert SGD(0.1).init(backend.zeros(3)).slots == ()
     assert len(SGD(0.1, momentum=0.5).init(backend.zeros(3)).slots) == 1
     assert len(Adam().init(backend.zeros(3)).slots) == 2
+
+
+# Groups and slots ---------------------------------------------------------------------------------------
+
+EVERY = [make for name, (make, *_) in TABLE.items() if "clip" not in name]
+
+
+def layout_of(*learning):
+    """Return a layout of variables of 3 numbers, from their (learning-rate factor, whether they decay)."""
+    return Layout(
+        [
+            (f"layer/{i}", i, ParamSpec(str(i), (3,), None, lr_factor=lr_factor, decay=decay))
+            for i, (lr_factor, decay) in enumerate(learning)
+        ]
+    )
+
+
+def test_neighbours_that_learn_alike_are_one_group():
+    layout = layout_of((1.0, True), (1.0, True), (0.5, True), (1.0, False), (1.0, False))
+    assert layout.variables.slices == tuple(slice(3 * i, 3 * i + 3) for i in range(5))
+    found = layout.variables.groups()
+    assert [tuple(group) for group in found] == [(0, 6, 1.0, True), (6, 9, 0.5, True), (9, 15, 1.0, False)]
+    assert len(layout.variables.groups(None)) == 3  # where nothing decays
+    assert tuple(layout.variables.groups(("/[01]",))[0]) == (0, 6, 1.0, False)
+    assert len(layout_of(*[(1.0, True)] * 4).variables.groups()) == 1
+    assert Layout([]).variables.groups() == ()
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_groups_learn_as_they_would_alone(backend64, make):
+    learning = (1.0, True), (0.25, True), (0.25, False), (1.0, True)
+    layout, rng = layout_of(*learning), np.random.default_rng(3)
+    start, grads = rng.standard_normal(12), rng.standard_normal((3, 12))
+    opt = make(0.1)
+    opt.weight_decay = 0.5
+    theta = backend64.array(start)
+    state = opt.init(theta, layout)
+    for g in grads:
+        theta, state = opt.update(theta, backend64.array(g), state, layout)
+    for i, (lr_factor, decay) in enumerate(learning):
+        own, where = make(0.1 * lr_factor), slice(3 * i, 3 * i + 3)
+        own.weight_decay = 0.5 if decay else 0.0
+        part = backend64.array(start[where])
+        alone = own.init(part)
+        for g in grads:
+            part, alone = own.update(part, backend64.array(g[where]), alone)
+        assert_close(theta[where], part)
+        for slot, wanted in zip(state.slots, alone.slots, strict=True):
+            assert_close(slot[where], wanted)
+
+
+class Scaled(xn.layers.Layer):
+    """A layer of a user's: its weights learn at a quarter of the rate, and do not decay."""
+
+    def build(self, input_shape):
+        self.add_weight("scale", input_shape, "ones", lr_factor=0.25, decay=False)
+        return input_shape
+
+    def forward(self, ctx, params, x):
+        scale = params["scale"]
+        return x * scale, lambda dy, into, want_dx=True: (
+            dy * scale if want_dx else None, {"scale": ctx.xp.sum(dy * x, axis=-2)}
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("make", [*EVERY, lambda lr: AdamW(lr, 0.3, global_clipnorm=0.5)])
+def test_groups_in_a_model(make, graph):
+    """On every machine: in place, recorded or not, as arrays."""
+
+    def trained(kernel):
+        x, y = np.random.default_rng(8).standard_normal((2, 12, 3))
+        model = xn.Sequential([xn.layers.Dense(4), Scaled(), xn.layers.Dense(3)], seed=1, dtype="float64")
+        opt = make(0.01)
+        opt.weight_decay = 0.3
+        opt.exclude_from_weight_decay(["bias$"])
+        model.compile(opt, "mse", graph=graph)
+        with kernels.using(kernel):
+            model.fit(x, y, batch_size=4, epochs=3, verbose=0, shuffle=False)
+        return model.get_weights()
+
+    wanted = trained("bodies")
+    for kernel in ("numpy", "fast") if importlib.util.find_spec("numba") else ("numpy",):
+        for a, b in zip(trained(kernel), wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lr_factor", "error"), [(-1.0, InvalidValueError), (1e4, InvalidValueError), ("1", InvalidTypeError)]
+)
+def test_a_factor_of_the_rate_that_is_refused(lr_factor, error):
+    with pytest.raises(error, match="lr_factor must be a finite number >= 0 and <= 1000; got"):
+        xn.layers.Dense(1).add_weight("w", (1,), lr_factor=lr_factor)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lamb", "SGD"])
+def test_exclusion_from_decay_like_keras(backend64, keras, name):
+    rng = np.random.default_rng(6)
+    start, grads = rng.standard_normal(10), rng.standard_normal((6, 10))
+    variables = [
+        keras.Variable(start[s].reshape(SHAPES[k]), dtype="float64", name=k) for k, s in LAYOUT.slices.items()
+    ]
+    theirs, mine = (getattr(m, name)(0.1, weight_decay=0.3) for m in (keras.optimizers, optimizers))
+    theirs.exclude_from_weight_decay(var_names=["bias", "sc.le"])
+    mine.exclude_from_weight_decay(var_names=["bias", "sc.le"])
+    theirs.build(variables)
+    theta = backend64.array(start)
+    state = mine.init(theta, LAYOUT)
+    for g in grads:
+        parts = [g[s].reshape(SHAPES[k]) for k, s in LAYOUT.slices.items()]
+        theirs.apply([keras.ops.convert_to_tensor(part, dtype="float64") for part in parts])
+        theta, state = mine.update(theta, backend64.array(g), state, LAYOUT)
+        wanted = [keras.ops.convert_to_numpy(v).reshape(-1) for v in variables]
+        assert_close(backend64.host(theta), np.concatenate(wanted), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_excluded_is_in_the_config(tmp_path):
+    opt = AdamW(0.1)
+    assert "exclude_from_weight_decay" not in opt.get_config()
+    opt.exclude_from_weight_decay(["bias", "gamma"])
+    again = optimizers.get({"class_name": "AdamW", "config": opt.get_config()})
+    assert again.excluded == ("bias", "gamma")
+    assert again.get_config() == opt.get_config()
+    model = xn.Sequential([xn.layers.Input((3,)), xn.layers.Dense(1)], seed=0)
+    model.compile(opt, "mse")
+    model.save(tmp_path / "m.safetensors")
+    assert xn.load_model(tmp_path / "m.safetensors").optimizer.excluded == ("bias", "gamma")
+    for wrong, error in (("bias", InvalidTypeError), ([1], InvalidTypeError), (["("], InvalidValueError)):
+        with pytest.raises(error, match="var_names must be"):
+            opt.exclude_from_weight_decay(wrong)
+        assert opt.excluded == ("bias", "gamma")
+
+
+class Counted(optimizers.Optimizer):
+    """A user's, with a slot of one number that starts at 2, and one that starts at -1."""
+
+    slots = {"factor": 2.0, "last": -1.0}
+    scalar_slots = ("factor",)
+
+    def formula(self, xp):
+        def at(w, g, f, last, lr):
+            return w - lr * f * g + 0.001 * last, 0.5 * f, g
+
+        return at
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_slots_of_one_number(backend64, lead):
+    opt, rng = Counted(0.1), np.random.default_rng(4)
+    w, g = rng.standard_normal((2, *lead, 3))
+    theta, grad = backend64.array(w), backend64.array(g)
+    state = opt.init(theta)
+    assert [tuple(s.shape) for s in state.slots] == [(2, 1) if lead else (), (*lead, 3)]
+    theta, state = opt.update(theta, grad, state)
+    wanted = w - 0.2 * g - 0.001
+    assert_close(theta, backend64.array(wanted))
+    theta, state = opt.update(theta, grad, state)
+    assert_close(theta, backend64.array(wanted - 0.1 * g + 0.001 * g))
+    np.testing.assert_array_equal(backend64.host(state.slots[0]), np.full((2, 1) if lead else (), 0.5))
+
+
+@pytest.mark.parametrize("make", [lambda: Counted(0.01), lambda: Adagrad(0.1, initial_accumulator_value=0.7)])
+def test_slots_in_a_model_and_in_a_file(make, tmp_path):
+    rng = np.random.default_rng(5)
+    x, y = rng.standard_normal((12, 3)), rng.standard_normal((12, 2))
+
+    def model_of():
+        model = xn.Sequential([xn.layers.Dense(4, activation="tanh"), xn.layers.Dense(2)], seed=1)
+        model.compile(make(), "mse")
+        return model
+
+    whole, first = model_of(), model_of()
+    for _ in range(6):
+        whole.train_on_batch(x, y)
+    for _ in range(3):
+        first.train_on_batch(x, y)
+    first.save(tmp_path / "m.safetensors")
+    again = xn.load_model(tmp_path / "m.safetensors", custom_objects={"Counted": Counted})
+    assert [s.shape for s in again.state.slots] == [s.shape for s in first.state.slots]
+    for _ in range(3):
+        again.train_on_batch(x, y)
+    for a, b in zip(again.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    values = whole.optimizer.slots.values()
+    fresh = whole.optimizer.first_slots(get_backend(dtype="float32"), (3,))
+    assert [float(np.asarray(get_backend().host(s)).max()) for s in fresh] == pytest.approx(list(values))
 
 
 # Bias correction ----------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from xpnet import regularizers
-from xpnet.context import Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
+from xpnet.kernels.context import Context
 from xpnet.regularizers import L1, L1L2, L2
 from xpnet.testing import assert_close
 

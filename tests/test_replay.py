@@ -9,10 +9,10 @@ from steps import taken
 
 import xpnet as xn
 from xpnet import activations, kernels, layers, losses, metrics, optimizers
+from xpnet.backend.tree import leaves
 from xpnet.callbacks import Callback
 from xpnet.layers import BatchNormalization, Dense, Dropout
-from xpnet.replay import ATTEMPTS, MOST, Replay
-from xpnet.tree import leaves
+from xpnet.training.replay import ATTEMPTS, MOST, Replay
 
 if xn.get_backend().name != "numpy" or os.environ.get("XPNET_KERNELS") in ("0", "bodies"):
     pytest.skip("steps are recorded on NumPy, with its twins", allow_module_level=True)
@@ -26,7 +26,7 @@ ONE_HOT = np.eye(4)[CLASSES]
 def train(monkeypatch, graph, make, y, loss, optimizer="adam", chosen=("accuracy",), **kwargs):
     monkeypatch.setenv("XPNET_GRAPH", graph)
     model = xn.Sequential(make(), seed=1, dtype=kwargs.pop("dtype", None))
-    model.compile(optimizer, loss, list(chosen))
+    model.compile(optimizer, loss, list(chosen), weighted_metrics=kwargs.pop("weighted_metrics", None))
     history = model.fit(X, y, batch_size=16, epochs=4, verbose=0, **kwargs)
     return model, history
 
@@ -37,7 +37,7 @@ def same_with_and_without(monkeypatch, *args, recorded=True, **kwargs):
     run = model.session.program().run
     assert isinstance(run, Replay)
     assert len(run.recordings) == (2 if recorded else 0)  # of 16 rows, and of 2
-    assert history.history == plain_history.history
+    np.testing.assert_equal(history.history, plain_history.history)
     for a, b in zip(leaves(model.state), leaves(plain.state), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     return model
@@ -61,6 +61,7 @@ LOSSES = {
     "binary_crossentropy": ("sigmoid", ONE_HOT),
     "mean_squared_error": (None, ONE_HOT),
     "mean_absolute_error": (None, ONE_HOT),
+    "huber": (None, ONE_HOT),
     "perceptron_criterion": (None, 2 * ONE_HOT - 1),
 }
 
@@ -80,7 +81,7 @@ def test_every_loss_is_tried():
     assert {losses.get(name).__class__ for name in LOSSES} == set(losses.registry.classes.values())
 
 
-METRICS = sorted({cls.__name__ for cls in metrics.registry.classes.values()})
+METRICS = sorted({cls.__name__ for cls in metrics.registry.classes.values()} - {"OfLoss"}) + ["huber"]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -88,6 +89,16 @@ def test_metrics(monkeypatch, metric):
     y = CLASSES if "Sparse" in metric else ONE_HOT
     loss = "sparse_categorical_crossentropy" if "Sparse" in metric else "categorical_crossentropy"
     same_with_and_without(monkeypatch, dense(), y, loss, chosen=[metric])
+
+
+@pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])
+def test_metrics_of_many_sums(monkeypatch, y):
+    """Numbers and arrays side by side, weighted and not."""
+    chosen = [metrics.Precision([0.1, 0.3, 0.6]), "accuracy", metrics.ConfusionMatrix(), metrics.Recall(top_k=2)]
+    weighted = [metrics.ConfusionMatrix(6), metrics.Recall([0.2, 0.5], class_id=1), metrics.Precision()]
+    loss = f"{'sparse_' if y is CLASSES else ''}categorical_crossentropy"
+    same_with_and_without(monkeypatch, dense(), y, loss, chosen=chosen, weighted_metrics=weighted,
+                          sample_weight=RNG.random(50))  # fmt: skip
 
 
 OPTIMIZERS = {

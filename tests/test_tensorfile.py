@@ -15,9 +15,9 @@ import pytest
 import safetensors
 
 import xpnet as xn
+from xpnet.core.params import Layout
 from xpnet.errors import FileFormatError, InvalidTypeError, InvalidValueError
 from xpnet.layers import Dense, Input
-from xpnet.params import Layout
 
 X = np.random.default_rng(0).standard_normal((8, 3))
 

@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from .backend import Array, np
-from .context import enter
+from .core.config import Configurable, Registry
+from .core.settings import setting
 from .errors import InvalidTypeError, InvalidValueError, number
-from .registry import Configurable, Registry
-from .settings import setting
+from .kernels.context import enter
 
 __all__ = ["Activation", "LeakyReLU", "Linear", "ReLU", "Sigmoid", "Softmax", "Step", "Tanh", "get"]
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from .backend import np
+from .core.config import Configurable
+from .core.settings import flag, optional, setting
 from .errors import InvalidTypeError, InvalidValueError, number, one_of, unknown_name
-from .registry import Configurable
-from .settings import flag, optional, setting
 
 __all__ = ["Callback", "EarlyStopping", "History", "ProgressBar"]
 
-Logs = dict[str, float]
+Logs = dict[str, Any]  # floats; arrays of metrics that give such
 
 
 class Callback(Configurable):
@@ -65,12 +65,14 @@ class Callback(Configurable):
 class History(Callback):
     """Record the logs of each epoch as lists: `history["loss"]`, `history["val_loss"]`, ... `fit` returns it.
 
+    Values are floats, or arrays where a metric's result is one.
+
     Attributes:
         history: name -> values, one per epoch. epoch: the epoch numbers.
     """
 
     def __init__(self) -> None:
-        self.history: dict[str, list[float]] = {}
+        self.history: dict[str, list[Any]] = {}
         self.epoch: list[int] = []
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
@@ -107,7 +109,8 @@ class EarlyStopping(Callback):
 
     Raises:
         UnknownNameError: before the first epoch, if `monitor` will not be in the logs.
-        InvalidValueError: before the first epoch, if the mode is `"auto"` and the metric has no direction.
+        InvalidValueError: before the first epoch, if the metric's result is an array, or if the mode is `"auto"`
+            and the metric has no direction.
     """
 
     monitor: str = setting(default="val_loss")
@@ -133,6 +136,9 @@ class EarlyStopping(Callback):
         names = self.params.get("metrics", [])
         if self.monitor not in names:
             raise unknown_name("monitor of EarlyStopping", self.monitor, names)
+        name = self.monitor.removeprefix("val_")
+        if name != "loss" and name in self.model.compiled.arrays:
+            raise InvalidValueError(f"EarlyStopping compares numbers, not arrays; got monitor {self.monitor!r}")
         self._direction()
         self._begin()
 
@@ -278,4 +284,4 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
 
 
 def _text(logs: Logs) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in logs.items() if np.ndim(value) == 0)

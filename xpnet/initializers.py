@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from .backend import Array, get_backend, np
+from .core.config import Configurable, Registry
+from .core.random import INIT, Stream, fresh_seed
+from .core.settings import optional, setting
 from .errors import InvalidValueError, number, one_of
-from .random import INIT, Stream, fresh_seed
-from .registry import Configurable, Registry
-from .settings import optional, setting
 
 __all__ = [
     "Constant",

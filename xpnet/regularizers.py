@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .backend import Array, np
-from .context import enter
+from .core.config import Configurable, Registry
+from .core.settings import setting
 from .errors import InvalidTypeError, UnknownNameError, number
-from .registry import Configurable, Registry
-from .settings import setting
+from .kernels.context import enter
 
 __all__ = ["L1", "L1L2", "L2", "Regularizer", "get"]
 

@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 from .backend import Array, np
+from .core.config import Configurable, Registry
+from .core.settings import flag, setting
 from .errors import number
-from .registry import Configurable, Registry
-from .settings import flag, setting
 
 __all__ = ["ExponentialDecay", "Schedule", "get", "rate"]
 

@@ -27,7 +27,7 @@ _TEMPLATES = {
     **TEMPLATES,
     "maximum": "{0} if {0} > {1} or {0} != {0} else {1}", "minimum": "{0} if {0} < {1} or {0} != {0} else {1}",
     "sign": "one if {0} > zero else -one if {0} < zero else {0}", "astype": "one if {0} else zero",
-    "pow": "{} ** {}", "abs": "abs({})", "copy": "{}",
+    "pow": "{} ** {}", "abs": "abs({})", "floor": "numpy.floor({})",  # that of `math` gives an integer
 }  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def source_of(graph: Graph, homes: Sequence[int | None], flush: Sequence[int] = 
     own = [f"r{o}" for o, home in enumerate(homes) if home is None]
     arrays = [*(f"a{i}" for i in range(graph.arrays)), *own]
     lines = [
-        "import math",
+        "import math, numpy",
         f"def loop(numbers, {', '.join(arrays)}):",
         "    one, zero = numbers.dtype.type(1), numbers.dtype.type(0)",
         *(f"    n{k} = numbers[{k}]" for k in range(len(used))),

@@ -1,4 +1,4 @@
-"""CuPy's kernels against the definitions in `ops.py`, on the device at hand, before a model relies on them.
+"""Twins against the definitions in `core/ops.py`, on the device at hand, before a model relies on them.
 
 Each gets fixed numbers once a process, and NumPy makes of the same numbers what should come out. Products are of
 small integers, which every precision multiplies and adds up exactly; nothing else is near a step or a pole. So
@@ -14,18 +14,15 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from ..backend import Backend, NumpyBackend
-from ..context import Arena, Context
-from ..random import Stream
-from ..random import keep_mask as wanted_mask
-from . import blas, device
+from ..backend import Backend, NumpyBackend, np
+from ..core.random import Stream, keep_mask
+from . import chosen, maker_for, recorder_for
+from .compare import SHARE, close
+from .context import Arena, Context
+from .cuda.blas import precision
 from .finish import make
-from .generated import SHARE, close
-from .graph import Recorder
 
-__all__ = ["right"]
+__all__ = ["right", "usable"]
 
 ROWS, INPUTS, UNITS = 600, 5, 37  # several chunks of rows, and units that are no multiple of a warp
 SIZE = 3000  # of flat arrays: several blocks
@@ -38,15 +35,22 @@ _RELU = SimpleNamespace(
 )
 
 
+def usable(backend: Backend) -> bool:
+    """Return whether the twins of a backend are wanted, and right on its device: only then may they write."""
+    if chosen() == "bodies":
+        return False
+    return not backend.checked or right(backend)
+
+
 def right(backend: Backend) -> bool:
     """Return whether the kernels give on a device what they should; if not, a warning tells, once."""
-    return _right(backend, blas.precision())
+    return _right(backend, precision())
 
 
 @lru_cache
-def _right(backend: Backend, precision: str) -> bool:
+def _right(backend: Backend, of_products: str) -> bool:
     try:
-        recorder = Recorder(backend.device)  # its stream, with the handle of cuBLAS, goes on to the next one
+        recorder = recorder_for(backend)  # its stream, with the handle of cuBLAS, goes on to the next one
         with recorder.surroundings():
             wrong = list(_wrong(backend))
     except Exception as error:  # noqa: BLE001 - of the libraries' own kinds; told in the warning
@@ -65,8 +69,8 @@ def _wrong(backend: Backend) -> Iterator[str]:
     """Yield the operations that give something else than their bodies do on NumPy."""
     body, twin = Context(NumpyBackend(dtype=backend.policy)), Context(backend, True, None, Arena(backend.xp))
     with np.errstate(all="ignore"):
-        wanted = _layers(body) | _losses(body) | _flat(body)
-        found = _layers(twin) | _losses(twin) | _flat(twin)
+        wanted = _layers(body) | _losses(body) | _flat(body) | _sums(body)
+        found = _layers(twin) | _losses(twin) | _flat(twin) | _sums(twin)
     wanted["masks"], found["masks"] = _masks(backend)
     wanted["batches"], found["batches"] = _batches(backend)
     for name, arrays in wanted.items():
@@ -104,6 +108,7 @@ def _losses(ctx: Context) -> Arrays:
             *ctx.ops.softmax_cross_entropy(ctx, z, soft, 0.25),
         ],
         "hits": [ctx.ops.hits(ctx, z, labels)],
+        "confusion": [ctx.ops.confusion(ctx, labels, labels[::-1] + 0, weight, UNITS)],
         "row_total": [ctx.ops.row_total(ctx, weight, weight, 0.5), ctx.ops.row_total(ctx, weight, None, 0.5)],
     }
 
@@ -122,17 +127,12 @@ def _flat(ctx: Context) -> Arrays:
         return ops.sound(ctx, flag(True), scalar(rate), 1e6, flats, scalar(value), put(np.ones(UNITS)))
 
     segments = ((0, SIZE // 2, 0.01, 0.02), (SIZE // 2, SIZE, 0.0, 0.1))
-    sums = ctx.backend.array([[1.0, 2.0], [3.0, 4.0]], "float64")
-    parts = [(scalar(2.0), 3.0, scalar(4.0)), (scalar(5.0), 1.0, 6.0)]
-    step, age, sums = ops.tally(ctx, flag(True), flag(True), ctx.backend.count(7), scalar(8.0), sums, parts)
-    ended(ctx)
     bad = put(np.where(np.arange(SIZE) == SIZE - 1, np.nan, 1.0))
     norm = ops.clip_factor(ctx, *draws(1), 1.0, scalar(2.0))
     found = {
         "penalize": [*ops.penalize(ctx, *draws(2), segments)],
         "sound": [sound(0.1, 1.0, *draws(2)), sound(0.1, 1.0, bad), sound(0.1, np.inf, *draws(1)),
                   sound(1e30, 1.0, *draws(1)), sound(0.1, 1.0, *(1e6 * a for a in draws(2)))],
-        "tally": [step, age, sums],
         "clipping": [norm, ops.clip_parts(ctx, *draws(1), 1.0, None, (slice(0, 9), slice(9, SIZE)))],
     }  # fmt: skip
     if ctx.backend.narrow == "float16":
@@ -142,6 +142,21 @@ def _flat(ctx: Context) -> Arrays:
     return found
 
 
+def _sums(ctx: Context) -> Arrays:
+    backend, scalar = ctx.backend, ctx.backend.scalar
+
+    def tally(*parts: Any) -> list[Any]:
+        yes, sums = scalar(True, ctx.xp.bool), backend.array([1.0, 2.0, 3.0], "float64")
+        found = ctx.ops.tally(ctx, yes, yes, backend.count(7), scalar(8.0), sums, parts)
+        ended(ctx)
+        return [*found]
+
+    return {
+        "tally": tally((scalar(2.0), 3.0), (5.0, 1.0), (scalar(9.0), 1.0)),
+        "tally of arrays": tally((backend.array([6.0, 7.0, 8.0], backend.dtype_name), 0.5)),
+    }
+
+
 def ended(ctx: Context) -> None:
     """Make what the operations have put off to the end of the step."""
     make(ctx.finish)
@@ -149,16 +164,14 @@ def ended(ctx: Context) -> None:
 
 
 def _masks(backend: Backend) -> tuple[list[Any], list[Any]]:
-    import cupy
-
     stream, shape = Stream(5), (ROWS, UNITS)
-    keep, step = cupy.empty(shape, bool), backend.count(11)
-    return [wanted_mask(stream, 2, 11, shape, 0.4)], [device.keep_mask(keep, stream.key, 2, step, 0.4)]
+    keep, step = backend.xp.empty(shape, dtype=backend.xp.bool), backend.count(11)
+    found = maker_for(backend).keep_mask(keep, stream.key, 2, step, 0.4)
+    return [keep_mask(stream, 2, 11, shape, 0.4)], [found]
 
 
 def _batches(backend: Backend) -> tuple[list[Any], list[Any]]:
     rng = np.random.default_rng(0)
     rows, data = rng.permutation(ROWS).astype(np.int32), rng.integers(0, 256, (ROWS, UNITS)).astype(np.uint8)
-    return [data[rows].astype(backend.dtype_name)], [
-        device.pick(backend.array(data), backend.array(rows), backend.dtype)
-    ]
+    found = maker_for(backend).pick(backend.array(data), backend.array(rows), backend.dtype)
+    return [data[rows].astype(backend.dtype_name)], [found]

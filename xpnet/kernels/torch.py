@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import ops
 from ..backend import Array
+from ..core import ops
 from ..fusion.calls import contract, plan
 from ..fusion.numbers import numbers_of
 from ..fusion.trace import ARITY, Graph
 from ..fusion.update import fading
-from .numpy import FLUSH, fused, homes, room_for
+from .host.numpy import FLUSH, fused, homes, room_for
 
 # One pass over weights and slots, in which `torch.optim.Adam(fused=True)` ends too. It is not public; by the
 # public `torch.optim.adam.adam` the update of a small network takes more than twice as long.
@@ -168,10 +168,16 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
         step, age = torch.add(step, _number(1, step.dtype)), torch.add(age, _number(1.0, age.dtype))
     if taken if counted is ok else counted:
         sums = sums.clone()
-        room = sums.numpy()
-        for i, (value, count, more) in enumerate(parts):
-            room[i, 0] += float(_plain(value)) * count
-            room[i, 1] += float(_plain(more) if isinstance(more, torch.Tensor) else more)
+        room, i = sums.numpy(), 0
+        for a, factor in parts:
+            a = _plain(a) if isinstance(a, torch.Tensor) else a
+            shape = getattr(a, "shape", ())
+            if len(shape) == 0:
+                room[i] += float(a) * factor
+                i += 1
+            else:
+                room[i : i + a.numel()] += factor * a.reshape(-1).numpy()
+                i += a.numel()
     return step, age, sums
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from .. import activations, initializers, regularizers
 from ..backend import Array
-from ..context import Context
+from ..core.settings import part, setting
 from ..errors import number
-from ..settings import part, setting
+from ..kernels.context import Context
 from .base import Backward, Layer
 
 __all__ = ["Activation", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "Tanh"]

@@ -8,12 +8,12 @@ from typing import Any
 
 from .. import activations, initializers, regularizers
 from ..backend import Array, floating, np, traced
-from ..context import Context, enter, numeric
+from ..core.config import Configurable, Registry, fingerprint, overrides
+from ..core.params import DrawSpec, Flats, Layout, ParamSpec
+from ..core.random import Stream, fresh_seed, keep_mask
+from ..core.settings import flag, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
-from ..params import DrawSpec, Flats, Layout, ParamSpec
-from ..random import Stream, fresh_seed, keep_mask
-from ..registry import Configurable, Registry, fingerprint, overrides
-from ..settings import flag, part, setting
+from ..kernels.context import Context, enter, numeric
 
 __all__ = ["Backward", "Layer", "registry"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from ..context import Context
+from ..core.settings import setting
 from ..errors import number
-from ..settings import setting
+from ..kernels.context import Context
 from .base import Backward, Layer
 
 __all__ = ["Dropout"]
@@ -16,8 +16,8 @@ __all__ = ["Dropout"]
 class Dropout(Layer):
     """In training, set each input to 0 with probability `rate` and divide the others by 1 - rate.
 
-    The masks are functions of the model's seed, the layer's position and the step (see `xpnet.random`), bit-equal
-    on every backend. Outside training y = x.
+    The masks are functions of the model's seed, the layer's position and the step (see `xpnet.core.random`),
+    bit-equal on every backend. Outside training y = x.
 
     Args:
         rate: in [0, 1). name, dtype, trainable: see `Layer`.

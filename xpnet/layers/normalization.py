@@ -6,9 +6,9 @@ from typing import Any
 
 from .. import initializers, regularizers
 from ..backend import Array
-from ..context import Context
+from ..core.settings import flag, part, setting
 from ..errors import ShapeError, number
-from ..settings import flag, part, setting
+from ..kernels.context import Context
 from .base import Backward, Layer
 
 __all__ = ["BatchNormalization"]

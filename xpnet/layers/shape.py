@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from ..backend import Array
-from ..context import Context
+from ..core.settings import part
 from ..errors import ShapeError
-from ..settings import part
+from ..kernels.context import Context
 from .base import Backward, Layer, rows_of
 
 __all__ = ["Flatten", "Input"]

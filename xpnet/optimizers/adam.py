@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array
+from ..core.ops import bias_correction, never_overflows
+from ..core.settings import flag, setting
 from ..errors import InvalidTypeError, number, one_of
-from ..ops import bias_correction, never_overflows
 from ..schedules import rate
-from ..settings import flag, setting
 from .base import Optimizer
 
 __all__ = ["Adam", "AdamW"]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array
+from ..core.ops import never_overflows
+from ..core.settings import flag, setting
 from ..errors import number, one_of
-from ..ops import never_overflows
 from ..schedules import rate
-from ..settings import flag, setting
 from .base import Optimizer
 
 __all__ = ["Adagrad", "RMSprop"]

@@ -1,0 +1,54 @@
+"""Losses: each value beside its derivative.
+
+A loss gives, for every row, a value and the derivative by the prediction, in one function: `Loss.terms`, or `at`
+of a loss that is `Elementwise`. From scores ("logits") cross-entropies are stable and dz = a - y exactly. A model
+that ends in softmax or sigmoid is joined with its cross-entropy (`fuses`), so that its scores are used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.config import Registry
+from ..errors import InvalidTypeError
+from .base import Elementwise, Loss
+from .classification import (
+    BinaryCrossentropy,
+    CategoricalCrossentropy,
+    PerceptronCriterion,
+    SparseCategoricalCrossentropy,
+)
+from .regression import Huber, MeanAbsoluteError, MeanSquaredError
+
+__all__ = [
+    "BinaryCrossentropy",
+    "CategoricalCrossentropy",
+    "Elementwise",
+    "Huber",
+    "Loss",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "PerceptronCriterion",
+    "SparseCategoricalCrossentropy",
+    "get",
+]
+
+registry: Registry[Loss] = Registry("loss", Loss)
+registry.add(
+    BinaryCrossentropy, CategoricalCrossentropy, Huber, MeanAbsoluteError, MeanSquaredError, PerceptronCriterion,
+    SparseCategoricalCrossentropy,
+    mse=MeanSquaredError, mae=MeanAbsoluteError, bce=BinaryCrossentropy, perceptron=PerceptronCriterion,
+)  # fmt: skip
+
+
+def get(identifier: Any) -> Loss:
+    """Return a loss from a name or an object.
+
+    Raises:
+        UnknownNameError: no loss has that name. InvalidTypeError: it is a bare function.
+    """
+    if callable(identifier) and not isinstance(identifier, (Loss, type)):
+        raise InvalidTypeError(
+            f"a loss needs its derivative too: derive from xpnet.losses.Loss and define terms; got {identifier!r}"
+        )
+    return registry.get(identifier)

@@ -1,0 +1,58 @@
+"""Losses as metrics."""
+
+from __future__ import annotations
+
+from .. import losses
+from ..backend import Array
+from ..core.config import snake_case
+from ..core.settings import part
+from ..kernels.context import Context
+from .base import Metric
+
+__all__ = ["MeanAbsoluteError", "MeanSquaredError", "OfLoss"]
+
+
+class OfLoss(Metric):
+    """The mean over rows of a loss; its reduction does not count.
+
+    `metrics.get` makes it of the name of any loss, and of an object: `metrics=["huber", losses.Huber(2.0)]`.
+
+    Args:
+        loss: a loss, or its name. name, dtype: see `Metric`.
+
+    >>> metric = OfLoss("huber")
+    >>> metric.update_state([[0.0], [0.0]], [[1.0], [3.0]])
+    >>> metric.name, float(metric.result())
+    ('huber', 1.5)
+    """
+
+    direction = "min"
+
+    loss: losses.Loss = part(losses.get)
+
+    @property
+    def default_name(self) -> str:  # type: ignore[override]
+        """The loss' name, or its class' as an identifier."""
+        return self.loss.name or snake_case(type(self.loss).__name__)
+
+    def rows(self, ctx: Context, y: Array, p: Array) -> Array:
+        """Return the loss of each row."""
+        xp, loss, shape = ctx.xp, self.loss, tuple(p.shape)
+        loss.targets.check_shape(type(loss).__name__, tuple(y.shape), shape)
+        y = xp.reshape(y, loss.target_shape(shape))
+        y = xp.astype(y, xp.int32 if loss.sparse else p.dtype, copy=False)
+        return loss.terms(ctx, y, p, 1.0)[0]
+
+
+class MeanSquaredError(OfLoss):
+    """mean of (p - y)^2 over units and rows. Args: name, dtype (see `Metric`)."""
+
+    default_name = "mse"
+    loss = losses.MeanSquaredError()
+
+
+class MeanAbsoluteError(OfLoss):
+    """mean of |p - y| over units and rows. Args: name, dtype (see `Metric`)."""
+
+    default_name = "mae"
+    loss = losses.MeanAbsoluteError()
