@@ -100,7 +100,9 @@ def test_overflow_in_the_new_weights():
     model.fit(X, Y, batch_size=10, verbose=0)
     before = everything(model)
     model.optimizer.learning_rate = 3e38  # legal: finite
-    with pytest.raises(NonFiniteError, match="epoch 1, step 1 of the epoch: the learning rate exceeds 1e") as error:
+    with pytest.raises(
+        NonFiniteError, match="epoch 1, step 1 of the epoch: the learning rate exceeds 1e"
+    ) as error:
         model.fit(X, Y * 1000, batch_size=20, verbose=0)
     assert str(error.value).endswith("got learning rate 3e+38")
     assert_equal_bits(everything(model), before)
