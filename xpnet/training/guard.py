@@ -50,7 +50,7 @@ def _look(what: str, a: np.ndarray, limit: float = math.inf, remedy: str | None 
 
 
 def _replay(backend: Backend, objective: Objective, optimizer: Optimizer, s: TrainState, b: Batch) -> None:
-    """Take the step again on the host's side, looking at every array on the way."""
+    """Repeat the step, and check every array on the host."""
     ctx, network, loss = Context(backend, True, b.draws), objective.network, objective.loss
     limit = LIMITS[backend.dtype_name]
     # checked before the first step, but the user may have changed the arrays since
