@@ -125,7 +125,7 @@ def test_training_to_a_goal(device, monkeypatch):
     assert failures == {}
     assert results[0].network == "to 98 %: 784-8-2, 16, dropout 0.2"
     monkeypatch.setattr(jobs, "GOAL", 1.01)
-    assert "must lead to an accuracy of 1.01" in measure(case, [GPU], rounds=1, seconds=0.0).failures[GPU]
+    assert "accuracy must reach 1.01" in measure(case, [GPU], rounds=1, seconds=0.0).failures[GPU]
 
 
 def test_large_batches_come_alone(device, monkeypatch):
@@ -369,9 +369,9 @@ def test_what_the_options_choose(arguments, wanted):
     ("arguments", "message"),
     [
         ("--precision tf32", "--precision needs --backend cupy; got ['tf32']"),
-        ("--networks 2 5", "networks from 5 on need --backend cupy; got [2, 5]"),
-        ("--backend cupy,numpy", "takes no other beside it; got ['numpy']"),
-        ("--backend cupy --memory", "not a GPU's; got --backend cupy"),
+        ("--networks 2 5", "networks above 4 need --backend cupy; got [2, 5]"),
+        ("--backend cupy,numpy", "excludes other backends; got ['numpy']"),
+        ("--backend cupy --memory", "not GPU memory; got --backend cupy"),
         ("--backend cupy --precision tf32 --dtype float64", "--precision is for --dtype float32; got 'float64'"),
     ],
 )

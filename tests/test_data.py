@@ -160,7 +160,7 @@ def test_kinds_that_know_gaps():
         np.testing.assert_array_equal(Column(mixed, "x").values, np.column_stack([values, [1, 0]]))
         gap = pd.Series([values[0], None], dtype=dtype)
         for given in (gap, pd.DataFrame({"a": gap, "b": [True, False]})):
-            with pytest.raises(InvalidValueError, match=r"gaps of a table are NaN\); in row 1 got nan$"):
+            with pytest.raises(InvalidValueError, match=r"missing values of a table are NaN\); in row 1 got nan$"):
                 Data(np.ones(2), given).check(1e30)
     labels = pd.Series([0, 1] * 10, dtype="Int64")
     model = xn.Sequential([Dense(2, activation="softmax")], seed=0)

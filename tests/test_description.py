@@ -86,7 +86,7 @@ def test_a_layer_may_have_any_name(name, version, tmp_path, monkeypatch):
     ],
 )
 def test_what_is_no_text_is_not_saved(model, tmp_path):
-    with pytest.raises(InvalidValueError, match=r"can't be written to a file; got |must be text in Unicode; got "):
+    with pytest.raises(InvalidValueError, match=r"can't be written to a file; got |must be valid Unicode; got "):
         model().save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

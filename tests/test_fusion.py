@@ -557,7 +557,7 @@ def test_without_a_folder_loops_are_compiled_in_memory(folder, monkeypatch):
         monkeypatch.setattr(jit, "_told", False)
         loops._loop.cache_clear()
         loops.loop_of.cache_clear()
-        with pytest.warns(RuntimeWarning, match="each process compiles them anew"):
+        with pytest.warns(RuntimeWarning, match="each process compiles them again"):
             np.testing.assert_array_equal(loop_of(SGD())[1], wanted)
 
 

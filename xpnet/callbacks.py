@@ -15,7 +15,7 @@ from .errors import InvalidTypeError, InvalidValueError, number, one_of, unknown
 
 __all__ = ["Callback", "EarlyStopping", "History", "ProgressBar"]
 
-Logs = dict[str, Any]  # floats; arrays of metrics that give such
+Logs = dict[str, Any]  # floats, or arrays for metrics with array results
 
 
 class Callback(Configurable):
@@ -65,7 +65,7 @@ class Callback(Configurable):
 class History(Callback):
     """Record the logs of each epoch as lists: `history["loss"]`, `history["val_loss"]`, ... `fit` returns it.
 
-    Values are floats, or arrays where a metric's result is one.
+    Values are floats, or arrays for metrics with array results.
 
     Attributes:
         history: name -> values, one per epoch. epoch: the epoch numbers.
@@ -149,7 +149,7 @@ class EarlyStopping(Callback):
         found = self.model.compiled.directions.get(self.monitor.removeprefix("val_"))
         if found not in ("min", "max"):
             raise InvalidValueError(
-                f"EarlyStopping can't tell whether {self.monitor!r} is to grow: pass mode='max' or mode='min', or "
+                f"EarlyStopping can't tell whether {self.monitor!r} should increase: pass mode='max' or 'min', or "
                 f"give the metric a `direction`, 'max' or 'min'; got mode 'auto' and direction {found!r}"
             )
         return str(found)

@@ -81,7 +81,7 @@ def get(identifier: Any) -> Regularizer | None:
         return None
     if isinstance(identifier, str) and identifier == "l1_l2":
         raise UnknownNameError(
-            "a regularizer 'l1_l2' would have no factors (as in Keras 3, L1L2() penalizes nothing): give "
+            "the regularizer 'l1_l2' would have no factors (as in Keras 3, L1L2() penalizes nothing): pass "
             "L1L2(l1=0.01, l2=0.01); got 'l1_l2'"
         )
     if callable(identifier) and not isinstance(identifier, (Regularizer, type)):

@@ -1,1 +1,1 @@
-"""What everything above is made of: settings, operations, parameters, random numbers, conversion of arrays."""
+"""The common basis: settings, operations, parameters, random numbers, conversion of arrays."""

@@ -246,8 +246,7 @@ def _made(value: Any) -> Any:
         found = _classes(value["class_name"])
         if not found:
             raise UnknownNameError(
-                "unknown class of a part: a class of one's own must be in `custom_objects`; got "
-                f"{value['class_name']!r}"
+                f"unknown class of a part: pass your own classes in `custom_objects`; got {value['class_name']!r}"
             )
         if len(found) > 1:
             found = [cls for cls in found if set(_arguments(cls)) == set(value["config"])]

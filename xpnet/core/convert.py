@@ -11,7 +11,7 @@ from ..errors import InvalidTypeError, InvalidValueError
 __all__ = ["check_real", "is_table", "kind_of", "numeric"]
 
 NUMBERS = "fiub"  # NumPy's letters for floats, integers and booleans
-ENCODE = "; text must be encoded as numbers first, labels such as by np.unique(labels, return_inverse=True)[1]"
+ENCODE = "; encode text as numbers first, labels for example with np.unique(labels, return_inverse=True)[1]"
 
 
 def numeric(x: Any, what: str = "the argument") -> np.ndarray:
@@ -28,13 +28,13 @@ def numeric(x: Any, what: str = "the argument") -> np.ndarray:
     _check_dense(x, what)
     if hasattr(x, "filled") and np.any(x.mask):
         raise InvalidValueError(
-            f"{what} must not have masked values: fill them by x.filled(value), or leave their rows out; got "
+            f"{what} must not have masked values: fill them with x.filled(value), or remove their rows; got "
             f"{int(np.sum(x.mask))} masked"
         )
     if library_of(x) is None and not _is_whole(x):
         raise InvalidTypeError(
             f"{what} must hold all rows: an array, a list, or a table of pandas, polars or pyarrow (to train on "
-            f"one batch after the other, call train_on_batch with each); got {kind}"
+            f"single batches, call train_on_batch); got {kind}"
         )
     try:
         host = host_of(x)

@@ -61,7 +61,7 @@ def _folder(variable: str) -> Path | None:
     try:
         return Path(root).expanduser() if root else None
     except RuntimeError as error:
-        raise InvalidValueError(f"{variable} must name a folder, ~ being a user's own; got {root!r}") from error
+        raise InvalidValueError(f"{variable} must name a folder; its ~ can't be expanded; got {root!r}") from error
 
 
 def local(name: str) -> Path | None:
@@ -74,7 +74,7 @@ def local(name: str) -> Path | None:
 def missing(folder: Path, what: str) -> DownloadError:
     """Return the error for a folder of `XPNET_DATA` that lacks files."""
     names = ", ".join(sorted(path.name for path in folder.iterdir())) or "no file"
-    return DownloadError(f"{folder}, which is used because of XPNET_DATA, lacks {what}; got {names}")
+    return DownloadError(f"{folder}, a folder in XPNET_DATA, lacks {what}; got {names}")
 
 
 def fetch(name: str) -> list[Path]:

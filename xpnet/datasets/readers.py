@@ -32,7 +32,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         with openers.get(path.suffix, open)(path, "rb") as stream:
             yield stream
     except damage as error:
-        raise refuse(path, f"a whole {path.suffix} file", f"{type(error).__name__}: {error}") from error
+        raise refuse(path, f"a complete {path.suffix} file", f"{type(error).__name__}: {error}") from error
 
 
 def read_bytes(path: Path) -> bytes:

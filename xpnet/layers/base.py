@@ -22,7 +22,7 @@ Backward = Callable[..., tuple[Array | None, dict[str, Array]]]
 
 def _layer_name(what: str, name: Any) -> str | None:
     if name is not None and (not isinstance(name, str) or not name or "/" in name):
-        raise InvalidValueError(f"a layer's name must be a string without '/', not empty; got {name!r}")
+        raise InvalidValueError(f"a layer's name must be a non-empty string without '/'; got {name!r}")
     return name
 
 
@@ -158,8 +158,7 @@ class Layer(Configurable):
             now, then = ([(s.name, s.shape, s.trainable) for s in specs] for specs in (self.specs, before[0]))
             if self.built and (now, self.output_shape) != (then, before[2]):
                 raise InvalidValueError(
-                    f"layer {self.name} is built: a setting that has changed since must not change its weights, "
-                    f"{then}; got {now}"
+                    f"layer {self.name} is built: a setting must no longer change its weights, {then}; got {now}"
                 )
         except BaseException:
             self.specs, self.draws, self.output_shape = before
@@ -189,7 +188,7 @@ class Layer(Configurable):
         if training and self.draws:
             if traced(x):
                 raise InvalidValueError(
-                    "masks are drawn anew at each call, and a function that jax.jit traces would keep the first: "
+                    "masks are drawn at each call, but a function traced by jax.jit would reuse the first ones: "
                     "use training=False in jax.jit, jax.grad and jax.vmap; got training=True"
                 )
             stream = Stream(fresh_seed())

@@ -30,13 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the exit status: 0 for success, 1 if a check failed, 2 for invalid usage."""
     parser = argparse.ArgumentParser(prog="python -m xpnet", description="xpnet's own tools")
     commands = parser.add_subparsers(dest="command", required=True)
-    info = commands.add_parser("info", help="which backends can run here, on which devices, and why not")
+    info = commands.add_parser("info", help="list the backends with their devices, or why they can't run")
     info.add_argument("--json", action="store_true", help="print JSON")
-    parity = commands.add_parser("parity", help="train one pinned network on every backend and compare")
-    parity.add_argument("--backends", nargs="+", choices=list(BACKENDS), help="default: those that can run")
+    parity = commands.add_parser("parity", help="train one fixed network on every backend and compare")
+    parity.add_argument("--backends", nargs="+", choices=list(BACKENDS), help="default: all that can run")
     parity.add_argument("--steps", type=bench.count, default=100)
     parity.add_argument("--seeds", type=bench.count_from_0, nargs="+", default=[0, 1, 2])
-    timing = commands.add_parser("bench", help="time steps and whole jobs beside the peers that are installed")
+    timing = commands.add_parser("bench", help="time steps and whole jobs of xpnet and of the installed peers")
     bench.add_arguments(timing)
     options = parser.parse_args(arguments)
     run = {"info": _info, "parity": _parity, "bench": bench.main}[options.command]

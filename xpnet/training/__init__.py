@@ -1,1 +1,1 @@
-"""From layers in a row to a trained model: network, step, data, loop, files."""
+"""Training of a sequence of layers: network, step, data, loop, files."""

@@ -53,7 +53,7 @@ class Access:
         """
         trainer = self._trainer
         if trainer is not None and not (others and trainer.thread is threading.current_thread()):
-            raise BusyError(f"{what} can't be called while the model is trained; got a call in {_here()}")
+            raise BusyError(f"{what} can't be called while the model is being trained; got a call in {_here()}")
 
     @contextmanager
     def train(self, what: str) -> Iterator[None]:
@@ -67,8 +67,8 @@ class Access:
             with self.lock:
                 if self._trainer is not None:
                     raise BusyError(
-                        f"{what}: the model is being trained already, by {self._trainer.thread.name!r}; one call "
-                        f"of fit or train_on_batch must end before the next begins; got a call in {_here()}"
+                        f"{what}: the model is already being trained in thread {self._trainer.thread.name!r}; "
+                        f"that call of fit or train_on_batch must end first; got a call in {_here()}"
                     )
                 self._trainer = me
             yield

@@ -40,8 +40,8 @@ class Column:
             values = numeric(values, what)
         elif traced(values):
             raise InvalidTypeError(
-                f"{what} must be an array whose numbers are known: call a model outside of jax.jit, jax.grad and "
-                f"jax.vmap; got {type(values).__name__}"
+                f"{what} must be a concrete array: call a model outside of jax.jit, jax.grad and jax.vmap; got "
+                f"{type(values).__name__}"
             )
         self.kind = check_real(values, what)
         self.native = getattr(values.dtype, "isnative", True)  # byte order
@@ -100,7 +100,7 @@ class Column:
             if not (self._small(block, limit) or bool(xp.all(xp.abs(block) <= limit))):
                 host = host_of(block).reshape(block.shape[0], -1)
                 row, place = np.argwhere(~(np.abs(host) <= limit))[0]
-                hint = " (the gaps of a table are NaN)" if self.gaps else ""
+                hint = " (missing values of a table are NaN)" if self.gaps else ""
                 raise InvalidValueError(
                     f"{self.what} must be finite numbers of at most {limit:.3g}{hint}; in row {rows.start + row} "
                     f"got {host[row, place]}"
@@ -136,7 +136,7 @@ class Data:
         for column in (self.y, self.weight):
             if column is not None and len(column) != len(self.x):
                 raise ShapeError(
-                    f"x and {column.what} must have as many rows; got {len(self.x)} and {len(column)}"
+                    f"x and {column.what} must have the same number of rows; got {len(self.x)} and {len(column)}"
                 )
         if self.weight is not None and self.weight.shape not in ((), (1,)):
             raise ShapeError(f"sample_weight must have shape ({len(self)},); got {self.weight.values.shape}")
@@ -153,7 +153,7 @@ class Data:
         share = number("validation_split", share, 0, 1, open_low=True, open_high=True)
         cut = int(len(self) * (1 - share))
         if not 0 < cut < len(self):
-            raise InvalidValueError(f"validation_split of {len(self)} rows leaves a part empty; got {share}")
+            raise InvalidValueError(f"validation_split of {len(self)} rows leaves an empty part; got {share}")
         return self._part(slice(0, cut)), self._part(slice(cut, len(self)))
 
     def _part(self, rows: slice) -> Data:

@@ -18,7 +18,7 @@ __all__ = ["first_concerned"]
 
 
 REMEDY = "a smaller learning rate or scaled inputs may help"
-CHANGED = "the data were changed during fit: what is changed must stay valid"
+CHANGED = "the data were changed during fit, and must stay valid"
 
 
 class _Found(Exception):
@@ -39,18 +39,18 @@ def first_concerned(
             _replay(backend, Objective(network, loss), optimizer, s, b)
     except _Found as found:
         return str(found)
-    return f"the gradient or the weights, taken together, are beyond {limit:g}; {REMEDY}"
+    return f"the norm of the gradient or of the weights exceeds {limit:g}; {REMEDY}"
 
 
 def _look(what: str, a: np.ndarray, limit: float = math.inf, remedy: str | None = None) -> None:
     if not np.isfinite(a).all():
         raise _Found(f"{what} is not finite", remedy or REMEDY)
     if not (np.abs(a) <= limit).all():
-        raise _Found(f"{what} is beyond {limit:g}")
+        raise _Found(f"{what} exceeds {limit:g}")
 
 
 def _replay(backend: Backend, objective: Objective, optimizer: Optimizer, s: TrainState, b: Batch) -> None:
-    """Take the step again on the host's side, looking at every array on the way."""
+    """Repeat the step, and check every array on the host."""
     ctx, network, loss = Context(backend, True, b.draws), objective.network, objective.loss
     limit = LIMITS[backend.dtype_name]
     # checked before the first step, but the user may have changed the arrays since
@@ -63,7 +63,7 @@ def _replay(backend: Backend, objective: Objective, optimizer: Optimizer, s: Tra
         raise _Found(str(error), CHANGED) from error
     lr = optimizer.rate_at(backend.xp, s.lr, s.age)
     if float(backend.host(lr)) > LARGEST_RATE:
-        raise _Found(f"the learning rate is beyond {LARGEST_RATE:g}")
+        raise _Found(f"the learning rate exceeds {LARGEST_RATE:g}")
     output: list[np.ndarray] = []
 
     def watch(what: str, key: str, a: Array) -> None:
@@ -75,7 +75,7 @@ def _replay(backend: Backend, objective: Objective, optimizer: Optimizer, s: Tra
             _look("the penalty on the weights", host)
         else:
             remedy = loss.objection(output[0]) if objective.units is None else None
-            _look(f"the {what}, behind layer {key!r},", host, remedy=remedy)
+            _look(f"the {what}, after layer {key!r},", host, remedy=remedy)
 
     g = objective.gradient(ctx, s.weights, s.stats, b, watch=watch).flat
     slots = tuple(backend.copy(slot) for slot in s.slots)

@@ -178,7 +178,7 @@ def _as_json(describe: Callable[[], dict[str, Any]]) -> str:
 
 def _refuse(value: Any) -> Any:
     raise InvalidTypeError(
-        "a config that is saved must be made of numbers, strings, lists, dictionaries and parts of a model; got "
+        "a saved config must consist of numbers, strings, lists, dictionaries and parts of a model; got "
         f"{value!r:.300}"
     )
 
@@ -224,7 +224,7 @@ def read_model(
             file.read_into(key, room)
     if _checksum(tensors, text) != file.metadata.get("sha256"):
         raise FileFormatError(
-            f"{file.name} was altered: its checksum does not fit; got {file.metadata.get('sha256')!r}"
+            f"{file.name} was altered: its checksum does not match; got {file.metadata.get('sha256')!r}"
         )
     session = model.session
     session.progress = Progress(counters.pop("epoch"))
@@ -244,7 +244,7 @@ def _description(file: TensorFile) -> tuple[str, str]:
             f"{file.name} was written by a newer xpnet: this one reads versions 1 to {VERSION}; got {version!r}"
         )
     if "description" not in metadata:
-        raise FileFormatError(f"{file.name} must have a description of its model; got {sorted(metadata)}")
+        raise FileFormatError(f"{file.name} must contain a description of its model; got {sorted(metadata)}")
     return metadata["description"], SLOTS[version]
 
 
@@ -276,7 +276,7 @@ def _make_model(
             layers.append(layers[entry])
             learns.append(learns[entry])
         else:
-            raise IndexError(f"a layer used again must be one of the {len(layers)} before it, not {entry}")
+            raise IndexError(f"a reused layer must be one of the {len(layers)} before it, not {entry}")
     model = make(
         seed=description["seed"],
         dtype=dtype or description["dtype"],

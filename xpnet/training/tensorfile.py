@@ -128,7 +128,7 @@ def read_json(text: bytes | str, **hooks: Any) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"a key that comes twice among {[key for key, _ in pairs][:10]}")
+        raise ValueError(f"a duplicate key among {[key for key, _ in pairs][:10]}")
     return found
 
 
@@ -226,10 +226,10 @@ def _header(metadata: Mapping[str, str], tensors: list[tuple[str, np.ndarray]]) 
     try:
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
-        raise InvalidValueError(f"names in a file must be text in Unicode; got {error.object!r:.100}") from error
+        raise InvalidValueError(f"names in a file must be valid Unicode; got {error.object!r:.100}") from error
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
-        raise InvalidValueError(f"a file's description has at most {MAX_HEADER} bytes; got {len(text)}")
+        raise InvalidValueError(f"a file's header must have at most {MAX_HEADER} bytes; got {len(text)}")
     return len(text).to_bytes(8, "little") + text
 
 
@@ -281,9 +281,9 @@ def _checked(path: str | os.PathLike[str]) -> str:
     except TypeError as error:
         raise InvalidTypeError(f"a path must be a string or os.PathLike; got {path!r}") from error
     except UnicodeError as error:
-        raise InvalidValueError(f"no file can have this name; got {path!r}") from error
+        raise InvalidValueError(f"a path must be a valid file name; got {path!r}") from error
     if "\0" in name:
-        raise InvalidValueError(f"no file can have this name; got {path!r}")
+        raise InvalidValueError(f"a path must be a valid file name; got {path!r}")
     return name
 
 
@@ -301,7 +301,7 @@ def _target(path: str) -> tuple[str, os.stat_result | None]:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, f"only a regular file can be written over; got {_kind(found.st_mode)}")
+        raise OSError(errno.EINVAL, f"only a regular file can be overwritten; got {_kind(found.st_mode)}")
     return target, found
 
 

@@ -115,8 +115,8 @@ def _tell(error: Exception | None) -> None:
     if error is not None and not _told:
         _told = True
         warnings.warn(
-            "numba's cache of compiled loops fails, so that each process compiles them anew until it works; "
-            f"got {type(error).__name__}: {error}",
+            "numba's cache of compiled loops fails: each process compiles them again until it works; got "
+            f"{type(error).__name__}: {error}",
             RuntimeWarning,
             stacklevel=2,
         )

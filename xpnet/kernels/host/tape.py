@@ -74,7 +74,7 @@ class Tape:
         """Record `update(kept)` as a block that runs if `ok` is set; its results overwrite `kept`."""
         flag = _plain(ok)
         if not flag:
-            raise CannotRecord("a step that the guard holds back")
+            raise CannotRecord("a step that the guard rejects")
         before = self.calls, self.finish
         self.calls, self.finish = [], []
         try:
@@ -194,7 +194,7 @@ class Traced(np.ndarray):
             return
         self.tape = parent.tape
         if self.base is None:
-            raise CannotRecord("an array method that makes new memory")
+            raise CannotRecord("an array method that allocates memory")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **kwargs: Any) -> Any:
         """Execute and record a ufunc; the result goes to new memory or to `out`."""
@@ -230,7 +230,7 @@ class Traced(np.ndarray):
             self.tape.note(func, *args, **kwargs)
             return given if given is None or type(given) is Traced else self.tape.trace(given)
         if not isinstance(result, (np.ndarray, np.generic)):
-            raise CannotRecord(f"numpy.{func.__name__}, which gives {type(result).__name__}")
+            raise CannotRecord(f"numpy.{func.__name__}, which returns {type(result).__name__}")
         if isinstance(result, np.ndarray) and result.base is not None and _of(result, args):
             return self.tape.trace(result)
         result = np.asarray(result)
@@ -261,7 +261,7 @@ class Traced(np.ndarray):
         self.tape.note(operator.setitem, *call)
 
     def _value(self, *args: Any) -> Any:
-        raise CannotRecord("a number that is read on the host")
+        raise CannotRecord("a value that is read on the host")
 
     __bool__ = __float__ = __int__ = __index__ = __complex__ = item = tolist = tobytes = _value  # type: ignore[assignment]
 
