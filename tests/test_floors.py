@@ -284,7 +284,7 @@ def test_the_reader_of_names_itself(source, found):
 
 # No step waits for the device ---------------------------------------------------------------------------
 
-STEP = {"forward", "backward", "measure", "terms", "score_terms", "at", "at_scores", "rows"}
+STEP = {"forward", "backward", "measure", "terms", "score_terms", "at", "at_scores", "rows", "counts"}
 STEP |= {"formula", "numbers", "apply_variables"}
 PARTS = {"activations", "losses", "metrics", "optimizers", "layers"}
 COMPUTING = ["core/ops.py", *(name for name in SOURCES if room(name) in PARTS)]
