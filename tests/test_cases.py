@@ -62,6 +62,6 @@ def test_the_worked_example_is_adagrad():
     theta, results = [1.0, -2.0], []
     for cls in (example, ours):
         state = cls(0.1).init(theta)
-        assert state.slots[0].tolist() == [0.1, 0.1]
+        assert state.slots[0].tolist() == pytest.approx([0.1, 0.1])
         results.append(cls(0.1).update(theta, [0.5, 3.0], state)[0].tolist())
     assert results[0] == results[1]
