@@ -160,3 +160,8 @@ print(*sys.modules)
 def test_version_and_types():
     assert xpnet.__version__.count(".") == 2
     assert (ROOT / "py.typed").is_file()
+
+
+def test_dir_shows_what_users_use():
+    assert dir(xpnet) == sorted(xpnet.__all__)
+    assert not set(dir(xpnet)) & {"core", "training", "kernels", "fusion", "model"}

@@ -52,3 +52,8 @@ __all__ = [
     "setting",
     "use_backend",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return what users use: the rooms below are importable, but not part of the interface."""
+    return __all__
