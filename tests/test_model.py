@@ -614,7 +614,7 @@ def test_a_layer_of_ones_own_must_keep_its_weights():
     before = model.get_weights()
     layer.width = 3
     with pytest.raises(
-        xn.errors.InvalidValueError, match=r"must not change its weights, .*'w', \(2,\).*'w', \(3,\)"
+        xn.errors.InvalidValueError, match=r"must no longer change its weights, .*'w', \(2,\).*'w', \(3,\)"
     ):
         model.train_on_batch(X, Y)
     same(model.get_weights(), before)

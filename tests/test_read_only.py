@@ -3,11 +3,11 @@
 import cases
 import numpy as np
 import pytest
-import read_only  # enters the backend
+import read_only
 
 import xpnet as xn
 from xpnet import activations, kernels
-from xpnet.backend import get_backend
+from xpnet.backend import get_backend, use_backend
 from xpnet.core.random import Stream, keep_mask
 from xpnet.kernels.context import Context
 from xpnet.layers import Dense, Input
@@ -16,14 +16,23 @@ from xpnet.optimizers import SGD
 if get_backend().name != "numpy":
     pytest.skip("these are NumPy's arrays, whatever the backend: run once", allow_module_level=True)
 
-LOCKED, PLAIN = (get_backend(name, dtype="float64") for name in ("numpy_read_only", "numpy"))
+LOCKED, PLAIN = read_only.NumPyReadOnly(None, "float64"), get_backend("numpy", dtype="float64")
 RNG = np.random.default_rng(0)
 X, DY = RNG.standard_normal((6, 3)), RNG.standard_normal((6, 3))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def entered():
+    with read_only.entered():
+        yield
+
+
 def on_both(run):
     """Run on locked arrays and on plain ones; compare all numbers, bit for bit."""
-    locked, plain = run(LOCKED), run(PLAIN)
+    with use_backend(LOCKED):
+        locked = run(LOCKED)
+    with use_backend(PLAIN):
+        plain = run(PLAIN)
     assert len(locked) == len(plain) > 0
     for a, b in zip(locked, plain):
         np.testing.assert_array_equal(LOCKED.host(a), b)
@@ -130,5 +139,5 @@ def test_a_part_that_writes_is_found():
             g *= lr
             return w - g, slots
 
-    with pytest.raises(ValueError, match="would write"):
+    with use_backend(LOCKED), pytest.raises(ValueError, match="would write"):
         Careless(0.1).update(LOCKED.array([1.0]), LOCKED.array([2.0]), Careless(0.1).init(LOCKED.array([1.0])))
