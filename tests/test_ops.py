@@ -8,8 +8,10 @@ from itertools import product
 
 import numpy as np
 import pytest
+from cases import ACTIVATIONS
 
 from xpnet import activations, initializers, kernels, optimizers, setting
+from xpnet.activations import LeakyReLU
 from xpnet.backend import get_backend
 from xpnet.core import ops
 from xpnet.core.params import Layout, ParamSpec
@@ -47,6 +49,7 @@ UPDATES = [
 ]  # fmt: skip
 
 RNG = np.random.default_rng(0)
+TRAINABLE = sorted(set(ACTIVATIONS) - {"softmax", "step"})  # and elementwise
 
 
 @pytest.fixture
@@ -327,7 +330,7 @@ def test_a_formula_must_return_all_slots(ctx):
 
 def affine_case(op, ctx, rng, n, m):
     out, k = [], m + 2
-    for name in ("linear", "relu", "tanh", "sigmoid", "leaky_relu", "softmax"):
+    for name in (*TRAINABLE, LeakyReLU(-0.3), "softmax"):
         for bias in (True, False):
             x, w, b, dy = (rng.standard_normal(s) for s in ((n, k), (k, m), (m,), (n, m)))
             args = [at(ctx, a, ctx.backend.dtype_name) for a in (x, w, b, dy)]
@@ -344,6 +347,20 @@ def affine_case(op, ctx, rng, n, m):
     square = at(ctx, rng.standard_normal((m, m)), ctx.backend.dtype_name)
     y, backward = op(ctx, deep, square, None, activations.get("relu"))
     return [*out, y, backward(deep, {})[0]]
+
+
+def activate_case(op, ctx, rng, n, m):
+    out, dtype = [], ctx.backend.dtype_name
+    for name, shape in product((*TRAINABLE, LeakyReLU(-0.3), "softmax"), ((n, m), (2, n, m), (m,))):
+        x, dy = rng.standard_normal((2, *shape))
+        args = [at(ctx, a, dtype) for a in (x, dy)]
+        y, back = op(ctx, args[0], activations.get(name))
+        y_before = np.array(ctx.backend.host(y))
+        dx = back(args[1])
+        np.testing.assert_array_equal(ctx.backend.host(y), y_before)
+        same_as_before(ctx, args, (x, dy))
+        out += [y, dx]
+    return out
 
 
 def product_case(op, ctx, rng, n, m):
@@ -536,6 +553,7 @@ def rescale_case(op, ctx, rng, n, m):
 
 
 CASES = {
+    "activate": activate_case,
     "rescale": rescale_case,
     "product": product_case,
     "affine": affine_case,

@@ -19,6 +19,7 @@ from ..backend import Array
 from ..errors import InvalidValueError
 
 __all__ = [
+    "activate",
     "affine",
     "batch_norm",
     "clip_factor",
@@ -80,11 +81,11 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     z = product(ctx, rows, kernel)
     if bias is not None:
         z = z + xp.expand_dims(bias, axis=-2)  # of one rank: JAX may be told to refuse others
-    y = activation.forward(xp, z)
+    y, back = ctx.ops.activate(ctx, z, activation)
     out_shape = (*x.shape[:-1], kernel.shape[-1])
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-        dz = activation.backward(xp, xp.reshape(dy, z.shape), z, y)
+        dz = back(xp.reshape(dy, z.shape))
         grads = {"kernel": product(ctx, xp.matrix_transpose(rows), dz)}
         if bias is not None:
             grads["bias"] = xp.sum(dz, axis=-2)
@@ -92,6 +93,13 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         return dx, grads
 
     return (y if x.ndim <= kernel.ndim else xp.reshape(y, out_shape)), backward
+
+
+def activate(ctx: Any, x: Array, activation: Any) -> tuple[Array, Callable[[Array], Array]]:
+    """y = f(x), and the function from dy to dx = f'(x) dy. Args: activation: f, see `affine`."""
+    xp = ctx.xp
+    y = activation.forward(xp, x)
+    return y, lambda dy: activation.backward(xp, dy, x, y)
 
 
 def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> tuple[Array, Callable[[Array], Array]]:

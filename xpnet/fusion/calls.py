@@ -7,6 +7,7 @@ last reading of its old value on.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,13 +16,13 @@ from typing import NamedTuple
 from .numbers import numbers_of
 from .trace import Graph, Node
 
-__all__ = ["Call", "Plan", "contract", "plan"]
+__all__ = ["Call", "Plan", "by_bits", "contract", "plan"]
 
 
 class Call(NamedTuple):
-    """One operation, see `trace`; or "copy". The memory is given by its number, see `Plan`.
+    """One operation, see `trace`, `by_bits` and `contract`; or "copy". Memory is given by its number, see `Plan`.
 
-    "where" does not write to the memory of its second operand.
+    It may write over the memory of its operands.
     """
 
     op: str
@@ -54,6 +55,58 @@ def plan(graph: Graph, homes: tuple[int | None, ...]) -> Plan:
 
 
 @lru_cache(maxsize=256)
+def by_bits(graph: Graph) -> Graph:
+    """Return the graph with each `where` as operations on bits: NumPy and PyTorch branch at every element of one.
+
+    "differ" (x, y) is the exclusive or of the bits of two numbers, "keep" (x, c) is x where c is true, else 0, by a
+    product of x's bits and 0 or 1. So where(c, x, 0) is keep(x, c), and where(c, x, y) differ(keep(differ(x, y), c), y),
+    exactly, also for NaN and infinity.
+    """
+    nodes = list(graph.nodes)
+
+    def add(op: str, *args: int) -> int:
+        nodes.append(Node(op, args, 1, False))
+        return len(nodes) - 1
+
+    for i, node in enumerate(graph.nodes):
+        if node.op != "where" or not node.rank:
+            continue
+        c, x, y = node.args
+        if _is_zero(graph, y):
+            nodes[i] = Node("keep", (x, c), 1, False)
+            continue
+        if _is_zero(graph, x):
+            x = y
+        else:
+            x = add("differ", x if nodes[x].rank or nodes[y].rank else add("copy", x), y)
+        nodes[i] = Node("differ", (add("keep", x, c), y), 1, False)
+    return _reordered(graph, nodes)
+
+
+def _is_zero(graph: Graph, place: int) -> bool:
+    """Return whether a node is the constant 0, all of whose bits are 0 (unlike those of -0)."""
+    node = graph.nodes[place]
+    value = graph.constants[node.args[0]] if node.op == "constant" else math.nan
+    return value == 0 and math.copysign(1.0, value) > 0
+
+
+def _reordered(graph: Graph, nodes: Sequence[Node]) -> Graph:
+    """Return the graph of these nodes, those that an output needs, each after its operands."""
+    places: dict[int, int] = {}
+    kept: list[Node] = []
+
+    def visit(place: int) -> int:
+        if place not in places:
+            node = nodes[place]
+            kept.append(node._replace(args=tuple(map(visit, node.args))) if node.is_operation else node)
+            places[place] = len(kept) - 1
+        return places[place]
+
+    outputs = tuple(map(visit, graph.outputs))
+    return Graph(tuple(kept), outputs, graph.arrays, graph.numbers, graph.constants)
+
+
+@lru_cache(maxsize=256)
 def contract(graph: Graph) -> Graph:
     """Return the graph in the operations of PyTorch, which has calls for a sum and a product or quotient.
 
@@ -75,23 +128,12 @@ def contract(graph: Graph) -> Graph:
             (x,) = node.args
             nodes += [Node("not_equal", (x, x), 1, True), node]
             nodes[i] = Node("where", (len(nodes) - 2, x, len(nodes) - 1), 1, False)
-    places: dict[int, int] = {}
-    kept: list[Node] = []
-
-    def visit(place: int) -> int:
-        if place not in places:
-            node = nodes[place]
-            kept.append(node._replace(args=tuple(map(visit, node.args))) if node.is_operation else node)
-            places[place] = len(kept) - 1
-        return places[place]
-
-    outputs = tuple(map(visit, graph.outputs))
-    return Graph(tuple(kept), outputs, graph.arrays, graph.numbers, graph.constants)
+    return _reordered(graph, nodes)
 
 
 def _term(nodes: Sequence[Node], uses: Counter[int], place: int, x: int) -> tuple[str, tuple[int, ...]] | None:
     """Return the kind and the operands of the operation that adds a term to x; None for an ordinary term."""
-    if nodes[x].rank == 0 or nodes[place].rank == 0:
+    if nodes[place].rank == 0:
         return None
     number: tuple[int, ...] = ()
     once = uses[place] == 1
@@ -164,8 +206,7 @@ class _Planner:
         ends = [self.at[arg] for arg in dict.fromkeys(node.args) if self.last[arg] == i]
         ends = [place for place in ends if place.kind in self.count or place in self.homes]
         kind = "bool" if node.boolean else "real"
-        barred = self.at[node.args[1]] if node.op == "where" else None
-        fits = [p for p in (*ends, *self.free) if (p.kind == "bool") == node.boolean and p != barred]
+        fits = [p for p in (*ends, *self.free) if (p.kind == "bool") == node.boolean]
         home = self.outputs.get(i)
         if (
             home is not None

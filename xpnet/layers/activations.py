@@ -34,9 +34,7 @@ class Activation(Stateless):
 
     def call(self, ctx: Context, x: Array) -> tuple[Array, Any]:
         """Return f(x); dx = f'(x) dy."""
-        xp, f = ctx.xp, self.activation
-        y = f.forward(xp, x)
-        return y, lambda dy: f.backward(xp, dy, x, y)
+        return ctx.ops.activate(ctx, x, self.activation)
 
 
 @registry.register
@@ -79,8 +77,11 @@ class LeakyReLU(Activation):
 
     @property  # type: ignore[misc]
     def activation(self) -> activations.Activation:
-        """The function with the current slope."""
-        return activations.LeakyReLU(self.negative_slope)
+        """The function with the current slope; one object as long as the slope stays, so that it is traced once."""
+        found = vars(self).get("_function")
+        if found is None or found.negative_slope != self.negative_slope:
+            found = vars(self)["_function"] = activations.LeakyReLU(self.negative_slope)
+        return found
 
 
 @registry.register

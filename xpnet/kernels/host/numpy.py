@@ -10,21 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ...core import ops
-from ...fusion.calls import plan
-from ...fusion.numbers import numbers_of
+from ...fusion.activation import Z, activation_graphs
 from ...fusion.trace import Graph
 from ...fusion.update import fading, update_graph
 from . import threads
+from .calls import blocks, compute, filled, now, number, prepared, run
 
 Array = np.ndarray
 
-BLOCK = 1 << 16  # elements of an optimizer's pass that stay in the cache together
 FLUSH = 64  # updates between two looks for numbers that are about to become subnormal
 
 
@@ -35,16 +33,16 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     z = product_into(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
     if bias is not None:
         z += bias
-    forward, backward_of = _ACTIVATIONS.get(activation.name, (None, None))
-    y = activation.forward(np, z) if forward is None else forward(z)
+    y, back = activated(ctx, z, activation, adopt=True)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-        if backward_of is None:
-            dz = activation.backward(np, dy, z, y)
-        else:
-            dz = backward_of(ctx, dy, y)
+        dz = back(dy)
         # a product with ones takes a third of the time of a sum
-        db = None if bias is None else np.dot(_ones(len(dz), dz.dtype), dz, out=room_for(ctx, into, "bias", bias))
+        db = (
+            None
+            if bias is None
+            else np.dot(filled((len(dz),), 1.0, dz.dtype), dz, out=room_for(ctx, into, "bias", bias))
+        )
         return gradients(ctx, x, kernel, dz, db, into, want_dx)
 
     return y, backward
@@ -79,56 +77,32 @@ def room_for(ctx: Any, into: dict[str, Array], name: str, like: Array) -> Array:
     return into[name] if name in into else ctx.empty(like.shape)
 
 
-# Activations whose derivative needs only their output: z's memory is used again for a = f(z).
+def activate(ctx: Any, x: Array, activation: Any) -> Any:
+    """Twin of `ops.activate`."""
+    if not ctx.inplace or x.ndim == 0 or x.dtype != ctx.dtype:
+        return ops.activate(ctx, x, activation)
+    return activated(ctx, x, activation)
 
 
-def _relu(z: Array) -> Array:
-    return np.maximum(z, _zeros(z.shape if z.size <= 1 << 14 else z.shape[-1:], z.dtype), out=z)
+def activated(ctx: Any, z: Array, activation: Any, adopt: bool = False) -> Any:
+    """Return f(z) and the function from dy to dz, by calls made from the formulas if these are elementwise.
 
+    Args:
+        adopt: whether z may be overwritten.
+    """
+    graphs = activation_graphs(activation)
+    if graphs is None:
+        y = activation.forward(np, z)
+        return y, lambda dy: activation.backward(np, dy, z, y)
+    forward, backward = graphs
+    keep = Z in backward.reads
+    y = compute(ctx, forward, (z,), 0 if adopt and not keep else None)
 
-@lru_cache(maxsize=64)
-def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return zeros to compare with: an array of them is 2 to 5 times as fast as a single one."""
-    return np.zeros(shape, dtype)
+    def back(dy: Array) -> Array:
+        dy = dy if dy.dtype == z.dtype else np.astype(dy, z.dtype)
+        return compute(ctx, backward, (dy, z, y), Z if adopt and keep and y is not z else None)
 
-
-@lru_cache(maxsize=64)
-def _ones(n: int, dtype: Any) -> Array:
-    return np.ones(n, dtype)
-
-
-def _relu_backward(ctx: Any, da: Array, a: Array) -> Array:
-    keep = np.greater(a, 0.0, out=ctx.empty(a.shape, np.bool))
-    return np.multiply(da, keep, out=ctx.empty(a.shape))
-
-
-def _tanh(z: Array) -> Array:
-    return np.tanh(z, out=z)
-
-
-def _tanh_backward(ctx: Any, da: Array, a: Array) -> Array:
-    slope = np.multiply(a, a, out=ctx.empty(a.shape))
-    np.subtract(1.0, slope, out=slope)
-    return np.multiply(slope, da, out=slope)
-
-
-def _sigmoid_backward(ctx: Any, da: Array, a: Array) -> Array:
-    slope = np.subtract(1.0, a, out=ctx.empty(a.shape))
-    slope *= a
-    return np.multiply(slope, da, out=slope)
-
-
-def _sigmoid(z: Array) -> Array:
-    e = np.exp(-np.abs(z))
-    return np.divide(np.where(z >= 0, np.ones_like(e), e), e + 1.0, out=z)
-
-
-_ACTIVATIONS = {
-    "relu": (_relu, _relu_backward),
-    "tanh": (_tanh, _tanh_backward),
-    "sigmoid": (_sigmoid, _sigmoid_backward),
-    "linear": (lambda z: z, lambda ctx, da, a: da),
-}
+    return y, back
 
 
 def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
@@ -149,7 +123,7 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     a, dz, values = ctx.empty(z.shape), ctx.empty(z.shape), ctx.empty((rows,))
     weight = np.asarray(weight, z.dtype) if isinstance(weight, float) else weight
     room = ctx.empty((rows,), np.int64), ctx.empty((rows,)), ctx.empty((rows, 1)), ctx.empty((rows,), np.bool)
-    constants = _starts(rows, classes), _ones(classes, z.dtype), _number(classes, np.uint32)
+    constants = _starts(rows, classes), filled((classes,), 1.0, z.dtype), number(classes, np.uint32)
     ctx.launch(_softmax_cross_entropy, z, target, weight, a, dz, values, *constants, *room)
     return values, dz, a
 
@@ -200,13 +174,8 @@ def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> An
     if not ctx.inplace or values.ndim != 1 or weight is not None:
         return ops.row_total(ctx, values, weight, scale)
     total = ctx.empty(())
-    np.dot(values, _filled(len(values), scale, values.dtype), out=total)
+    np.dot(values, filled(values.shape, scale, values.dtype), out=total)
     return total
-
-
-@lru_cache(maxsize=64)
-def _filled(n: int, value: float, dtype: Any) -> Array:
-    return np.full(n, value, dtype)
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
@@ -319,21 +288,14 @@ def update(
         return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
     over = ctx.overwrite and optimizer.never_overflows
     new = () if over else own_memory(ctx, (w, *slots))
-    made = _prepared(graph, over, w.dtype)
+    made = prepared(graph, homes(graph, over), w.dtype)
     changing = [ctx.empty((), kind) for kind in made.kinds]
     ctx.launch(_work_out, made.work_out, lr, age, factor, *changing)
     if over and (fades := fading(graph)):
         flush = ctx.empty((), np.bool)
         ctx.launch(_is_due, flush, age)
         ctx.later_when(flush, lambda: _flush(ctx, [slots[o - 1] for o in fades]))
-    size = min(w.size, BLOCK)
-    scratch = [ctx.empty((size,), kind) for kind in made.scratch]
-    do = ctx.later if over else _now
-    for block in _blocks(w, g, *slots, *new):
-        last = block[0].size
-        memory = (*block, *(scratch if last == size else [a[:last] for a in scratch]), *changing, *made.fixed)
-        for ufunc, args, named in made.calls:
-            do(ufunc, *args(memory), **{name: memory[place] for name, place in named} if named else {})
+    run(ctx, made, (w, g, *slots, *new), changing, ctx.later if over else now)
     return (w, slots) if over else (new[0], new[1:])
 
 
@@ -354,64 +316,10 @@ def own_memory(ctx: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
     return tuple(np.empty(a.shape, a.dtype) if ctx.tape is None else ctx.empty(a.shape) for a in arrays)
 
 
-def _now(function: Any, *args: Any, **kwargs: Any) -> None:
-    function(*args, **kwargs)
-
-
-class _Prepared(NamedTuple):
-    """All of an update that is the same at each: see `calls.Plan` for the order of the memory.
-
-    Attributes:
-        calls: (ufunc, function that picks the arguments from the memory, ((keyword, place in the memory), ...)).
-        scratch: the dtypes of scratch memory. kinds: of the numbers that change. fixed: those that do not.
-        work_out: see `numbers.Numbers`.
-    """
-
-    calls: list[tuple[Any, Any, tuple[tuple[str, int], ...]]]
-    scratch: list[Any]
-    kinds: list[Any]
-    fixed: list[Array]
-    work_out: Any
-
-
-@lru_cache(maxsize=256)
-def _prepared(graph: Graph, over: bool, dtype: Any) -> _Prepared:
-    calls, reals, bools = plan(graph, homes(graph, over))
-    found = numbers_of(graph)
-    kinds = [np.dtype(np.bool) if graph.nodes[node].boolean else dtype for node in found.nodes]
-    count = len(found.changing)
-    fixed = [*map(_number, found.fixed.values(), kinds[count:]), _number(1.0, dtype)]
-    one = graph.arrays + (0 if over else len(graph.outputs)) + reals + bools + len(kinds)
-    ready = [
-        (ufunc, itemgetter(*args) if len(args) > 1 else lambda memory, a=args[0]: (memory[a],), named)
-        for call in calls
-        for ufunc, args, named in _ufuncs(*call, one)
-    ]
-    return _Prepared(ready, [dtype] * reals + [np.bool] * bools, kinds[:count], fixed, found.work_out)
-
-
-def _ufuncs(op: str, args: tuple[int, ...], out: int, one: int) -> list[tuple[Any, tuple[int, ...], Any]]:
-    """Return the ufuncs for an operation: each with positional arguments, and keywords."""
-    if op == "where":
-        chosen, yes, no = args
-        copy = [] if no == out else [(np.positive, (no, out), ())]
-        return [*copy, (np.positive, (yes,), (("out", out), ("where", chosen)))]
-    if op == "astype":
-        return [(np.multiply, (args[0], one, out), ())]
-    if op in ("maximum", "minimum"):  # for which NumPy deprecates a positional `out`
-        return [(getattr(np, op), args, (("out", out),))]
-    return [(np.positive if op == "copy" else getattr(np, op), (*args, out), ())]
-
-
 def _work_out(work_out: Any, lr: Any, age: Any, factor: Any, *places: Array) -> None:
     values = work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
     for place, value in zip(places, values):
         place[()] = value
-
-
-@lru_cache(maxsize=256)
-def _number(value: float, dtype: Any) -> Array:
-    return np.array(value, dtype)
 
 
 def _is_due(flush: Array, age: Any) -> None:
@@ -424,11 +332,12 @@ def _flush(ctx: Any, slots: Sequence[Array]) -> None:
     The average of a gradient that has become 0 (a pixel that is never set, a ReLU that is dead) decays into
     the subnormal numbers and, rounded, stays there; each operation on one takes the processor a hundred cycles.
     """
-    scratch = ctx.empty((min(slots[0].size, BLOCK),))
-    for s in (block for blocks in _blocks(*slots) for block in blocks):
+    parts = blocks(*slots)
+    scratch = ctx.empty(parts[0][0].shape)
+    for s in (block for part in parts for block in part):
         keep = scratch[: s.size]
         ctx.later(np.abs, s, keep)
-        ctx.later(np.greater_equal, keep, _number(smallest(s.dtype), s.dtype), keep)
+        ctx.later(np.greater_equal, keep, number(smallest(s.dtype), s.dtype), keep)
         ctx.later(np.multiply, s, keep, s)
 
 
@@ -436,10 +345,3 @@ def _flush(ctx: Any, slots: Sequence[Array]) -> None:
 def smallest(dtype: Any) -> float:
     """Return the number below which an average counts as 0."""
     return 1e8 * float(np.finfo(dtype).tiny)
-
-
-def _blocks(*arrays: Array) -> list[tuple[Array, ...]]:
-    size = arrays[0].size
-    if size <= BLOCK:
-        return [arrays]
-    return [tuple(a[start : start + BLOCK] for a in arrays) for start in range(0, size, BLOCK)]
