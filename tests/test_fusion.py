@@ -29,7 +29,7 @@ needs_machines = pytest.mark.skipif(not MACHINES, reason="formulas run on arrays
 
 
 def twin_of(module):
-    if module == "numba":
+    if module == "host.numba":
         pytest.importorskip("numba")
     return importlib.import_module(f"xpnet.kernels.{module}").update
 
@@ -208,7 +208,7 @@ def random_formula(seed, slots):
 @pytest.mark.parametrize("module", MACHINES)
 def test_registers(module):
     """Results overwrite arrays that others still read, or are each other's; a value is a result twice."""
-    count = 20 if module == "numba" else 150  # each is compiled
+    count = 20 if module == "host.numba" else 150  # each is compiled
     for seed in range(count):
         slots = seed % 4
         formula = Formula(random_formula(seed, slots), [f"s{i}" for i in range(slots)])
@@ -494,7 +494,7 @@ def loop_of(optimizer):
     from xpnet.kernels.host.jit import loop
 
     graph = update_graph(optimizer, len(optimizer.slots))
-    made = loops.loop_of(graph, (0, *range(2, graph.arrays)), fading(graph), loop)
+    made = loops.loop_of(loop, loops.update_source, graph, (0, *range(2, graph.arrays)), fading(graph))
     numbers = [*numbers_of(graph).work_out(0.1, 1.0, 1.0), *numbers_of(graph).fixed.values(), 1e-30]
     arrays = np.ones((graph.arrays, 16))
     made(np.array(numbers), *arrays)
@@ -516,7 +516,7 @@ from xpnet.fusion import loops
 from xpnet.fusion.update import update_graph
 from xpnet.kernels.host.jit import loop
 from xpnet.optimizers import SGD
-made = loops.loop_of(update_graph(SGD(), 0), (0,), (), loop)
+made = loops.loop_of(loop, loops.update_source, update_graph(SGD(), 0), (0,))
 made(np.ones(2), *np.ones((2, 16)))
 print(sum(made.stats.cache_hits.values()), sum(made.stats.cache_misses.values()))
 """

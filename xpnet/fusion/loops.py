@@ -1,4 +1,6 @@
-"""Write a formula as one loop over the elements, which numba compiles.
+"""Write formulas as loops over the elements, which numba compiles.
+
+There are three: an optimizer's update; bias and activation; an activation's backward and the bias gradient.
 
 The source lies in a file in the user's cache folder, because numba keeps what it has compiled beside such a file:
 each machine compiles a loop once. The file only lends its name: what runs is the source that was generated, so
@@ -21,7 +23,7 @@ from typing import Any
 from .numbers import TEMPLATES, numbers_of
 from .trace import Graph
 
-__all__ = ["cache_folder", "loop_of"]
+__all__ = ["activation_source", "cache_folder", "derivative_source", "loop_of", "update_source"]
 
 _TEMPLATES = {
     **TEMPLATES,
@@ -31,7 +33,7 @@ _TEMPLATES = {
 }  # fmt: skip
 
 
-def source_of(graph: Graph, homes: Sequence[int | None], flush: Sequence[int] = ()) -> str:
+def update_source(graph: Graph, homes: Sequence[int | None], flush: Sequence[int] = ()) -> str:
     """Return the source of `loop(numbers, *arrays, *results)`.
 
     `numbers` has the values of `numbers_of(graph).nodes`, and at its end the size below which a number counts as
@@ -41,44 +43,86 @@ def source_of(graph: Graph, homes: Sequence[int | None], flush: Sequence[int] = 
         homes: for each result the number of the array that it overwrites, or None for an array of its own.
         flush: the numbers of the results in which what is far too small to matter becomes 0.
     """
-    used = numbers_of(graph).nodes
-    names = {node: f"n{k}" for k, node in enumerate(used)}
     own = [f"r{o}" for o, home in enumerate(homes) if home is None]
     arrays = [*(f"a{i}" for i in range(graph.arrays)), *own]
-    lines = [
-        "import math, numpy",
-        f"def loop(numbers, {', '.join(arrays)}):",
-        "    one, zero = numbers.dtype.type(1), numbers.dtype.type(0)",
-        *(f"    n{k} = numbers[{k}]" for k in range(len(used))),
-        "    small = numbers[-1]",
-        f"    for i in range({arrays[0]}.size):",
-    ]
+    head, body, results = _statements(graph, [f"a{i}[i]" for i in range(graph.arrays)])
+    for o, home in enumerate(homes):
+        value = f"{results[o]} if abs({results[o]}) > small else zero" if o in flush else results[o]
+        body.append(f"{f'r{o}' if home is None else f'a{home}'}[i] = {value}")
+    return _source(arrays, [*head, "small = numbers[-1]"], [f"for i in range({arrays[0]}.size):"], body)
+
+
+def activation_source(graph: Graph, keep: bool) -> str:
+    """Return the source of `loop(numbers, z, bias)`, which writes f(z + bias) over z.
+
+    Args:
+        graph: of f, of one array. z: shape (rows, units). bias: (units,).
+        keep: `loop(numbers, z, bias, y)` writes z + bias over z, and f(z + bias) to y.
+    """
+    head, body, (result,) = _statements(graph, ["s"])
+    stored = ["z[i, j] = s"] if keep else []
+    body = ["s = z[i, j] + bias[j]", *stored, *body, f"{'y' if keep else 'z'}[i, j] = {result}"]
+    return _source(["z", "bias", *(["y"] if keep else [])], head, ROWS_OF_Z, body)
+
+
+def derivative_source(graph: Graph) -> str:
+    """Return the source of `loop(numbers, *arrays, dz, sums)`, which writes dz and the sums of its columns.
+
+    `arrays` are those of dy, z and y that the graph reads, in this order, shape (rows, units).
+
+    Args:
+        graph: of dz, of the three.
+    """
+    names = ["dy", "z", "y"]
+    head, body, (result,) = _statements(graph, [f"{name}[i, j]" for name in names])
+    body += [f"d = {result}", "dz[i, j] = d", "sums[j] += d"]
+    arrays = [*(names[k] for k in sorted(graph.reads)), "dz", "sums"]
+    return _source(arrays, [*head, "sums[:] = 0"], [line.replace("z", "dz") for line in ROWS_OF_Z], body)
+
+
+ROWS_OF_Z = ["for i in range(z.shape[0]):", "    for j in range(z.shape[1]):"]
+
+
+def _statements(graph: Graph, arrays: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the statements before the elements, those for an element, and the names of the results.
+
+    Args:
+        arrays: an element of each array that the graph takes.
+    """
+    used = numbers_of(graph).nodes
+    names = {node: f"n{k}" for k, node in enumerate(used)}
+    head = ["one, zero = numbers.dtype.type(1), numbers.dtype.type(0)"]
+    head += [f"n{k} = numbers[{k}]" for k in range(len(used))]
+    body = []
     for i, (op, args, rank, _) in enumerate(graph.nodes):
         if not rank:
             continue
         names[i] = f"t{i}"
         if op == "array":
-            value = f"a{args[0]}[i]"
+            value = arrays[args[0]]
         else:
             operands = [names[arg] for arg in args]
             value = _TEMPLATES[op].format(*operands) if op in _TEMPLATES else f"math.{op}({operands[0]})"
-        lines.append(f"        t{i} = {value}")
-    for o, (node, home) in enumerate(zip(graph.outputs, homes)):
-        value = f"{names[node]} if abs({names[node]}) > small else zero" if o in flush else names[node]
-        lines.append(f"        {f'r{o}' if home is None else f'a{home}'}[i] = {value}")
-    return "\n".join(lines) + "\n"
+        body.append(f"t{i} = {value}")
+    return head, body, [names[node] for node in graph.outputs]
+
+
+def _source(arrays: Sequence[str], head: Sequence[str], loops: Sequence[str], body: Sequence[str]) -> str:
+    """Return the source of `loop(numbers, *arrays)`."""
+    lines = [f"def loop(numbers, {', '.join(arrays)}):", *(f"    {line}" for line in (*head, *loops))]
+    inside = " " * (4 + 4 * len(loops))
+    return "\n".join(["import math, numpy", *lines, *(inside + line for line in body)]) + "\n"
 
 
 @lru_cache(maxsize=256)
-def loop_of(
-    graph: Graph, homes: tuple[int | None, ...], flush: tuple[int, ...], compile_loop: Callable[[Any], Any]
-) -> Any:
-    """Return the compiled loop of a graph, see `source_of`; graphs that differ in constants only share one.
+def loop_of(compile_loop: Callable[[Any], Any], source_of: Callable[..., str], *args: Any) -> Any:
+    """Return the compiled loop of the source `source_of(*args)`; graphs that differ in constants only share one.
 
     Args:
         compile_loop: makes a compiled function of a Python function.
+        source_of: `update_source`, `activation_source` or `derivative_source`.
     """
-    return _loop(source_of(graph, homes, flush), compile_loop)
+    return _loop(source_of(*args), compile_loop)
 
 
 @lru_cache(maxsize=256)

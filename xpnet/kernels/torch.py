@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..backend import Array
 from ..core import ops
-from ..fusion.calls import contract, plan
-from ..fusion.numbers import numbers_of
-from ..fusion.trace import ARITY, Graph
+from ..fusion.activation import Z, activation_graphs
 from ..fusion.update import fading
 from .host.numpy import FLUSH, fused, homes, room_for
+from .torch_calls import compute, filled, now, number, prepared, run
 
 # One pass over weights and slots, in which `torch.optim.Adam(fused=True)` ends too. It is not public; by the
 # public `torch.optim.adam.adam` the update of a small network takes more than twice as long.
@@ -31,15 +30,10 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         return ops.affine(ctx, x, kernel, bias, activation)
     x = _plain(x)
     z = _product(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])), bias)
-    forward, backward_of = _ACTIVATIONS.get(activation.name, (None, None))
-    y = activation.forward(ctx.xp, z) if forward is None else forward(z)
+    y, back = _activated(ctx, z, activation, adopt=True)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-        dy = _plain(dy)
-        if backward_of is None:
-            dz = _plain(activation.backward(ctx.xp, dy, z, y))
-        else:
-            dz = backward_of(ctx, dy, y)
+        dz = back(dy)
         grads = {"kernel": _product(ctx, x.t(), dz, room_for(ctx, into, "kernel", kernel))}
         if bias is not None:
             grads["bias"] = torch.sum(dz, 0, out=room_for(ctx, into, "bias", bias))
@@ -62,29 +56,28 @@ def _plain(x: Array) -> Array:
     return x.detach() if x.requires_grad else x
 
 
-# Activations whose derivative needs only their output: z's memory is used again for a = f(z).
+def activate(ctx: Any, x: Array, activation: Any) -> Any:
+    """Twin of `ops.activate`."""
+    if not ctx.inplace or x.dtype != ctx.dtype:
+        return ops.activate(ctx, x, activation)
+    return _activated(ctx, _plain(x), activation)
 
 
-def _relu_backward(ctx: Any, da: Array, a: Array) -> Array:
-    # a is not negative, so its sign is the derivative; comparing it takes ten times as long
-    return torch.sign(a, out=ctx.empty(a.shape)).mul_(da)
+def _activated(ctx: Any, z: Array, activation: Any, adopt: bool = False) -> Any:
+    """Return f(z) and the function from dy to dz, by calls made from the formulas if these are elementwise.
 
-
-def _tanh_backward(ctx: Any, da: Array, a: Array) -> Array:
-    slope = torch.mul(a, a, out=ctx.empty(a.shape))
-    return torch.addcmul(da, slope, da, value=-1.0, out=slope)
-
-
-def _sigmoid_backward(ctx: Any, da: Array, a: Array) -> Array:
-    return torch.addcmul(a, a, a, value=-1.0, out=ctx.empty(a.shape)).mul_(da)
-
-
-_ACTIVATIONS = {
-    "relu": (torch.relu_, _relu_backward),
-    "tanh": (torch.tanh_, _tanh_backward),
-    "sigmoid": (torch.sigmoid_, _sigmoid_backward),
-    "linear": (lambda z: z, lambda ctx, da, a: da),
-}
+    Args:
+        adopt: whether z may be overwritten.
+    """
+    graphs = activation_graphs(activation)
+    if graphs is None:
+        y = activation.forward(ctx.xp, z)
+        return y, lambda dy: _plain(activation.backward(ctx.xp, _plain(dy), z, y))
+    forward, backward = graphs
+    keep = Z in backward.reads
+    y = compute(ctx, forward, (z,), 0 if adopt and not keep else None)
+    home = Z if adopt and keep and y is not z else None
+    return y, lambda dy: compute(ctx, backward, (_plain(dy).to(z.dtype), z, y), home)
 
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
@@ -96,25 +89,20 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
         values = torch.nn.functional.nll_loss(logs, target, reduction="none")
         a = torch.exp(logs, out=logs)
         dz = ctx.empty(z.shape).copy_(a)
-        dz.scatter_add_(1, target.unsqueeze(1), _filled((len(dz), 1), -1.0, dz.dtype))
+        dz.scatter_add_(1, target.unsqueeze(1), filled((len(dz), 1), -1.0, dz.dtype))
     except (IndexError, RuntimeError):
         if int(target.min()) >= 0 and int(target.max()) < z.shape[1]:
             raise
         a = dz = values = torch.full_like(z, math.nan)  # a label is no class
         values = values[:, 0]
-    return values, dz.mul_(_number(weight, dz.dtype) if isinstance(weight, float) else weight.unsqueeze(-1)), a
-
-
-@lru_cache(maxsize=64)
-def _filled(shape: tuple[int, ...], value: float, dtype: Any) -> Array:
-    return torch.full(shape, value, dtype=dtype, device="cpu")
+    return values, dz.mul_(number(weight, dz.dtype) if isinstance(weight, float) else weight.unsqueeze(-1)), a
 
 
 def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Any:
     """Twin of `ops.row_total`: one product."""
     if not ctx.inplace or values.ndim != 1 or weight is not None:
         return ops.row_total(ctx, values, weight, scale)
-    return torch.dot(_plain(values), _filled(tuple(values.shape), scale, values.dtype))
+    return torch.dot(_plain(values), filled(tuple(values.shape), scale, values.dtype))
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
@@ -165,7 +153,7 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
         return ops.tally(ctx, ok, counted, step, age, sums, parts)
     taken = bool(ok)
     if taken:
-        step, age = torch.add(step, _number(1, step.dtype)), torch.add(age, _number(1.0, age.dtype))
+        step, age = torch.add(step, number(1, step.dtype)), torch.add(age, number(1.0, age.dtype))
     if taken if counted is ok else counted:
         sums = sums.clone()
         room, i = sums.numpy(), 0
@@ -179,11 +167,6 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
                 room[i : i + a.numel()] += factor * a.reshape(-1).numpy()
                 i += a.numel()
     return step, age, sums
-
-
-def _number(value: Any, dtype: Any) -> Array:
-    """Return a number as a tensor, with which PyTorch computes in half the time that Python's own takes."""
-    return value if isinstance(value, torch.Tensor) else _filled((), value, dtype)
 
 
 # Optimizers: any formula that can be fused. In place where no update can overflow, since the guard has seen
@@ -216,97 +199,17 @@ def update(
     if over and optimizer.known_as == "adam" and _fused_adam is not None:
         _adam(ctx, optimizer, w, g, slots, lr, age, decay, factor)
         return w, slots
-    made = _prepared(graph, over, w.dtype)
-    most = torch.finfo(w.dtype).max  # PyTorch refuses a number that is beyond it, but not infinity
+    made = prepared(graph, homes(graph, over), w.dtype)
     values = made.work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
-    numbers = [*(math.copysign(math.inf, a) if abs(a) > most else a for a in values), *made.numbers]
     new = () if over else tuple(torch.empty_like(a) for a in (w, *slots))
-    memory = [w, g, *slots, *new, *(ctx.empty(w.shape, kind) for kind in made.scratch)]
-    memory += [kind and ctx.empty((), kind).fill_(value) for kind, value in zip(made.kinds, values)]
-    memory += made.fixed
-    do = ctx.later if over else _now
-    for call, args, out, name, number, sign in made.steps:
-        given = [memory[a] for a in args]
-        if name is not None:
-            do(call, *given, **{name: sign if number is None else sign * numbers[number]}, out=memory[out])
-        elif call is None:
-            do(memory[out].copy_, *given)
-        else:
-            do(call, *given, out=memory[out])
+    run(ctx, made, [w, g, *slots, *new], values, ctx.later if over else now)
     return (w, slots) if over else (new[0], new[1:])
-
-
-class _Step(NamedTuple):
-    """A call of PyTorch's; None copies. With a name, a number (with a sign) is a keyword argument."""
-
-    call: Any
-    args: tuple[int, ...]
-    out: int
-    name: str | None = None
-    number: int | None = None
-    sign: float = 1.0
-
-
-class _Prepared(NamedTuple):
-    """All of an update that is the same at each: see `calls.Plan` for the order of the memory.
-
-    Attributes:
-        scratch: the dtypes of scratch memory. kinds: of the numbers that change, None for one that is no tensor.
-        numbers, fixed: those that do not, also as tensors. work_out: see `numbers.Numbers`.
-    """
-
-    steps: list[_Step]
-    scratch: list[Any]
-    kinds: list[Any]
-    numbers: list[float]
-    fixed: list[Array]
-    work_out: Any
-
-
-@lru_cache(maxsize=256)
-def _prepared(graph: Graph, over: bool, dtype: Any) -> _Prepared:
-    graph = contract(graph)
-    calls, reals, bools = plan(graph, homes(graph, over))
-    first = graph.arrays + (0 if over else len(graph.outputs)) + reals + bools
-    steps = []
-    for op, args, out in calls:
-        kind = op.partition("_")[2]
-        if kind in _WITH_NUMBER:
-            count, call, name = _WITH_NUMBER[kind]
-            number = args[count] - first if len(args) > count else None
-            sign = -1.0 if op.startswith("subtract") else 1.0
-            steps.append(_Step(call, args[:count], out, name, number, sign))
-        else:
-            steps.append(_Step(None if op in ("copy", "astype") else _CALLS[op], args, out))
-    read = {arg for step in steps for arg in step.args}
-    found, most = numbers_of(graph), torch.finfo(dtype).max
-    kinds = [torch.bool if graph.nodes[node].boolean else dtype for node in found.nodes]
-    kinds = [kind if first + k in read else None for k, kind in enumerate(kinds)]
-    numbers = [math.copysign(math.inf, a) if abs(a) > most else a for a in found.fixed.values()]
-    changing = kinds[: len(found.changing)]
-    fixed = [kind and _number(a, kind) for kind, a in zip(kinds[len(changing) :], numbers)]
-    return _Prepared(
-        steps, [dtype] * reals + [torch.bool] * bools, changing, numbers, fixed, found.work_out
-    )  # fmt: skip
-
-
-# how many operands there are before the number, the call, and what it calls the number
-_WITH_NUMBER = {
-    "scaled": (2, torch.add, "alpha"),
-    "product": (3, torch.addcmul, "value"),
-    "quotient": (3, torch.addcdiv, "value"),
-}
-_CALLS = {op: getattr(torch, op) for op in ARITY if op not in ("astype", "equal")} | {"equal": torch.eq}
 
 
 @lru_cache
 def smallest(dtype: Any) -> float:
     """Return the number below which an average counts as 0, see `numpy._flush`."""
     return 1e8 * torch.finfo(dtype).tiny
-
-
-def _now(function: Any, *args: Any, **kwargs: Any) -> None:
-    function(*args, **kwargs)
 
 
 def _adam(

@@ -77,7 +77,7 @@ class LeakyReLU(Activation):
 
     @property  # type: ignore[misc]
     def activation(self) -> activations.Activation:
-        """The function with the current slope; one object as long as the slope stays, so that it is traced once."""
+        """The function with the current slope: one object while the slope stays, so that it is traced once."""
         found = vars(self).get("_function")
         if found is None or found.negative_slope != self.negative_slope:
             found = vars(self)["_function"] = activations.LeakyReLU(self.negative_slope)

@@ -66,8 +66,8 @@ class _Writer:
     """The ufuncs for the calls of a plan.
 
     Args:
-        one: the place in the memory of the number 1, the last of the numbers. fixed: the numbers that do not change,
-            by place.
+        one: the place in the memory of the number 1, the last of the numbers.
+        fixed: the numbers that do not change, by place.
     """
 
     def __init__(self, one: int, fixed: dict[int, float]) -> None:
@@ -142,7 +142,11 @@ def run(
 
 
 def compute(ctx: Any, graph: Graph, arrays: Sequence[Array], home: int | None) -> Array:
-    """Return the one result of a graph of arrays. Args: home: the number of the array that it overwrites, or None."""
+    """Return the result of a graph that has one, of arrays alone.
+
+    Args:
+        home: the number of the array that it overwrites, or None.
+    """
     node = graph.nodes[graph.outputs[0]]
     if node.op == "array":
         return arrays[node.args[0]]

@@ -1,6 +1,7 @@
 """Loops for the NumPy twins, compiled by numba (the extra `fast`): one pass over memory where NumPy takes many.
 
-Each loop stands for a kernel or a few calls of `kernels/host/numpy.py` and gives the same but for rounding. The
+Each loop stands for a kernel or a few calls of `kernels/host/numpy.py` and gives the same but for rounding; those
+of formulas are written by `fusion.loops`. The
 first use on a machine compiles it, which takes a second or two; numba keeps the result on disk.
 """
 
@@ -13,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from ...core import ops
-from ...fusion.loops import loop_of
+from ...fusion.activation import Z, activation_graphs
+from ...fusion.loops import activation_source, derivative_source, loop_of, update_source
 from ...fusion.numbers import numbers_of
+from ...fusion.trace import Graph
 from ...fusion.update import fading
 from . import numpy as twins
+from .calls import compute, filled
 from .jit import loop
 
 Array = np.ndarray
@@ -25,37 +29,61 @@ SMALL = 1 << 13  # scores up to which a loop beats NumPy's vector instructions f
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
-    """Twin of `ops.affine`: bias and ReLU in one pass; ReLU's backward and the bias gradient in another."""
+    """Twin of `ops.affine`: bias and activation in one pass, derivative and bias gradient in another.
+
+    Either pass is a loop made from a formula if that is faster than NumPy's calls (see `_is_faster`).
+    """
     plain = ctx.inplace and x.ndim == kernel.ndim == 2 and not ctx.backend.narrow
-    if not plain or bias is None or activation.name != "relu":
+    graphs = activation_graphs(activation) if plain and bias is not None else None
+    if bias is None or graphs is None or not any(map(_is_faster, graphs)):
         return twins.affine(ctx, x, kernel, bias, activation)
-    y = twins.product_into(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
-    ctx.launch(_add_bias_relu, y, bias)
+    forward, derivative = graphs
+    z = twins.product_into(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
+    y = _activated(ctx, forward, z, bias, Z in derivative.reads)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-        dz, db = ctx.empty(y.shape), twins.room_for(ctx, into, "bias", bias)
-        ctx.launch(_relu_backward, dy, y, dz, db)
+        dy = dy if dy.dtype == z.dtype else np.astype(dy, z.dtype)
+        db = twins.room_for(ctx, into, "bias", bias)
+        dz = _pulled_back(ctx, derivative, (dy, z, y), db)
         return twins.gradients(ctx, x, kernel, dz, db, into, want_dx)
 
     return y, backward
 
 
-@loop
-def _add_bias_relu(z: Array, bias: Array) -> None:
-    for i in range(z.shape[0]):
-        for j in range(z.shape[1]):
-            s = z[i, j] + bias[j]
-            z[i, j] = bias.dtype.type(0) if s <= 0 else s  # NaN stays
+@lru_cache(maxsize=256)
+def _is_faster(graph: Graph) -> bool:
+    """Return whether a loop beats NumPy's calls: not where these compute a function by vector instructions."""
+    ops = {node.op for node in graph.nodes if node.is_operation and node.rank}
+    return bool(ops) and not ops & {"exp", "expm1", "log", "log1p", "pow", "tanh"}
 
 
-@loop
-def _relu_backward(dy: Array, y: Array, dz: Array, db: Array) -> None:
-    db[:] = 0
-    for i in range(y.shape[0]):
-        for j in range(y.shape[1]):
-            d = dy[i, j] * db.dtype.type(y[i, j] > 0)
-            dz[i, j] = d
-            db[j] += d
+def _activated(ctx: Any, forward: Graph, z: Array, bias: Array, keep: bool) -> Array:
+    """Return f(z + bias). Args: keep: whether z + bias must be in z afterwards."""
+    if not _is_faster(forward):
+        z += bias
+        return compute(ctx, forward, (z,), None if keep else 0)
+    y = ctx.empty(z.shape) if keep else z
+    made = loop_of(loop, activation_source, forward, keep)
+    ctx.launch(made, _numbers(forward, z.dtype), z, bias, *([y] if keep else []))
+    return y
+
+
+def _pulled_back(ctx: Any, derivative: Graph, arrays: tuple[Array, Array, Array], db: Array) -> Array:
+    """Return dz, and write the sums of its columns to db. Args: arrays: dy, z and y."""
+    if not _is_faster(derivative):
+        dz = compute(ctx, derivative, arrays, None)
+        np.dot(filled((len(dz),), 1.0, dz.dtype), dz, out=db)
+        return dz
+    dz = ctx.empty(arrays[0].shape)
+    made = loop_of(loop, derivative_source, derivative)
+    ctx.launch(made, _numbers(derivative, dz.dtype), *(arrays[k] for k in sorted(derivative.reads)), dz, db)
+    return dz
+
+
+@lru_cache(maxsize=256)
+def _numbers(graph: Graph, dtype: Any) -> Array:
+    """Return the numbers that a graph of arrays reads."""
+    return np.array(list(numbers_of(graph).fixed.values()), dtype)
 
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
@@ -126,7 +154,7 @@ def update(
     old = (w, *slots)
     over = ctx.overwrite and optimizer.never_overflows
     new = old if over else twins.own_memory(ctx, old)
-    made = loop_of(graph, twins.homes(graph, over), fading(graph) if over else (), loop)
+    made = loop_of(loop, update_source, graph, twins.homes(graph, over), fading(graph) if over else ())
     arrays = (w, g, *slots, *(() if over else new))
     _compile(made, w.dtype, len(arrays))
     found = numbers_of(graph)
