@@ -58,9 +58,9 @@ def plan(graph: Graph, homes: tuple[int | None, ...]) -> Plan:
 def by_bits(graph: Graph) -> Graph:
     """Return the graph with each `where` as operations on bits: NumPy and PyTorch branch at every element of one.
 
-    differ(x, y) is the exclusive or of the bits of two numbers; keep(x, c) is x where c is true, else 0: the bits of
-    x times 0 or 1. So where(c, x, 0) = keep(x, c) and where(c, x, y) = differ(keep(differ(x, y), c), y), exactly,
-    also for NaN and infinity.
+    differ(x, y) is the exclusive or of the bits of two numbers; keep(x, c) is x where c is true, else 0: the bits
+    of x times 0 or 1. So where(c, x, 0) = keep(x, c), and where(c, x, y) = differ(keep(differ(x, y), c), y),
+    exactly, also for NaN and infinity.
     """
     nodes = list(graph.nodes)
 

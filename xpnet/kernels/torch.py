@@ -15,9 +15,10 @@ import torch
 from ..backend import Array
 from ..core import ops
 from ..fusion.activation import Z, activation_graphs
+from ..fusion.remember import Remembered
 from ..fusion.update import fading
 from .host.numpy import FLUSH, fused, homes, room_for
-from .torch_calls import compute, filled, now, number, prepared, run
+from .torch_calls import filled, number, result_of, writes_of
 
 # One pass over weights and slots, in which `torch.optim.Adam(fused=True)` ends too. It is not public; by the
 # public `torch.optim.adam.adam` the update of a small network takes more than twice as long.
@@ -69,15 +70,35 @@ def _activated(ctx: Any, z: Array, activation: Any, adopt: bool = False) -> Any:
     Args:
         adopt: whether z may be overwritten.
     """
-    graphs = activation_graphs(activation)
-    if graphs is None:
+    known, key = _known.of(activation), (adopt, z.dtype)
+    if key not in known:
+        known[key] = _passes(activation, *key)
+    if known[key] is None:
         y = activation.forward(ctx.xp, z)
         return y, lambda dy: _plain(activation.backward(ctx.xp, _plain(dy), z, y))
+    apply, pull_back = known[key]
+    y = apply(ctx, z)
+
+    def back(dy: Array) -> Array:
+        dy = _plain(dy)
+        return pull_back(ctx, dy if dy.dtype == z.dtype else dy.to(z.dtype), z, y)
+
+    return y, back
+
+
+def _passes(activation: Any, adopt: bool, dtype: Any) -> tuple[Any, Any] | None:
+    """Return the functions that `_activated` calls: y of z, and dz of dy, z and y; None if not elementwise."""
+    graphs = activation_graphs(activation)
+    if graphs is None:
+        return None
     forward, backward = graphs
     keep = Z in backward.reads
-    y = compute(ctx, forward, (z,), 0 if adopt and not keep else None)
-    home = Z if adopt and keep and y is not z else None
-    return y, lambda dy: compute(ctx, backward, (_plain(dy).to(z.dtype), z, y), home)
+    copied = adopt and keep and forward.nodes[forward.outputs[0]].op != "array"  # else y is z
+    apply = result_of(forward, 0 if adopt and not keep else None, dtype)
+    return apply, result_of(backward, Z if copied else None, dtype)
+
+
+_known = Remembered()
 
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
@@ -199,10 +220,9 @@ def update(
     if over and optimizer.known_as == "adam" and _fused_adam is not None:
         _adam(ctx, optimizer, w, g, slots, lr, age, decay, factor)
         return w, slots
-    made = prepared(graph, homes(graph, over), w.dtype)
-    values = made.work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
     new = () if over else tuple(torch.empty_like(a) for a in (w, *slots))
-    run(ctx, made, [w, g, *slots, *new], values, ctx.later if over else now)
+    numbers = float(lr), float(age), 1.0 if factor is None else float(factor)
+    writes_of(graph, homes(graph, over), w.dtype, over)(ctx, (w, g, *slots, *new), numbers)
     return (w, slots) if over else (new[0], new[1:])
 
 

@@ -1,14 +1,15 @@
-"""Run graphs as PyTorch calls on the CPU with `out=`, in memory that lives from step to step.
+"""Write functions of PyTorch calls with `out=` from graphs, for the CPU, in memory that lives from step to step.
 
-The calls of a graph are prepared once (see `fusion.calls.plan`); each step makes them on its own arrays.
+A function is written once for each graph (see `fusion.calls.plan`): looping over its calls would take a small
+network as long as the calls themselves.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 
@@ -17,161 +18,154 @@ from ..fusion.calls import Call, by_bits, contract, plan
 from ..fusion.numbers import numbers_of
 from ..fusion.trace import ARITY, Graph, trace
 
-__all__ = ["Prepared", "compute", "filled", "now", "number", "prepared", "run"]
+__all__ = ["filled", "number", "result_of", "writes_of"]
 
-
-class _Step(NamedTuple):
-    """A call of PyTorch's; None copies. With a name, a number (with a sign) is a keyword argument."""
-
-    call: Any
-    args: tuple[int, ...]
-    out: int
-    name: str | None = None
-    number: int | None = None
-    sign: float = 1.0
-
-
-class Prepared(NamedTuple):
-    """All of a graph's calls that is the same at each step: see `calls.Plan` for the order of the memory.
-
-    Attributes:
-        scratch: the dtypes of scratch memory. kinds: of the numbers that change, None for one that is no tensor.
-        numbers, fixed: those that do not, also as tensors. bits: the places of memory that follows once more, as
-            integers. work_out: see `numbers.Numbers`.
-    """
-
-    steps: list[_Step]
-    scratch: list[Any]
-    kinds: list[Any]
-    numbers: list[float]
-    fixed: list[Array]
-    bits: list[int]
-    work_out: Any
+Function = Callable[..., Any]
 
 
 @lru_cache(maxsize=256)
-def prepared(graph: Graph, homes: tuple[int | None, ...], dtype: Any) -> Prepared:
-    """Return a graph's calls. Args: homes: see `fusion.calls.plan`."""
+def writes_of(graph: Graph, homes: tuple[int | None, ...], dtype: Any, later: bool) -> Function:
+    """Return `write(ctx, arrays, numbers)`, which writes the results of a graph.
+
+    Its arguments are the arrays that the graph takes, behind them those for results that overwrite none, all of
+    one shape; and the graph's numbers.
+
+    Args:
+        homes: see `fusion.calls.plan`. later: whether the calls are deferred by `ctx.later`.
+    """
+    arrays, lines, space = _lines(graph, homes, dtype, later)
+    return _compiled("ctx, arrays, numbers", [f"{', '.join(arrays)}, = arrays", *lines], space)
+
+
+@lru_cache(maxsize=256)
+def result_of(graph: Graph, home: int | None, dtype: Any) -> Function:
+    """Return `result(ctx, *arrays)`, which returns the result of a graph that has one, of arrays alone.
+
+    Args:
+        home: the number of the array that the result overwrites, or None for memory of its own.
+    """
+    arrays, lines, space = _lines(graph, (home,), dtype)
+    arguments = ", ".join(["ctx", *arrays[: graph.arrays]])
+    node = graph.nodes[graph.outputs[0]]
+    if node.op == "array":
+        return _compiled(arguments, [f"return {arrays[node.args[0]]}"], space)
+    out = arrays[-1 if home is None else home]
+    key = graph.key, graph.constants
+    own = _OWN.get(key) or (_OWN_IN_PLACE.get(key) if home == 0 else None)
+    lines = lines if own is None else [own.format(*arrays, out=out)]
+    allocate = [f"{out} = ctx.empty(a0.shape)"] if home is None else []
+    return _compiled(arguments, [*allocate, *lines, f"return {out}"], space)
+
+
+def _lines(
+    graph: Graph, homes: tuple[int | None, ...], dtype: Any, later: bool = False
+) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Return the names of the arrays, the lines of Python that write the results, and what these refer to."""
     graph = contract(by_bits(graph))
     calls, reals, bools = plan(graph, homes)
     found = numbers_of(graph)
-    first = graph.arrays + homes.count(None) + reals + bools  # the place of the first number
-    bits: list[int] = []
-    steps = [_step(call, first, len(found.nodes), bits) for call in calls]
-    read = {arg for step in steps for arg in step.args} | set(bits)
-    kinds = [torch.bool if graph.nodes[node].boolean else dtype for node in found.nodes]
-    kinds = [kind if first + k in read else None for k, kind in enumerate(kinds)]
-    numbers = [_within(value, dtype) for value in found.fixed.values()]
-    changing = kinds[: len(found.changing)]
-    fixed = [kind and number(a, kind) for kind, a in zip(kinds[len(changing) :], numbers)]
-    scratch = [dtype] * reals + [torch.bool] * bools
-    return Prepared(steps, scratch, changing, numbers, fixed, bits, found.work_out)
+    arrays = [f"a{k}" for k in range(graph.arrays + homes.count(None))]
+    scratch = {f"s{k}": "dtype" for k in range(reals)} | {f"b{k}": "boolean" for k in range(bools)}
+    writer = _Writer([*arrays, *scratch, *(f"n{k}" for k in range(len(found.nodes)))], len(arrays) + len(scratch))
+    body = [writer.line(call, later) for call in calls]
+    space = _CALLS | {
+        "dtype": dtype, "boolean": torch.bool, "integers": torch.int32 if dtype == torch.float32 else torch.int64,
+        "work_out": found.work_out, "within": partial(_within, dtype),
+    }  # fmt: skip
+    head = [f"{name} = ctx.empty(a0.shape, {kind})" for name, kind in scratch.items()]
+    if found.changing:
+        head.append(f"{', '.join(f'v{k}' for k in range(len(found.changing)))}, = map(within, work_out(*numbers))")
+    for k, node in enumerate(found.nodes):
+        kind = "boolean" if graph.nodes[node].boolean else "dtype"
+        if node in found.fixed:
+            space[f"v{k}"] = _within(dtype, found.fixed[node])
+            space[f"n{k}"] = number(space[f"v{k}"], space[kind])
+        elif f"n{k}" in writer.tensors:
+            head.append(f"n{k} = ctx.empty((), {kind}).fill_(v{k})")
+    head += [f"i_{name} = {name}.view(integers)" for name in writer.bits]
+    return arrays, head + body, space
 
 
-def _step(call: Call, first: int, count: int, bits: list[int]) -> _Step:
-    """Return the call of PyTorch's. Args: first, count: where numbers are, and how many. bits: is added to."""
-    op, args, out = call
-    operands, function, name = _WITH_NUMBER.get(op.partition("_")[2], (0, None, None))
-    if name is not None:
-        given = args[operands] - first if len(args) > operands else None
-        return _Step(function, args[:operands], out, name, given, -1.0 if op.startswith("subtract") else 1.0)
-
-    def as_bits(place: int) -> int:
-        if place not in bits:
-            bits.append(place)
-        return first + count + bits.index(place)
-
-    if op == "differ":
-        return _Step(torch.bitwise_xor, tuple(map(as_bits, args)), as_bits(out))
-    if op == "keep":
-        return _Step(torch.mul, (as_bits(args[0]), args[1]), as_bits(out))
-    return _Step(None if op in ("copy", "astype") else _CALLS[op], args, out)
+def _compiled(arguments: str, lines: Sequence[str], space: dict[str, Any]) -> Function:
+    source = "\n    ".join([f"def function({arguments}):", *lines])
+    exec(compile(source, "<calls of a formula>", "exec"), space)
+    return space["function"]
 
 
-def _within(value: float, dtype: Any) -> float:
+class _Writer:
+    """Writes lines of Python for the calls of a plan.
+
+    Args:
+        names: of the memory, see `calls.Plan`. first: the place of the first number.
+
+    Attributes:
+        tensors: the names that are operands. bits: those of which the bits are, in the order of their use.
+    """
+
+    def __init__(self, names: list[str], first: int) -> None:
+        self.names, self.first = names, first
+        self.tensors: set[str] = set()
+        self.bits: dict[str, None] = {}
+
+    def line(self, call: Call, later: bool) -> str:
+        op, args, out = call
+        more = ""
+        given = [self.names[place] for place in args]
+        target = self.names[out]
+        count, name, keyword = _WITH_NUMBER.get(op.partition("_")[2], (len(args), op, ""))
+        if keyword:
+            sign = "-" if op.startswith("subtract") else ""
+            scale = f"v{args[count] - self.first}" if len(args) > count else "1.0"
+            more = f", {keyword}={sign}{scale}"
+        given = given[:count]
+        self.tensors.update(given)
+        if op == "differ":
+            given, target = [self._bits(a) for a in given], self._bits(target)
+        elif op == "keep":
+            given, target = [self._bits(given[0]), given[1]], self._bits(target)
+        elif op in ("copy", "astype"):
+            return f"ctx.later({target}.copy_, {given[0]})" if later else f"{target}.copy_({given[0]})"
+        arguments = f"{', '.join(given)}{more}, out={target}"
+        return f"ctx.later({name}, {arguments})" if later else f"{name}({arguments})"
+
+    def _bits(self, name: str) -> str:
+        self.bits[name] = None
+        return f"i_{name}"
+
+
+# Operations with a number: how many operands there are before it, the call, and what this calls the number.
+_WITH_NUMBER = {
+    "scaled": (2, "add", "alpha"),
+    "product": (3, "addcmul", "value"),
+    "quotient": (3, "addcdiv", "value"),
+}
+_CALLS: dict[str, Any] = {op: getattr(torch, op) for op in ARITY if op not in ("astype", "equal")} | {
+    "equal": torch.eq, "addcmul": torch.addcmul, "addcdiv": torch.addcdiv,
+    "differ": torch.bitwise_xor, "keep": torch.mul, "sigmoid": torch.sigmoid, "relu_": torch.relu_,
+}  # fmt: skip
+
+
+def _within(dtype: Any, value: float) -> float:
     """Return a number that PyTorch takes: it refuses one that is beyond the dtype, but not infinity."""
     return math.copysign(math.inf, value) if abs(value) > torch.finfo(dtype).max else value
 
 
-def run(
-    ctx: Any, made: Prepared, arrays: Sequence[Array], values: Sequence[float], do: Callable[..., Any]
-) -> None:
-    """Make the calls of a graph by `do`.
-
-    Args:
-        arrays: those that the graph takes, then those for results that overwrite none; all of one shape.
-        values: the numbers that change. do: `now`, or `ctx.later`.
-    """
-    shape, dtype = arrays[0].shape, arrays[0].dtype
-    values = [_within(value, dtype) for value in values]
-    numbers = [*values, *made.numbers]
-    memory = [*arrays, *(ctx.empty(shape, kind) for kind in made.scratch)]
-    memory += [kind and ctx.empty((), kind).fill_(value) for kind, value in zip(made.kinds, values)]
-    memory += made.fixed
-    memory += [memory[place].view(_INTEGERS[dtype]) for place in made.bits]
-    for call, args, out, name, number, sign in made.steps:
-        given = [memory[a] for a in args]
-        if name is not None:
-            do(call, *given, **{name: sign if number is None else sign * numbers[number]}, out=memory[out])
-        elif call is None:
-            do(memory[out].copy_, *given)
-        else:
-            do(call, *given, out=memory[out])
-
-
-def compute(ctx: Any, graph: Graph, arrays: Sequence[Array], home: int | None) -> Array:
-    """Return the result of a graph that has one, of arrays alone.
-
-    Args:
-        home: the number of the array that it overwrites, or None.
-    """
-    node = graph.nodes[graph.outputs[0]]
-    if node.op == "array":
-        return arrays[node.args[0]]
-    out = ctx.empty(arrays[0].shape) if home is None else arrays[home]
-    by_hand = _by_hand(graph)
-    if by_hand is not None:
-        by_hand(*arrays, out=out)
-    else:
-        run(ctx, prepared(graph, (home,), out.dtype), arrays if home is not None else (*arrays, out), (), now)
-    return out
-
-
-@lru_cache(maxsize=256)
-def _by_hand(graph: Graph) -> Callable[..., Any] | None:
-    """Return PyTorch's own function for a formula, if there is one that beats the calls made from it."""
-    return _OWN.get((graph.key, graph.constants))
-
-
-def _of(make: Callable[[Any], Callable[..., Any]], arrays: int) -> Any:
+def _key(make: Callable[[Any], Function], arrays: int) -> Any:
     graph = trace(make, arrays)
     return graph.key, graph.constants
 
 
-_threshold_backward = torch.ops.aten.threshold_backward.grad_input
-_OWN: dict[Any, Callable[..., Any]] = {  # by formula, so that a subclass with another one does not get it
-    # one pass in place of eight
-    _of(
+# PyTorch's own functions that beat the calls made from a formula: by formula, so that a subclass with another one
+# does not get them.
+_OWN = {
+    # the sigmoid: one pass over memory in place of nine
+    _key(
         lambda xp: lambda z: xp.where(z >= 0, 1.0, xp.exp(-xp.abs(z))) / (1.0 + xp.exp(-xp.abs(z))), 1
-    ): torch.sigmoid,
-    # a comparison takes longer than this; where y is NaN it gives dy
-    _of(lambda xp: lambda dy, z, y: xp.where(y > 0, dy, 0.0), 3): (
-        lambda dy, z, y, out: _threshold_backward(dy, y, 0.0, grad_input=out)
-    ),
+    ): "sigmoid({0}, out={out})",
+    # the derivative of ReLU: as numbers, comparisons take a tenth of the time; dy that is not finite gives NaN
+    _key(lambda xp: lambda dy, z, y: xp.where(y > 0, dy, 0.0), 3): "greater({2}, n0, out={out}).mul_({0})",
 }
-_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
-# how many operands there are before the number, the call, and what it calls the number
-_WITH_NUMBER = {
-    "scaled": (2, torch.add, "alpha"),
-    "product": (3, torch.addcmul, "value"),
-    "quotient": (3, torch.addcdiv, "value"),
-}
-_CALLS = {op: getattr(torch, op) for op in ARITY if op not in ("astype", "equal")} | {"equal": torch.eq}
-
-
-def now(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Make a call."""
-    function(*args, **kwargs)
+_OWN_IN_PLACE = {_key(lambda xp: lambda z: xp.maximum(z, 0.0), 1): "relu_({0})"}  # two thirds of `maximum`'s time
 
 
 def number(value: Any, dtype: Any) -> Array:
