@@ -228,11 +228,23 @@ class Doubled(xn.layers.Layer):
 
 
 class Own(activations.Activation):
+    """Not elementwise."""
+
     def forward(self, xp, z):
-        return z
+        return z - xp.mean(z, axis=-1, keepdims=True)
 
     def backward(self, xp, da, z, a):
-        return da
+        return da - xp.mean(da, axis=-1, keepdims=True)
+
+
+class Hidden(activations.Linear):
+    """Elementwise, but a model would not notice a change of its factor."""
+
+    def __init__(self):
+        self.factor = 2.0
+
+    def forward(self, xp, z):
+        return self.factor * z
 
 
 class OwnLoss(losses.MeanSquaredError):
@@ -264,7 +276,8 @@ class Norms(optimizers.SGD):
 
 @pytest.mark.parametrize(
     "parts",
-    [{"layer": Doubled()}, {"layer": Dense(3, activation=Own())}, {"loss": OwnLoss()}, {"metrics": [OwnMetric()]},
+    [{"layer": Doubled()}, {"layer": Dense(3, activation=Own())}, {"layer": Dense(3, activation=Hidden())},
+     {"loss": OwnLoss()}, {"metrics": [OwnMetric()]},
      {"optimizer": OwnUpdate()}, {"optimizer": Unfused(0.01)}, {"optimizer": Norms()}],
     ids=lambda parts: type(next(iter(parts.values()))).__name__,
 )  # fmt: skip

@@ -14,7 +14,10 @@ from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform, overloa
 from ..errors import InvalidTypeError, InvalidValueError, UnknownNameError, unknown_name
 from .settings import Setting, changes, constructor, part, setting, settings_of
 
-__all__ = ["Configurable", "Registry", "custom_object_scope", "fingerprint", "overrides", "plain", "snake_case"]
+__all__ = [
+    "Configurable", "Registry", "custom_object_scope", "fingerprint", "is_described", "overrides", "plain",
+    "snake_case",
+]  # fmt: skip
 
 T = TypeVar("T", bound="Configurable")
 C = TypeVar("C", bound=type)
@@ -153,6 +156,12 @@ def _given(part: Any) -> dict[str, Any]:
     cls: Any = type(part)
     values = {name: getattr(part, name) for name in _arguments(cls) if hasattr(part, name)}
     return {name: value for name, value in values.items() if not isinstance(value, Setting)}
+
+
+def is_described(part: Configurable) -> bool:
+    """Return whether all attributes of a part but its name are constructor arguments: a model notices changes."""
+    cls: Any = type(part)
+    return set(vars(part)) <= {*_arguments(cls), "name"}
 
 
 def fingerprint(value: Any, leave_out: Collection[str] = ()) -> Any:

@@ -58,8 +58,8 @@ def plan(graph: Graph, homes: tuple[int | None, ...]) -> Plan:
 def by_bits(graph: Graph) -> Graph:
     """Return the graph with each `where` as operations on bits: NumPy and PyTorch branch at every element of one.
 
-    differ(x, y) is the exclusive or of the bits of two numbers; keep(x, c) is x where c is true, else 0: the bits
-    of x times 0 or 1. So where(c, x, 0) = keep(x, c), and where(c, x, y) = differ(keep(differ(x, y), c), y),
+    differ(x, y) is the exclusive or of the bits of two numbers; keep(c, x) is x where c is true, else 0: the bits
+    of x times 0 or 1. So where(c, x, 0) = keep(c, x), and where(c, x, y) = differ(keep(c, differ(x, y)), y),
     exactly, also for NaN and infinity.
     """
     nodes = list(graph.nodes)
@@ -73,13 +73,13 @@ def by_bits(graph: Graph) -> Graph:
             continue
         c, x, y = node.args
         if _is_zero(graph, y):
-            nodes[i] = Node("keep", (x, c), 1, False)
+            nodes[i] = Node("keep", (c, x), 1, False)
             continue
         if _is_zero(graph, x):
             x = y
         else:
             x = add("differ", x if nodes[x].rank or nodes[y].rank else add("copy", x), y)
-        nodes[i] = Node("differ", (add("keep", x, c), y), 1, False)
+        nodes[i] = Node("differ", (add("keep", c, x), y), 1, False)
     return _reordered(graph, nodes)
 
 

@@ -122,7 +122,7 @@ class _Writer:
         if op == "differ":
             given, target = [self._bits(a) for a in given], self._bits(target)
         elif op == "keep":
-            given, target = [self._bits(given[0]), given[1]], self._bits(target)
+            given, target = [self._bits(given[1]), given[0]], self._bits(target)
         elif op in ("copy", "astype"):
             return f"ctx.later({target}.copy_, {given[0]})" if later else f"{target}.copy_({given[0]})"
         arguments = f"{', '.join(given)}{more}, out={target}"

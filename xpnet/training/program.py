@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .. import kernels, losses, metrics, optimizers
+from ..activations import Activation
 from ..backend import Backend
-from ..core.config import fingerprint
+from ..core.config import fingerprint, is_described
 from ..core.random import Stream
 from ..errors import InvalidValueError, number
+from ..fusion.activation import activation_graphs
 from ..fusion.update import update_graph
 from ..kernels.check import usable
 from ..schedules import Schedule
@@ -150,7 +152,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
     recorded = compiled.graph and kernels.records(backend) and usable(backend)
     recorder = kernels.recorder_for(backend) if recorded else None
     parts = (*network.parts(), loss, *plain, *weighted)
-    if recorder and not (recorder.foreign or (_is_traced(optimizer) and all(map(_ours, parts)))):
+    if recorder and not (recorder.foreign or (_is_traced(optimizer) and all(map(_is_pure, parts)))):
         recorder = None
     maker = kernels.maker_for(backend) if recorder else None
     if maker:
@@ -175,6 +177,13 @@ def _ours(part: Any) -> bool:
     """Return whether a part (or a class) is xpnet's own, and so pure as a recording needs it."""
     cls = part if isinstance(part, type) else type(part)
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _is_pure(part: Any) -> bool:
+    """Return whether a part is xpnet's own, or a user's activation that is a formula of its settings."""
+    if _ours(part):
+        return True
+    return isinstance(part, Activation) and is_described(part) and activation_graphs(part) is not None
 
 
 def _is_traced(optimizer: optimizers.Optimizer) -> bool:

@@ -80,7 +80,7 @@ class _Writer:
         if op == "differ":
             self._call(np.bitwise_xor, *map(self._bits, (*args, out)))
         elif op == "keep":
-            self._call(np.multiply, self._bits(args[0]), args[1], self._bits(out))
+            self._call(np.multiply, self._bits(args[1]), args[0], self._bits(out))
         elif op == "copy":  # three times as fast as `np.positive`
             self._call(np.bitwise_or, *map(self._bits, (*args, *args, out)))
         elif op == "astype":
