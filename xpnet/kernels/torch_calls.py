@@ -79,7 +79,7 @@ def _lines(
         kind = "boolean" if graph.nodes[node].boolean else "dtype"
         if node in found.fixed:
             space[f"v{k}"] = _within(dtype, found.fixed[node])
-            space[f"n{k}"] = number(space[f"v{k}"], space[kind])
+            space[f"n{k}"] = torch.full((), space[f"v{k}"], dtype=space[kind], device="cpu")
         elif f"n{k}" in writer.tensors:
             head.append(f"n{k} = ctx.empty((), {kind}).fill_(v{k})")
     head += [f"i_{name} = {name}.view(integers)" for name in writer.bits]

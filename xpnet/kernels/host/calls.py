@@ -52,7 +52,8 @@ def prepared(graph: Graph, homes: tuple[int | None, ...], dtype: Any) -> Prepare
     kinds = [np.dtype(np.bool) if graph.nodes[node].boolean else dtype for node in found.nodes]
     count = len(found.changing)
     first = graph.arrays + homes.count(None) + reals + bools  # the place of the first number
-    fixed = [*map(number, found.fixed.values(), kinds[count:]), number(1.0, dtype)]
+    values = (*found.fixed.values(), 1.0)
+    fixed = [np.array(value, kind) for value, kind in zip(values, (*kinds[count:], dtype))]
     writer = _Writer(first + len(kinds), dict(zip(range(first + count, first + len(kinds)), found.fixed.values())))
     for call in calls:
         writer.add(*call)
