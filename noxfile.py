@@ -97,3 +97,4 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("mypy", "--strict", "--follow-imports=silent", "tests/typed_api.py")  # as users see it

@@ -27,8 +27,11 @@ import pytest
 from cupy_like import DEVICE, Array, Device, Eager, Namespace, _strip
 
 from xpnet import kernels
-from xpnet.backend import _make
-from xpnet.kernels import blas, check, cuda, generated, graph
+from xpnet.backend import CupyBackend
+from xpnet.backend.base import make_backend
+from xpnet.kernels import check
+from xpnet.kernels.cuda import blas, generated, graph
+from xpnet.kernels.cuda import launch as cuda
 
 UNIT = 512  # bytes: memory comes in multiples of it (cupy/cuda/memory.pyx, ALLOCATION_UNIT_SIZE)
 LARGE = 1 << 20  # bytes: memory of this size is not filled (cuBLAS' workspaces)
@@ -537,7 +540,7 @@ CACHES = (
     cuda.module,
     cuda.kernel_of,
     cuda.kernel_made_by,
-    _make,
+    make_backend,
     kernels._table,
     blas.available,
     blas._handle,
@@ -560,7 +563,7 @@ def pretended_cupy(monkeypatch, bindings=True, checked=False):
         bindings: whether there are those of cuBLAS. checked: whether kernels are checked before they are used.
     """
     if not checked:
-        monkeypatch.delitem(kernels.CHECKS, "cupy", raising=False)
+        monkeypatch.setattr(CupyBackend, "checked", False)
     engine = Engine()
     cublas = engine.cublas = Cublas(engine)
     cuda = SimpleNamespace(

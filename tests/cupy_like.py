@@ -4,7 +4,7 @@ Its arrays do not mix with NumPy's, are not converted implicitly, and stay array
 Inside a step (what `compile` and `jit` wrap) every look at a value from the host is an error, as it would be a
 wait for the GPU and the end of a graph's capture; so is a transfer of host memory. The state that a step was given
 is gone afterwards, as if it had been written over. The namespace has the functions of the array API standard only;
-what CuPy's arrays have beyond it is for `backend.py` and `kernels/`.
+what CuPy's arrays have beyond it is for `backend/` and `kernels/`.
 
 An engine does the work: `Eager` at once; the one of cupy_capture.py on streams, which may capture it.
 """
@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from xpnet.backend import Backend
-from xpnet.tree import tree_map
+from xpnet.backend.tree import tree_map
 
 NAMES = """
     abs acos acosh add all any arange argmax argmin argsort asarray asin asinh astype atan atan2 atanh

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from xpnet.access import Access, Commit
+from xpnet.training.access import Access, Commit
 
 
 def taken(run, state, batches):

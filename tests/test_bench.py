@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from xpnet import cli, datasets, kernels
+from xpnet import datasets, kernels
 from xpnet.backend import np
 from xpnet.bench import JOBS, NETWORKS, Case, Result, jobs, measure, memory, of_jax, ours, report, run
 from xpnet.bench.cases import TO_98
@@ -19,6 +19,7 @@ from xpnet.bench.jobs import Runner, passes
 from xpnet.bench.machine import describe, in_words
 from xpnet.bench.peers import BASE, CONTESTANTS, FAST, PRODUCTS, Contestant, choose
 from xpnet.errors import DownloadError, UnknownNameError, XpnetError
+from xpnet.tools import cli
 
 STEP = Case((6, 8, 3), 16, rate=1e-2)
 TINY = {
@@ -138,7 +139,7 @@ def test_training_goes_on_until_the_goal_is_reached(name, mnist, monkeypatch):
     monkeypatch.setattr(jobs, "MOST", 2)
     monkeypatch.setattr(ours, "MOST", 2)
     failed = measure(TO_BE_LEARNED, [name], rounds=1, seconds=0.0).failures[name]
-    assert failed.startswith("XpnetError: 2 epochs must lead to an accuracy of 1.01; got ")
+    assert failed.startswith("XpnetError: accuracy must reach 1.01 within 2 epochs; got ")
 
 
 def test_there_are_no_more_trainings_and_epochs_than_it_takes(mnist, monkeypatch):
@@ -177,7 +178,7 @@ def test_without_mnist_nobody_trains_until_a_goal(monkeypatch):
     monkeypatch.setattr(datasets, "mnist", missing)
     found = measure(TO_BE_LEARNED, [BASE, "torch fused"], rounds=1, seconds=0.0)
     assert found.results == []
-    assert set(found.left_out.values()) == {"MNIST is not at hand: name a folder that holds it in XPNET_DATA"}
+    assert set(found.left_out.values()) == {"MNIST is not available: set XPNET_DATA to a folder that contains it"}
 
 
 @pytest.mark.parametrize("name", ["torch eager", "torch fused", "jax jit", "jax, 50 steps a scan"])
@@ -479,8 +480,8 @@ def test_lists_with_commas():
     ("arguments", "message"),
     [
         (["--layers", "6"], "expected at least two sizes, such as 784,128,10; got '6'"),
-        (["--layers", "6,x"], "expected a whole number from 1 on; got 'x'"),
-        (["--rounds", "0"], "expected a whole number from 1 on; got '0'"),
+        (["--layers", "6,x"], "expected a whole number >= 1; got 'x'"),
+        (["--rounds", "0"], "expected a whole number >= 1; got '0'"),
         (["--jobs", "nmist"], "invalid choice: 'nmist'"),
     ],
 )
@@ -529,12 +530,12 @@ def test_a_process_that_ends_does_not_end_the_run(tmp_path, capsys, monkeypatch)
     shown = capsys.readouterr()
     assert "left out: peer (no module)" in shown.out
     assert "failed: idle (its loss)" in shown.out
-    assert shown.err == "error: 3 of the contestants failed, see above\n"
+    assert shown.err == "error: 3 contestants failed, see above\n"
     written = json.loads(path.read_text())
     assert [r["contestant"] for r in written["results"]] == [BASE]
     assert [(f["contestant"], f["reason"]) for f in written["failures"]] == [
         ("idle", "its loss"),
-        (BASE, "its peak of memory: the process ended with status -9"),
+        (BASE, "its peak memory: the process ended with status -9"),
         ("all", "the process ended with status -11"),
     ]
 
@@ -570,4 +571,4 @@ def test_a_process_says_how_it_ended(capfd):
 
 def test_a_process_that_takes_too_long_is_ended():
     task = {"threads": 1, "case": STEP._asdict(), "limit": 0.01}
-    assert run._process(task) == "the process was ended after 0.01 s (--limit)"
+    assert run._process(task) == "the process was killed after 0.01 s (--limit)"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cupy_capture import clean_start, pretended_cupy
 
-from xpnet import cli, datasets
+from xpnet import datasets
 from xpnet.backend import get_backend
 from xpnet.bench import JOBS, NETWORKS, Case, Result, cases, gpu, jobs, measure, ours, report, run
 from xpnet.bench.cases import LARGE, PRECISIONS, TO_98
@@ -20,6 +20,7 @@ from xpnet.bench.jobs import Runner
 from xpnet.bench.machine import describe, in_words
 from xpnet.bench.peers import GPU, ON_GPU, PEAK, PRODUCTS, Contestant, choose
 from xpnet.errors import InvalidValueError
+from xpnet.tools import cli
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
@@ -124,7 +125,7 @@ def test_training_to_a_goal(device, monkeypatch):
     assert failures == {}
     assert results[0].network == "to 98 %: 784-8-2, 16, dropout 0.2"
     monkeypatch.setattr(jobs, "GOAL", 1.01)
-    assert "must lead to an accuracy of 1.01" in measure(case, [GPU], rounds=1, seconds=0.0).failures[GPU]
+    assert "accuracy must reach 1.01" in measure(case, [GPU], rounds=1, seconds=0.0).failures[GPU]
 
 
 def test_large_batches_come_alone(device, monkeypatch):
@@ -368,9 +369,9 @@ def test_what_the_options_choose(arguments, wanted):
     ("arguments", "message"),
     [
         ("--precision tf32", "--precision needs --backend cupy; got ['tf32']"),
-        ("--networks 2 5", "networks from 5 on need --backend cupy; got [2, 5]"),
-        ("--backend cupy,numpy", "takes no other beside it; got ['numpy']"),
-        ("--backend cupy --memory", "not a GPU's; got --backend cupy"),
+        ("--networks 2 5", "networks above 4 need --backend cupy; got [2, 5]"),
+        ("--backend cupy,numpy", "excludes other backends; got ['numpy']"),
+        ("--backend cupy --memory", "not GPU memory; got --backend cupy"),
         ("--backend cupy --precision tf32 --dtype float64", "--precision is for --dtype float32; got 'float64'"),
     ],
 )

@@ -9,7 +9,7 @@ from cupy_capture import Cublas, CUDARuntimeError, cuBLASError, pretended_cupy
 
 from xpnet.backend import get_backend
 from xpnet.errors import UnknownNameError
-from xpnet.kernels import blas
+from xpnet.kernels.cuda import blas
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)

@@ -323,7 +323,7 @@ def test_an_unknown_direction_is_an_error_before_the_first_epoch(metric):
     model.compile(SGD(0.05), "mse", [metric])
     model.build((3,))
     before = model.get_weights()
-    with pytest.raises(InvalidValueError, match=r"mode='max' or mode='min'.*got mode 'auto' and direction None$"):
+    with pytest.raises(InvalidValueError, match=r"mode='max' or 'min', or .*got mode 'auto' and direction None$"):
         model.fit(X, Y, verbose=0, validation_split=0.5, callbacks=EarlyStopping(f"val_{metric.name}"))
     assert (model.step, model.epoch) == (0, 0)
     np.testing.assert_array_equal(model.get_weights()[0], before[0])

@@ -12,19 +12,20 @@ import cuda_on_host
 import numpy as np
 import pytest
 from cupy_capture import clean_start, pretended_cupy
+from test_cuda_kernels import ACTIVATIONS, OPTIMIZERS, WAYS
 
 import xpnet as xn
-from xpnet import kernels
 from xpnet.backend import POLICIES, get_backend
-from xpnet.kernels import check, cuda, generated
+from xpnet.backend.tree import leaves
+from xpnet.kernels import check
+from xpnet.kernels.cuda import generated, launch
 from xpnet.layers import Dense, Dropout
-from xpnet.tree import leaves
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
 
 RNG = np.random.default_rng(0)
-SOURCE = Path(check.__file__).with_name("cuda_kernels.cu").read_text(encoding="utf-8")
+SOURCE = Path(launch.__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 X = RNG.standard_normal((22, 6))
 CLASSES = np.argmax(X[:, :3], axis=1)
 
@@ -141,7 +142,7 @@ def test_a_kernel_made_from_a_formula_is_checked_at_its_first_use(monkeypatch, w
     _, *expected = trained()
     what, old, new, why = IN_FORMULAS[where]
     generated._verdicts.clear()
-    cuda.kernel_made_by.cache_clear()
+    launch.kernel_made_by.cache_clear()
     spoilt = compile_with(monkeypatch, old, new)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -156,6 +157,20 @@ def test_a_kernel_made_from_a_formula_is_checked_at_its_first_use(monkeypatch, w
         assert model.session.program().recorder is not None
     for name, values in found[0].items():
         np.testing.assert_allclose(values, expected[0][name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_float16"])
+def test_no_formula_raises_a_false_alarm(dtype):
+    """Of all in the tables, users' own among them; warnings are errors."""
+    backend = get_backend("cupy", dtype=dtype)
+    for activation in ACTIVATIONS.values():
+        assert generated.activation_kernels(backend, activation) is not None
+    for optimizer in OPTIMIZERS.values() if not backend.narrow else ():
+        for decay, factor, in_place in (WAYS["plain"], WAYS["elsewhere"]):
+            given = len(optimizer.slots), decay, factor is not None, in_place
+            assert generated.update_kernel(backend, optimizer, *given) is not None
+    assert len(generated._verdicts) > len(ACTIVATIONS) / 2
+    assert all(generated._verdicts.values())
 
 
 def test_what_is_right_is_checked_once(monkeypatch):
@@ -176,7 +191,7 @@ def test_the_switch_that_asks_for_the_bodies_checks_nothing(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(1)
-    assert not kernels.usable(get_backend("cupy"))
+    assert not check.usable(get_backend("cupy"))
 
 
 def test_streams_and_handles_go_on_to_the_model(device):

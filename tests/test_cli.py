@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import xpnet as xn
-from xpnet import cli, kernels, parity
+from xpnet import kernels
 from xpnet.backend import BACKENDS
+from xpnet.tools import cli, parity
 
 
 def test_info_tells_what_can_run(capsys, backend):

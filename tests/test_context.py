@@ -11,8 +11,8 @@ import pytest
 import xpnet
 from xpnet import Sequential, activations, layers, losses, metrics, optimizers, regularizers
 from xpnet.backend import get_backend, host_of, library_of, use_backend
-from xpnet.context import Arena, Context, enter, numeric
 from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError
+from xpnet.kernels.context import Arena, Context, enter, numeric
 from xpnet.testing import assert_close
 
 

@@ -8,7 +8,8 @@ from cupy_like import Array, CupyLike, inside_a_step
 from steps import taken
 
 import xpnet as xn
-from xpnet.backend import BACKENDS, _make, get_backend, library_of
+from xpnet.backend import BACKENDS, get_backend, library_of
+from xpnet.backend.base import make_backend
 from xpnet.errors import NonFiniteError
 from xpnet.layers import (
     BatchNormalization,
@@ -37,9 +38,9 @@ def cupy_like(monkeypatch):
     monkeypatch.setenv("XPNET_KERNELS", "0")
     monkeypatch.delenv("XPNET_BACKEND", raising=False)
     monkeypatch.delenv("XPNET_DEVICE", raising=False)
-    _make.cache_clear()
+    make_backend.cache_clear()
     yield
-    _make.cache_clear()
+    make_backend.cache_clear()
 
 
 def everything():

@@ -8,10 +8,10 @@ import pytest
 import xpnet as xn
 from xpnet import activations, initializers, layers, losses
 from xpnet.backend import get_backend
+from xpnet.core.config import Configurable, custom_object_scope, plain
 from xpnet.errors import InvalidTypeError, UnknownNameError
 from xpnet.layers import Dense, Input, Layer
 from xpnet.optimizers import SGD
-from xpnet.registry import Configurable, custom_object_scope, plain
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((12, 3))

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import feed
 from xpnet.backend import available_backends, get_backend, library_of
-from xpnet.data import BLOCK, Column, Data, blocks, class_weights
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError
 from xpnet.layers import Dense
 from xpnet.optimizers import SGD
 from xpnet.testing import assert_close
+from xpnet.training import feed
+from xpnet.training.data import BLOCK, Column, Data, blocks, class_weights
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 100, (20, 3)).astype("float64") / 64  # exact in every floating dtype
@@ -160,7 +160,7 @@ def test_kinds_that_know_gaps():
         np.testing.assert_array_equal(Column(mixed, "x").values, np.column_stack([values, [1, 0]]))
         gap = pd.Series([values[0], None], dtype=dtype)
         for given in (gap, pd.DataFrame({"a": gap, "b": [True, False]})):
-            with pytest.raises(InvalidValueError, match=r"gaps of a table are NaN\); in row 1 got nan$"):
+            with pytest.raises(InvalidValueError, match=r"missing values of a table are NaN\); in row 1 got nan$"):
                 Data(np.ones(2), given).check(1e30)
     labels = pd.Series([0, 1] * 10, dtype="Int64")
     model = xn.Sequential([Dense(2, activation="softmax")], seed=0)
@@ -432,7 +432,7 @@ def test_rows_of_a_table_are_not_taken_from_a_copy_of_it(monkeypatch, view, reus
     rows = np.array([3, 0, 19, 3], dtype=np.int32)
     given = view(x)
     if not given.flags.c_contiguous:
-        monkeypatch.setattr("xpnet.data.gather", refuse)
+        monkeypatch.setattr("xpnet.training.data.gather", refuse)
         monkeypatch.setattr(np, "take", refuse)
     np.testing.assert_array_equal(Column(given, "x").take(rows, reuse), x[rows])
 

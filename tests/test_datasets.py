@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from xpnet import datasets
+from xpnet.datasets import files as source
+from xpnet.datasets import readers, sets
 from xpnet.errors import DownloadError, FileFormatError, InvalidValueError, MissingExtraError, UnknownNameError
 
 REAL = os.environ.get("XPNET_DATA")  # before the fixture below hides it
@@ -83,7 +85,7 @@ def test_the_words_of_xpnet_offline(monkeypatch, cache, word, forbidden):
         def retrieve(*args, **kwargs):
             raise OSError("it has tried")
 
-    monkeypatch.setattr(datasets, "_pooch", lambda: Pooch)
+    monkeypatch.setattr(source, "_pooch", lambda: Pooch)
     monkeypatch.setenv("XPNET_OFFLINE", word)
     refusal(datasets.mnist, "forbids downloading" if forbidden else "it has tried", error=DownloadError)
     monkeypatch.setenv("XPNET_OFFLINE", "fasle")
@@ -126,13 +128,13 @@ def test_digits_refuses_an_altered_file(tmp_path, monkeypatch):
     shipped = Path(datasets.__file__).parent / "resources" / "digits.csv.gz"
     (tmp_path / "resources").mkdir()
     copy = tmp_path / "resources" / "digits.csv.gz"
-    monkeypatch.setattr(datasets, "files", lambda package: tmp_path)
+    monkeypatch.setattr(sets, "files", lambda package: tmp_path)
     copy.write_bytes(shipped.read_bytes())
     assert datasets.digits()[0][0].shape == (1437, 64)
     altered = bytearray(shipped.read_bytes())
     altered[9] ^= 1  # the operating system in the gzip header, the content stays the same
     copy.write_bytes(altered)
-    message = refusal(datasets.digits, "digits.csv.gz", datasets.DIGITS_SHA256)
+    message = refusal(datasets.digits, "digits.csv.gz", sets.DIGITS_SHA256)
     assert message.endswith("got " + hashlib.sha256(altered).hexdigest())
 
 
@@ -309,7 +311,7 @@ def test_mnist_real(monkeypatch):
     assert yt[:5].tolist() == [7, 2, 1, 0, 4]
     assert x.mean() / 255 == pytest.approx(0.1306604762738429, abs=1e-12)
     assert np.bincount(y).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    for file, sha256 in datasets.SOURCES["mnist"].sha256.items():
+    for file, sha256 in source.SOURCES["mnist"].sha256.items():
         assert hashlib.sha256((Path(REAL) / "mnist" / file).read_bytes()).hexdigest() == sha256
 
 
@@ -410,7 +412,7 @@ def test_cifar10_refused(data, name, blob, got):
 def test_cifar10_is_read_no_further_than_the_limit(data, monkeypatch):
     folder = data("cifar10")
     write_cifar10(folder, packed=True)
-    monkeypatch.setattr(datasets, "MAX_BYTES", 3073 * 3)
+    monkeypatch.setattr(readers, "MAX_BYTES", 3073 * 3)
     datasets.cifar10()
     (folder / "data_batch_1.bin.xz").write_bytes(lzma.compress(bytes(3073 * 4)))
     sizes = []
@@ -490,9 +492,9 @@ class Network:
 
 def hashed(monkeypatch, name, files):
     """Make `files` the originals of a data set."""
-    url = datasets.SOURCES[name].url
+    url = source.SOURCES[name].url
     hashes = {file: hashlib.sha256(blob).hexdigest() for file, blob in files.items()}
-    monkeypatch.setitem(datasets.SOURCES, name, datasets.Source(url, hashes))
+    monkeypatch.setitem(source.SOURCES, name, source.Source(url, hashes))
 
 
 def found(folder):
@@ -537,7 +539,7 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(cache, monkeypatch, mnist_fi
     hashed(monkeypatch, "mnist", mnist_files)
     Network(monkeypatch, {**mnist_files, NAMES[0]: b"<html>log in first</html>"})
     got = hashlib.sha256(b"<html>log in first</html>").hexdigest()
-    refusal(datasets.mnist, datasets.SOURCES["mnist"].url + NAMES[0], "got ValueError", got, error=DownloadError)
+    refusal(datasets.mnist, source.SOURCES["mnist"].url + NAMES[0], "got ValueError", got, error=DownloadError)
     assert found(cache) == []
 
 
@@ -558,7 +560,7 @@ def test_an_altered_file_in_the_cache_is_fetched_again(cache, monkeypatch, mnist
 def test_offline_forbids_downloading(cache, monkeypatch, name):
     network = Network(monkeypatch, {})
     monkeypatch.setenv("XPNET_OFFLINE", "1")
-    url = datasets.SOURCES[name].url
+    url = source.SOURCES[name].url
     refusal(getattr(datasets, name), "XPNET_OFFLINE forbids", url, str(cache / name), error=DownloadError)
     assert network.asked == []
     monkeypatch.setenv("XPNET_OFFLINE", "0")
@@ -658,7 +660,7 @@ def test_cifar10_archive_refused(cache, monkeypatch, case):
     members = {name: rows.tobytes() for name, rows in cifar10_members().items()}
     wanted = "cifar-10-batches-bin/test_batch.bin"
     if case == "too large":
-        monkeypatch.setattr(datasets, "MAX_BYTES", len(members[wanted]) - 1)
+        monkeypatch.setattr(readers, "MAX_BYTES", len(members[wanted]) - 1)
     else:
         del members[wanted]
     blob = archive(members)
@@ -675,7 +677,7 @@ def test_cifar10_archive_refused(cache, monkeypatch, case):
 
 
 def test_every_source_is_https_with_sha256():
-    for url, hashes in datasets.SOURCES.values():
+    for url, hashes in source.SOURCES.values():
         assert url.startswith("https://")
         assert url.endswith("/")
         for file, sha256 in hashes.items():
@@ -686,7 +688,7 @@ def test_every_source_is_https_with_sha256():
 def test_admissions_hash_is_the_originals(monkeypatch):
     real(monkeypatch, "admissions", "student_data.csv")
     blob = (Path(REAL) / "admissions" / "student_data.csv").read_bytes()
-    assert datasets.SOURCES["admissions"].sha256["student_data.csv"] == hashlib.sha256(blob).hexdigest()
+    assert source.SOURCES["admissions"].sha256["student_data.csv"] == hashlib.sha256(blob).hexdigest()
 
 
 def test_importing_brings_no_optional_package():

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import saving
 from xpnet.errors import InvalidTypeError, InvalidValueError, XpnetError
 from xpnet.layers import Dense, Input, Layer
-from xpnet.network import name_layers
 from xpnet.optimizers import SGD, Adam
+from xpnet.training import saving
+from xpnet.training.network import name_layers
 
 X = np.random.default_rng(0).standard_normal((8, 3))
 
@@ -86,7 +86,7 @@ def test_a_layer_may_have_any_name(name, version, tmp_path, monkeypatch):
     ],
 )
 def test_what_is_no_text_is_not_saved(model, tmp_path):
-    with pytest.raises(InvalidValueError, match=r"can't be written to a file; got |must be text in Unicode; got "):
+    with pytest.raises(InvalidValueError, match=r"can't be written to a file; got |must be valid Unicode; got "):
         model().save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

@@ -11,12 +11,12 @@ from cupy_capture import clean_start, pretended_cupy
 
 import xpnet as xn
 from xpnet.backend import get_backend
+from xpnet.backend.tree import leaves
 from xpnet.callbacks import Callback
-from xpnet.data import Data
 from xpnet.errors import NonFiniteError
-from xpnet.feed import DeviceFeed, Feed, make_feed
 from xpnet.layers import Dense, Dropout, Flatten
-from xpnet.tree import leaves
+from xpnet.training.data import Data
+from xpnet.training.feed import DeviceFeed, Feed, make_feed
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)

@@ -1,89 +1,108 @@
-"""Imports only go down, and library names stay where they belong: read from the sources with `ast`."""
+"""Imports only go down and never in a circle; array libraries are named in their rooms only; nothing is too long.
+
+All of it is read from the sources with `ast`, imports inside functions and by `importlib` too.
+"""
 
 import ast
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import xpnet
+from xpnet import kernels
 
 ROOT = Path(xpnet.__file__).parent
-FLOORS = {
-    0: {"errors", "tree", "settings", "registry", "backend", "tensorfile"},
-    1: {
-        "ops",
-        "fusion",
-        "kernels",
-        "params",
-        "random",
-        "host",
-        "context",
-        "initializers",
-        "regularizers",
-        "schedules",
-    },
-    2: {"activations", "layers", "losses", "optimizers", "metrics"},
-    3: {"network", "training", "replay", "feed", "guard", "data", "callbacks", "loop", "run", "access"}
-    | {"program", "model", "saving", "session", "job"},
+FLOORS = [  # the lowest first; a file may import from its own floor and from lower ones
+    {"errors"},
+    {"backend"},  # which library holds the arrays
+    {"core"},  # what everything above is made of
+    {"fusion"},  # how a formula becomes calls, a loop, a kernel
+    {"kernels"},  # faster twins of the operations, by library, and the context that hands them out
+    {"activations", "initializers", "regularizers", "constraints", "schedules"}
+    | {"layers", "losses", "optimizers", "metrics", "callbacks"},  # the parts
+    {"training"},
+    {"model"},
     # islands; they may use the package as its users do, by `import xpnet`
-    4: {"__init__", "datasets", "testing", "cli", "parity", "__main__", "bench", "sklearn", "distributed", "onnx"},
-}
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-LIBRARIES = {"numpy", "cupy", "torch", "jax", "array_api_strict", "array_api_compat"}
+    {"__init__", "datasets", "testing", "tools", "__main__", "bench", "sklearn", "distributed", "onnx"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SOURCES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
-# Files that know nothing of any library: arrays of the host come by `from .backend import np`.
-ABSTRACT = [
-    name
-    for name in SOURCES
-    if name.split("/")[0] in {"layers", "losses", "metrics", "optimizers"}
-    or name.removesuffix(".py")
-    in {
-        "activations", "callbacks", "context", "feed", "guard", "host", "initializers", "loop",
-        "model", "network", "ops", "params", "random", "regularizers", "registry",
-        "training",
-    }
-]  # fmt: skip
+MODULES = {  # dotted name -> file
+    ".".join(("xpnet", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): name
+    for name, path in SOURCES.items()
+}
+
+# Imports that do not stand at the top of their file, and why. There are no others.
+OPTIONAL = {  # not installed everywhere, or loaded only by those who compute with it
+    *("array_api_strict", "cupy", "jax", "keras", "matplotlib", "numba", "nvmath", "pooch", "sklearn"),
+    *("threadpoolctl", "torch", "tqdm"),
+    "resource",  # not on Windows
+}
+SELDOM = {"gzip", "lzma", "tarfile", "zlib"}  # Python's own: `import xpnet` is faster without
+LATER = {("kernels/host/helpers.py", "xpnet.kernels.host.spin")}  # needs numba, which is optional
+BY_NAME = {  # what `importlib.import_module` imports where its argument is no constant
+    "backend/base.py": set(),  # `Backend.package`, an array library
+    "backend/strict.py": set(),  # likewise
+    "kernels/__init__.py": {  # the modules of one array library, when it computes
+        f"xpnet.kernels.{name}"
+        for name in (
+            *(module for twins in kernels.TWINS.values() for module in twins),
+            *kernels.RECORDERS.values(),
+            *kernels.MAKERS.values(),
+        )
+    },
+}
 
 
-def part(name):
-    """Return the module or package of xpnet that a source file belongs to."""
+def room(name):
+    """Return the folder, or the file beside the folders, that a source file lies in."""
     return name.split("/")[0].removesuffix(".py")
 
 
-def imported(tree, name):
-    """Yield (line, the module of xpnet or the foreign package) of every import, in functions too."""
-    package = ["xpnet", *name.split("/")[:-1]]
+def imports(source, name):
+    """Yield (line, module, whether at the top) of every import: modules of xpnet and foreign ones, dotted."""
+    tree, package = ast.parse(source), ["xpnet", *name.split("/")[:-1]]
+    top = {id(node) for node in tree.body}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            targets = [alias.name.split(".") for alias in node.names]
+            targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            base = base + (node.module.split(".") if node.module else [])
-            # `from . import ops` names modules, `from .ops import affine` what is in one
-            targets = [[*base, alias.name] for alias in node.names] if base == ["xpnet"] else [base]
+            base = ".".join(base + (node.module.split(".") if node.module else []))
+            # `from . import ops` names a module, `from .ops import affine` what is in one
+            targets = [f"{base}.{alias.name}" for alias in node.names]
+            targets = [t if t in MODULES or base == "xpnet" else base for t in targets]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {
+            "import_module",
+            "__import__",
+        }:
+            argument = node.args[0]
+            targets = [argument.value] if isinstance(argument, ast.Constant) else sorted(BY_NAME[name])
         else:
             continue
-        for target in targets:
-            yield node.lineno, ".".join(target)
+        for target in dict.fromkeys(targets):
+            yield node.lineno, target, id(node) in top
 
 
 def violations(source, name):
-    """Return what goes up: (line, module)."""
+    """Return what goes up: (line, room)."""
     found = []
-    for line, target in imported(ast.parse(source), name):
+    for line, target, _ in imports(source, name):
         root, _, rest = target.partition(".")
         if root != "xpnet":
             continue
-        module = rest.split(".")[0] or "__init__"
-        module = "__init__" if module in {"__version__", *xpnet.__all__} - set(FLOOR) else module
-        if module not in FLOOR or FLOOR[module] > FLOOR[part(name)]:
-            found.append((line, module))
+        there = rest.split(".")[0] or "__init__"
+        there = "__init__" if there in {"__version__", *xpnet.__all__} - set(FLOOR) else there
+        if there not in FLOOR or FLOOR[there] > FLOOR[room(name)]:
+            found.append((line, there))
     return found
 
 
 def test_every_source_has_a_floor():
-    assert {part(name) for name in SOURCES} <= set(FLOOR)
-    assert len(SOURCES) > 30
+    assert {room(name) for name in SOURCES} <= set(FLOOR)
+    assert len(SOURCES) > 80
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -94,17 +113,18 @@ def test_imports_only_go_down(name):
 @pytest.mark.parametrize(
     ("name", "source", "found"),
     [
-        ("ops.py", "from .backend import np", []),
-        ("ops.py", "from . import params", []),
-        ("ops.py", "from .layers import Dense", [(1, "layers")]),
-        ("ops.py", "from . import errors, model", [(1, "model")]),
-        ("ops.py", "import xpnet.model", [(1, "model")]),
-        ("ops.py", "import xpnet", [(1, "__init__")]),
-        ("ops.py", "from xpnet import Sequential", [(1, "__init__")]),
-        ("layers/dense.py", "from ..ops import affine\nfrom .base import Layer", []),
-        ("layers/dense.py", "def f():\n    from ..training import step", [(2, "training")]),
-        ("layers/dense.py", "from .. import losses, saving", [(1, "saving")]),
-        ("kernels/numpy.py", "from .. import ops\nfrom ..layers.dense import Dense", [(2, "layers")]),
+        ("core/ops.py", "from ..backend import np", []),
+        ("core/ops.py", "from . import params", []),
+        ("core/ops.py", "from ..layers import Dense", [(1, "layers")]),
+        ("kernels/context.py", "from .. import errors, model", [(1, "model")]),
+        ("kernels/context.py", "import xpnet.model", [(1, "model")]),
+        ("kernels/context.py", "import xpnet", [(1, "__init__")]),
+        ("kernels/context.py", "from xpnet import Sequential", [(1, "__init__")]),
+        ("layers/dense.py", "from ..core.ops import affine\nfrom .base import Layer", []),
+        ("layers/dense.py", "def f():\n    from ..training.step import make_step", [(2, "training")]),
+        ("layers/dense.py", "from .. import losses, training", [(1, "training")]),
+        ("kernels/host/numpy.py", "from ...core import ops\nfrom ...layers.dense import Dense", [(2, "layers")]),
+        ("core/tree.py", "import importlib\nimportlib.import_module('xpnet.kernels.finish')", [(2, "kernels")]),
         ("metrics.py", "from .nowhere import x", [(1, "nowhere")]),
         ("__init__.py", "from .model import Sequential", []),
     ],
@@ -113,10 +133,104 @@ def test_the_reader_itself(name, source, found):
     assert violations(source, name) == found
 
 
+# Circles ------------------------------------------------------------------------------------------------
+
+
+def executed(target, name):
+    """Return the files that importing a module from a file executes: its own, and those of the packages above it.
+
+    A package that the importing file is part of is left out: it is there already.
+    """
+    found, parts = set(), target.split(".")
+    inside = ("xpnet", *name.split("/")[:-1])
+    for n in range(1, len(parts) + 1):
+        file = MODULES.get(".".join(parts[:n]))
+        if file and (n == len(parts) or inside[:n] != tuple(parts[:n])):
+            found.add(file)
+    return found - {name}
+
+
+def circle(graph):
+    """Return a circle of a graph {file: files that it imports}, or None."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_imports_go_in_a_circle():
+    graph = {
+        name: {file for _, target, _ in imports(path.read_text(), name) for file in executed(target, name)}
+        for name, path in SOURCES.items()
+    }
+    assert circle(graph) is None
+    assert graph["model.py"] >= {"training/loop.py", "core/random.py", "layers/__init__.py"}
+    assert "kernels/host/numba.py" in graph["kernels/__init__.py"]
+
+
+def test_the_reader_of_circles_itself():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) is not None
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) is None
+    packages = {"kernels/__init__.py", "kernels/host/__init__.py"}
+    assert executed("xpnet.kernels.host.tape", "training/loop.py") == {*packages, "kernels/host/tape.py"}
+    assert executed("xpnet.kernels.finish", "kernels/host/numpy.py") == {"kernels/finish.py"}
+    assert executed("xpnet.kernels", "kernels/host/numpy.py") == {"kernels/__init__.py"}
+
+
+def test_what_is_imported_later_is_listed():
+    found = {
+        (name, target)
+        for name, path in SOURCES.items()
+        for _, target, top in imports(path.read_text(), name)
+        if not top and target.split(".")[0] not in OPTIONAL | SELDOM and target not in BY_NAME.get(name, ())
+    }
+    assert found == LATER
+    assert set(sys.stdlib_module_names) & OPTIONAL == {"resource"}
+
+
+# Sizes --------------------------------------------------------------------------------------------------
+
+
+def lines_of(function):
+    """Return how many lines a function has, without its decorators and docstring."""
+    first = function.body[0]
+    docstring = ast.get_docstring(function) is not None
+    return function.end_lineno - function.lineno + 1 - (first.end_lineno - first.lineno + 1) * docstring
+
+
+def long_functions(source, most=60):
+    return {
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and lines_of(node) > most
+    }
+
+
+def test_no_file_is_too_long():
+    files = [*SOURCES.values(), *ROOT.rglob("*.cu")]
+    assert {p.relative_to(ROOT).as_posix() for p in files if len(p.read_text().splitlines()) > 500} == set()
+
+
+def test_no_function_is_too_long():
+    assert {(name, f) for name, path in SOURCES.items() for f in long_functions(path.read_text())} == set()
+
+
+def test_the_counter_of_lines_itself():
+    source = "@a\ndef f():\n    '''One\n    two.'''\n    return 1\n\ndef g():\n    x = 1\n    return x"
+    assert long_functions(source, 2) == {"g"}
+    assert long_functions(source, 1) == {"f", "g"}
+
+
 # The names of the array libraries -----------------------------------------------------------------------
 
+LIBRARIES = {"numpy", "cupy", "torch", "jax", "array_api_strict", "array_api_compat"}
+AT_HOME = {"backend", "kernels", "fusion"}  # where a library's name may stand
+COMPARED = {"bench", "tools"}  # and these run one library beside the other
+ABSTRACT = [name for name in SOURCES if room(name) not in AT_HOME | COMPARED]
 
-def named(source, host_arrays=True):
+
+def named(source):
     """Return (line, name) of every array library that is imported, named, or compared with as a string."""
     tree, found = ast.parse(source), []
     docstrings = {
@@ -147,8 +261,9 @@ def test_no_array_library_is_named(name):
     assert named(SOURCES[name].read_text()) == []
 
 
-def test_the_list_of_files_without_libraries_is_not_empty():
-    assert {"ops.py", "layers/dense.py", "losses/base.py", "optimizers/adam.py", "model.py"} <= set(ABSTRACT)
+def test_most_files_know_of_no_library():
+    assert len(ABSTRACT) > 40
+    assert {"core/params.py", "layers/dense.py", "training/step.py", "model.py"} <= set(ABSTRACT)
 
 
 @pytest.mark.parametrize(
@@ -167,32 +282,32 @@ def test_the_reader_of_names_itself(source, found):
     assert named(source) == found
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in SOURCES if part(n) not in {"backend", "fusion", "kernels", "bench", "parity"}]
-)
-def test_numpy_is_imported_in_backend_fusion_and_kernels_only(name):
-    foreign = {target.split(".")[0] for _, target in imported(ast.parse(SOURCES[name].read_text()), name)}
-    assert not foreign & LIBRARIES
+# No step waits for the device ---------------------------------------------------------------------------
+
+STEP = {"forward", "backward", "measure", "terms", "score_terms", "at", "at_scores", "rows", "counts"}
+STEP |= {"formula", "numbers", "apply_variables"}
+PARTS = {"activations", "losses", "metrics", "optimizers", "layers"}
+COMPUTING = ["core/ops.py", *(name for name in SOURCES if room(name) in PARTS)]
 
 
-MATHEMATICS = ["ops.py", "activations.py", "layers/dense.py"]
-MATHEMATICS += [name for name in SOURCES if name.startswith(("optimizers/", "losses/")) and "__" not in name]
-MATHEMATICS.remove("losses/targets.py")  # which runs on the host
-
-
-@pytest.mark.parametrize("name", MATHEMATICS)
-def test_nothing_in_the_mathematics_waits_for_the_device(name):
-    """No float(), bool(), int() or .item() of an array where the step computes: these would synchronise."""
-    step = {"forward", "backward", "terms", "score_terms", "measure", "formula", "numbers", "apply_variables"}
-    step |= {"at", "at_scores"}
-    tree = ast.parse(SOURCES[name].read_text())
+def waits(source, every=False):
+    """Return the calls that read numbers on the host in functions of a step: float(), .item() and their like."""
     functions = [
         node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and (node.name in step or (name == "ops.py" and node.name[0] != "_"))
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and (node.name in STEP or (every and node.name[0] != "_"))
     ]
-    assert functions
     calls = [call.func for node in functions for call in ast.walk(node) if isinstance(call, ast.Call)]
-    waits = [f.id for f in calls if isinstance(f, ast.Name) and f.id in {"float", "bool", "int"}]
-    waits += [f.attr for f in calls if isinstance(f, ast.Attribute) and f.attr in {"item", "tolist", "host"}]
-    assert waits == []
+    found = [f.id for f in calls if isinstance(f, ast.Name) and f.id in {"float", "bool", "int"}]
+    return found + [f.attr for f in calls if isinstance(f, ast.Attribute) and f.attr in {"item", "tolist", "host"}]
+
+
+@pytest.mark.parametrize("name", COMPUTING)
+def test_nothing_in_the_mathematics_waits_for_the_device(name):
+    assert waits(SOURCES[name].read_text(), every=name == "core/ops.py") == []
+
+
+def test_the_reader_of_waits_itself():
+    source = "def forward(x):\n    return float(x) + x.item()\ndef other(x):\n    return int(x)"
+    assert waits(source) == ["float", "item"]
+    assert waits("def sgd(x):\n    return bool(x)", every=True) == ["bool"]

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import kernels, ops, optimizers
+from xpnet import kernels, optimizers
 from xpnet.backend import get_backend
-from xpnet.context import Arena, Context
+from xpnet.core import ops
 from xpnet.fusion import loops
 from xpnet.fusion.calls import contract, plan
 from xpnet.fusion.numbers import numbers_of
 from xpnet.fusion.trace import ARITY, Node, NotElementwise, trace
 from xpnet.fusion.update import AGE, FACTOR, LR, fading, update_graph
+from xpnet.kernels.context import Arena, Context
 from xpnet.kernels.finish import make
 from xpnet.optimizers import SGD, Adagrad, Adam, Momentum, RMSprop
-from xpnet.replay import Replay
+from xpnet.training.replay import Replay
 
 BACKEND = os.environ.get("XPNET_BACKEND") or "numpy"
 MACHINES = [module for module, names in kernels.TWINS.get(BACKEND, {}).items() if "update" in names]
@@ -529,7 +530,7 @@ def folder(monkeypatch, tmp_path):
 
 
 def loop_of(optimizer):
-    from xpnet.kernels.jit import loop
+    from xpnet.kernels.host.jit import loop
 
     graph = update_graph(optimizer, len(optimizer.slots))
     made = loops.loop_of(graph, (0, *range(2, graph.arrays)), fading(graph), loop)
@@ -552,7 +553,7 @@ SCRIPT = """
 import numpy as np
 from xpnet.fusion import loops
 from xpnet.fusion.update import update_graph
-from xpnet.kernels.jit import loop
+from xpnet.kernels.host.jit import loop
 from xpnet.optimizers import SGD
 made = loops.loop_of(update_graph(SGD(), 0), (0,), (), loop)
 made(np.ones(2), *np.ones((2, 16)))
@@ -586,7 +587,7 @@ def test_a_damaged_file_is_not_trusted(folder, damage):
 
 
 def test_without_a_folder_loops_are_compiled_in_memory(folder, monkeypatch):
-    from xpnet.kernels import jit
+    from xpnet.kernels.host import jit
 
     wanted = loop_of(SGD())[1]
     (folder / "file").write_text("")
@@ -595,7 +596,7 @@ def test_without_a_folder_loops_are_compiled_in_memory(folder, monkeypatch):
         monkeypatch.setattr(jit, "_told", False)
         loops._loop.cache_clear()
         loops.loop_of.cache_clear()
-        with pytest.warns(RuntimeWarning, match="each process compiles them anew"):
+        with pytest.warns(RuntimeWarning, match="each process compiles them again"):
             np.testing.assert_array_equal(loop_of(SGD())[1], wanted)
 
 

@@ -18,16 +18,19 @@ import pytest
 from cupy_capture import pretended_cupy
 
 import xpnet as xn
-from xpnet import activations, cli, kernels, losses, ops, optimizers, parity
+from xpnet import activations, kernels, losses, optimizers
 from xpnet.backend import POLICIES, get_backend
-from xpnet.context import Arena, Context
+from xpnet.backend.tree import leaves
+from xpnet.core import ops
+from xpnet.core.random import Stream, keep_mask
 from xpnet.errors import BackendError
-from xpnet.kernels import blas, check
-from xpnet.kernels import device as makers
-from xpnet.kernels.graph import Recorder
+from xpnet.kernels import check
+from xpnet.kernels.context import Arena, Context
+from xpnet.kernels.cuda import blas
+from xpnet.kernels.cuda import device as makers
+from xpnet.kernels.cuda.graph import Recorder
 from xpnet.layers import BatchNormalization, Dense, Dropout, Flatten
-from xpnet.random import Stream, keep_mask
-from xpnet.tree import leaves
+from xpnet.tools import cli, parity
 
 if get_backend().name != "numpy":
     pytest.skip("it names its backends: run once, with NumPy", allow_module_level=True)

@@ -20,14 +20,14 @@ import xpnet as xn
 from xpnet import activations, losses, metrics
 from xpnet.activations import Activation
 from xpnet.backend import get_backend
+from xpnet.backend.tree import leaves
 from xpnet.callbacks import Callback
 from xpnet.errors import NonFiniteError
-from xpnet.kernels.graph import CannotRecord, Recorder
+from xpnet.kernels.cuda.graph import CannotRecord, Recorder
 from xpnet.layers import BatchNormalization, Dense, Dropout, LeakyReLU, PReLU
 from xpnet.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
-from xpnet.replay import ATTEMPTS, Replay
-from xpnet.tree import leaves
+from xpnet.training.replay import ATTEMPTS, Replay
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
@@ -283,7 +283,12 @@ def test_metrics(metric):
 @pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])
 def test_metrics_of_many_sums(y):
     """Numbers and arrays side by side, weighted and not."""
-    chosen = [metrics.Precision([0.1, 0.3, 0.6]), "accuracy", metrics.ConfusionMatrix(), metrics.Recall(top_k=2)]
+    chosen = [
+        metrics.Precision([i / 10 for i in range(10)]),
+        "accuracy",
+        metrics.ConfusionMatrix(),
+        metrics.Recall(top_k=2),
+    ]
     weighted = [metrics.ConfusionMatrix(6), metrics.Recall([0.2, 0.5], class_id=1), metrics.Precision()]
     loss = f"{'sparse_' if y is CLASSES else ''}categorical_crossentropy"
     same_with_and_without(small(), y, loss, chosen=chosen, weighted_metrics=weighted,

@@ -4,25 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from cases import INITIALIZERS
 
 from xpnet import initializers
+from xpnet.core.random import Stream
 from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
 from xpnet.initializers import Constant, RandomNormal, RandomUniform, VarianceScaling, fans
-from xpnet.random import Stream
 
+SCALED = {name: row for name, row in INITIALIZERS.items() if row and row[0]}  # those with a bound
 SHAPE = (300, 200)  # 60,000 numbers
-
-# name: (bound, standard deviation) for fan_in 300, fan_out 200
-SCALED = {
-    "glorot_uniform": (math.sqrt(6 / 500), math.sqrt(2 / 500)),
-    "glorot_normal": (2 * math.sqrt(2 / 500) / 0.87962566, math.sqrt(2 / 500)),
-    "he_uniform": (math.sqrt(6 / 300), math.sqrt(2 / 300)),
-    "he_normal": (2 * math.sqrt(2 / 300) / 0.87962566, math.sqrt(2 / 300)),
-    "lecun_uniform": (math.sqrt(3 / 300), math.sqrt(1 / 300)),
-    "lecun_normal": (2 * math.sqrt(1 / 300) / 0.87962566, math.sqrt(1 / 300)),
-    "random_uniform": (0.05, 0.1 / math.sqrt(12)),
-    "variance_scaling": (2 * math.sqrt(1 / 300) / 0.87962566, math.sqrt(1 / 300)),
-}
 
 
 @pytest.mark.parametrize("name", SCALED)

@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("numba")
 
-from xpnet.kernels import jit
+from xpnet.kernels.host import jit
 
 SOURCE = """
-from xpnet.kernels.jit import loop
+from xpnet.kernels.host.jit import loop
 
 @loop
 def double(x):
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_told_of_and_replaced(double, tmp_path, suffix, damage
     (path,) = files(tmp_path, suffix)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     loop = double()
-    with pytest.warns(RuntimeWarning, match="anew.*damaged"):
+    with pytest.warns(RuntimeWarning, match="again.*damaged"):
         assert loop(3) == 6
     assert loop(3.5) == 7.0  # compiled, too, and not told of a second time
     again = double()
@@ -82,7 +82,7 @@ def test_a_file_that_can_be_neither_read_nor_replaced(double, tmp_path, suffix):
     path.unlink()
     path.mkdir()
     loop = double()
-    with pytest.warns(RuntimeWarning, match="anew.*IsADirectoryError|PermissionError"):
+    with pytest.warns(RuntimeWarning, match="again.*IsADirectoryError|PermissionError"):
         assert loop(3) == 6
     assert loop(3.5) == 7.0
 
@@ -102,7 +102,7 @@ def test_a_full_disk(double, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.warns(RuntimeWarning, match="anew.*No space left"):
+    with pytest.warns(RuntimeWarning, match="again.*No space left"):
         assert loop(3) == 6
     assert loop(3.5) == 7.0
     assert not files(tmp_path, ".tmp*")
@@ -112,7 +112,7 @@ def test_no_place_for_a_cache(double, monkeypatch):
     from numba.core.caching import CacheImpl
 
     monkeypatch.setattr(CacheImpl, "_locator_classes", [])
-    with pytest.warns(RuntimeWarning, match="anew.*no locator"):
+    with pytest.warns(RuntimeWarning, match="again.*no locator"):
         loop = double()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

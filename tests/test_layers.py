@@ -7,13 +7,14 @@ import weakref
 
 import numpy as np
 import pytest
+from cases import LAYERS
 
 import xpnet as xn
 from xpnet import layers
 from xpnet.backend import library_of
-from xpnet.context import Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, UnknownNameError
 from xpnet.initializers import Constant
+from xpnet.kernels.context import Context
 from xpnet.layers import (
     Activation,
     BatchNormalization,
@@ -35,49 +36,20 @@ from xpnet.testing import assert_close, check_gradients
 
 RNG = np.random.default_rng(0)
 
-# a maker for every layer in each of its forms
-MAKERS = {
-    "dense": lambda: Dense(4),
-    "dense_no_bias": lambda: Dense(4, use_bias=False),
-    "dense_relu": lambda: Dense(4, "relu", kernel_initializer="he_normal", bias_initializer="ones"),
-    "dense_leaky_relu": lambda: Dense(4, "leaky_relu"),
-    "dense_tanh": lambda: Dense(4, "tanh", kernel_regularizer="l2", bias_regularizer=L1L2(0.1, 0.2)),
-    "dense_sigmoid": lambda: Dense(1, "sigmoid", name="out"),
-    "dense_softmax": lambda: Dense(4, "softmax", dtype="float64"),
-    "activation": lambda: Activation("tanh"),
-    "relu": lambda: ReLU(),
-    "leaky_relu": lambda: LeakyReLU(0.3),
-    "sigmoid": lambda: Sigmoid(),
-    "tanh": lambda: Tanh(),
-    "softmax": lambda: Softmax(),
-    "prelu": lambda: PReLU(alpha_initializer="random_normal", alpha_regularizer="l1"),
-    "dropout": lambda: Dropout(0.4),
-    "dropout_0": lambda: Dropout(0),
-    "flatten": lambda: Flatten(),
-    "batch_norm": lambda: BatchNormalization(momentum=0.8, epsilon=0.01),
-    "batch_norm_bare": lambda: BatchNormalization(center=False, scale=False),
-    "batch_norm_scale": lambda: BatchNormalization(center=False, gamma_initializer="random_normal"),
-    "batch_norm_center": lambda: BatchNormalization(scale=False, beta_regularizer="l2"),
-    "input": lambda: Input((3,)),
-}
 INPUT_SHAPES = [(6, 3), (4, 5, 3), (2, 3, 2, 3)]
-
-
-def test_every_layer_is_made():
-    assert {type(make()) for make in MAKERS.values()} == set(layers.registry.classes.values())
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", INPUT_SHAPES)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_gradients(backend64, name, shape, training):
-    layer = Input(shape[1:]) if name == "input" else MAKERS[name]()
+    layer = Input(shape[1:]) if name == "input" else LAYERS[name]()
     check_gradients(layer, shape, backend=backend64, training=training)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_want_dx_false_leaves_dx_out_and_changes_no_gradient(backend64, name):
-    layer, x = MAKERS[name](), backend64.array(RNG.standard_normal((6, 3)))
+    layer, x = LAYERS[name](), backend64.array(RNG.standard_normal((6, 3)))
     shape = layer.ensure_built((3,))
     weights = {s.name: backend64.array(np.abs(RNG.standard_normal(s.shape))) for s in layer.specs}
     masks = {f"0/{d.name}": backend64.array(RNG.random((6, *d.shape)) > 0.5) for d in layer.draws}
@@ -94,10 +66,10 @@ def test_want_dx_false_leaves_dx_out_and_changes_no_gradient(backend64, name):
         assert_close(found[1][1][key], grad)
 
 
-@pytest.mark.parametrize("name", [n for n in MAKERS if n != "input"])
+@pytest.mark.parametrize("name", [n for n in LAYERS if n != "input"])
 def test_several_models_along_a_leading_axis(backend64, name):
     """Weights (K, ...) and inputs (K, batch, ...): each model as it would be alone."""
-    layer, x = MAKERS[name](), RNG.standard_normal((2, 6, 3))
+    layer, x = LAYERS[name](), RNG.standard_normal((2, 6, 3))
     shape = layer.ensure_built((3,))
     weights = {s.name: np.abs(RNG.standard_normal((2, *s.shape))) for s in layer.specs}
     masks = {f"0/{d.name}": RNG.random((2, 6, *d.shape)) > 0.5 for d in layer.draws}
@@ -278,9 +250,9 @@ def test_prelu_like_pytorch(backend64):
 # Standalone use -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_the_result_is_in_the_callers_library_and_dtype(backend, name):
-    layer = MAKERS[name]()
+    layer = LAYERS[name]()
     there = layer(RNG.standard_normal((4, 3)).astype(np.float32))
     here = layer(backend.array(RNG.standard_normal((4, 3)), "float32"), training=True)
     dtype = layer.dtype or "float32"
@@ -411,9 +383,9 @@ def test_a_model_that_cannot_be_built_takes_no_weights_away():
 # Configs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_can_be_made_frozen(name):
-    layer = MAKERS[name]()
+    layer = LAYERS[name]()
     assert layer.trainable is layer.get_config()["trainable"] is True
     config = {**layer.get_config(), "trainable": False}
     frozen = type(layer)(**config)
@@ -454,9 +426,9 @@ def test_repr(layer, shown):
     assert repr(layer) == shown
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_config_round_trip(name):
-    layer = MAKERS[name]()
+    layer = LAYERS[name]()
     config = json.loads(json.dumps(layer.get_config()))
     again = layers.get({"class_name": type(layer).__name__, "config": config})
     assert type(again) is type(layer)

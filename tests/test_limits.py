@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.kernels import helpers, limits, threads, turns
+from xpnet.kernels.host import helpers, limits, threads, turns
 
 if xn.get_backend().name != "numpy":
     pytest.skip("it is NumPy's BLAS", allow_module_level=True)
@@ -374,7 +374,7 @@ def test_a_thread_that_rests_lets_others_have_its_turn(monkeypatch):
 SCRIPT = """
 import hashlib, os, signal, sys, threading, time
 import numpy as np, xpnet as xn
-from xpnet.kernels import limits, threads
+from xpnet.kernels.host import limits, threads
 threads.PIECE, threads.PART = 1000, 100
 x = np.random.default_rng(0).standard_normal((256, 40))
 y = x[:, :1] ** 2
@@ -436,7 +436,7 @@ def test_bits_do_not_depend_on_who_trains_first():
 
 def parts(before="", **variables):
     """Return into how many parts a new process cuts work."""
-    code = before + "from xpnet.kernels import threads; print(threads.count())"
+    code = before + "from xpnet.kernels.host import threads; print(threads.count())"
     environment = {**os.environ, "XPNET_BACKEND": "numpy", **variables}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

@@ -7,11 +7,11 @@ import pytest
 
 import xpnet as xn
 from xpnet.backend import get_backend
+from xpnet.core.random import Stream
 from xpnet.layers import Dense, Layer
-from xpnet.loop import _groups
 from xpnet.losses import Loss
 from xpnet.optimizers import SGD
-from xpnet.random import Stream
+from xpnet.training.loop import _groups
 
 X = np.arange(1.0, 12.0)[:, None]
 Y = np.zeros((11, 1))
@@ -22,14 +22,14 @@ class Seen:
 
     def __init__(self, monkeypatch):
         self.batches = []
-        real = xn.data.Data.batch
+        real = xn.training.data.Data.batch
 
         def batch(data, rows, backend, *args, **kwargs):
             x, y, weight = real(data, rows, backend, *args, **kwargs)
             self.batches.append(np.array(backend.host(backend.xp.asarray(x))).reshape(-1).astype(int).tolist())
             return x, y, weight
 
-        monkeypatch.setattr(xn.data.Data, "batch", batch)
+        monkeypatch.setattr(xn.training.data.Data, "batch", batch)
 
     def take(self):
         found, self.batches = self.batches, []

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from cases import BITS, HOT, LABELS, LOSSES, PROBABILITIES, SCORES, SHARES, SOFT
 
 import xpnet as xn
 from xpnet import activations, losses
-from xpnet.context import Arena, Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
+from xpnet.kernels.context import Arena, Context
 from xpnet.layers import Activation, Dense, Flatten, Layer
 from xpnet.losses import (
     BinaryCrossentropy,
@@ -24,45 +25,12 @@ from xpnet.testing import assert_close, check_gradients
 
 LOG = np.log
 RNG = np.random.default_rng(0)
-SCORES = RNG.standard_normal((6, 4))
-SHARES = np.exp(SCORES) / np.exp(SCORES).sum(-1, keepdims=True)
-LABELS = np.array([0, 3, 1, 1, 2, 3])
-HOT = np.eye(4)[LABELS]
-SOFT = RNG.dirichlet(np.ones(4), 6)
-BITS = RNG.integers(0, 2, (6, 4)).astype(float)
-PROBABILITIES = 1 / (1 + np.exp(-SCORES))
 WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5, 1.0, 3.0])
-
-# loss, y_true, y_pred: every loss in each of its forms
-CASES = {
-    "mse": (MeanSquaredError, {}, SOFT, SCORES),
-    "mae": (MeanAbsoluteError, {}, SOFT, SCORES),
-    "huber": (Huber, {}, SOFT, SCORES),
-    "huber_narrow": (Huber, {"delta": 0.25}, SOFT, SCORES),
-    "bce": (BinaryCrossentropy, {}, BITS, PROBABILITIES),
-    "bce_soft": (BinaryCrossentropy, {"label_smoothing": 0.2}, SOFT, PROBABILITIES),
-    "bce_logits": (BinaryCrossentropy, {"from_logits": True}, BITS, SCORES),
-    "bce_logits_smooth": (BinaryCrossentropy, {"from_logits": True, "label_smoothing": 0.3}, BITS, SCORES),
-    "cce": (CategoricalCrossentropy, {}, HOT, SHARES),
-    "cce_unnormalized": (CategoricalCrossentropy, {}, SOFT, PROBABILITIES),
-    "cce_smooth": (CategoricalCrossentropy, {"label_smoothing": 0.1}, HOT, SHARES),
-    "cce_logits": (CategoricalCrossentropy, {"from_logits": True}, HOT, SCORES),
-    "cce_logits_soft": (CategoricalCrossentropy, {"from_logits": True, "label_smoothing": 0.1}, SOFT, SCORES),
-    "cce_logits_sum_not_1": (CategoricalCrossentropy, {"from_logits": True}, BITS, SCORES),
-    "sparse": (SparseCategoricalCrossentropy, {}, LABELS, SHARES),
-    "sparse_unnormalized": (SparseCategoricalCrossentropy, {}, LABELS, PROBABILITIES),
-    "sparse_logits": (SparseCategoricalCrossentropy, {"from_logits": True}, LABELS, SCORES),
-    "perceptron": (PerceptronCriterion, {}, BITS * 2 - 1, SCORES),
-}
 
 
 def case(name, /, **more):
-    cls, kwargs, y, p = CASES[name]
+    cls, kwargs, y, p = LOSSES[name]
     return cls(**kwargs, **more), y, p
-
-
-def test_every_loss_is_a_case():
-    assert {cls for cls, *_ in CASES.values()} == set(losses.registry.classes.values())
 
 
 # Values -------------------------------------------------------------------------------------------------
@@ -96,7 +64,7 @@ def test_by_hand(backend64, loss, y, p, value, grad):
     assert_close(loss(y, backend64.array(p, "float64")), found[0])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_reductions_and_weights(backend64, name):
     """Everything follows from the rows' values with reduction "none"."""
     loss, y, p = case(name, reduction=None)
@@ -119,13 +87,13 @@ def test_reductions_and_weights(backend64, name):
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight", "none"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_gradients(backend64, name, reduction):
     loss, y, p = case(name, reduction=reduction)
     check_gradients(loss, p.shape, y_true=y, inputs=p, backend=backend64)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_further_axes_are_rows_too(backend64, name):
     loss, y, p = case(name)
     deep = loss.value_and_grad(y.reshape(2, 3, *y.shape[1:]), backend64.array(p.reshape(2, 3, 4)))
@@ -216,7 +184,7 @@ def test_like_pytorch(backend64, name):
     assert_close(backend64.host(grad), leaf.grad.numpy())
 
 
-KERAS = {name: cls.__name__ for name, (cls, *_) in CASES.items() if cls is not PerceptronCriterion}
+KERAS = {name: cls.__name__ for name, (cls, *_) in LOSSES.items() if cls is not PerceptronCriterion}
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", None])
@@ -228,7 +196,7 @@ def test_like_keras(monkeypatch, name, weight, reduction):
     pytest.importorskip("torch")
     keras = pytest.importorskip("keras")
     loss, y, p = case(name, reduction=reduction)
-    config = {**CASES[name][1], "reduction": reduction, "dtype": "float64"}
+    config = {**LOSSES[name][1], "reduction": reduction, "dtype": "float64"}
     theirs = getattr(keras.losses, KERAS[name])(**config)(y, p, sample_weight=weight)
     np.testing.assert_allclose(np.asarray(loss(y, p, weight)), np.asarray(theirs), rtol=1e-6)
 
@@ -524,7 +492,7 @@ def test_labels_of_any_dtype(backend, dtype):
     assert float(value) == pytest.approx(-LOG(SHARES[np.arange(6), LABELS]).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_result_is_of_the_predictions_library_and_dtype(backend, name):
     loss, y, p = case(name)
     y = y.astype(np.float32) if y.dtype == np.float64 else y
@@ -565,7 +533,7 @@ def test_names(name, cls):
     assert type(losses.get(name)) is cls
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_config_round_trip(name):
     loss, y, p = case(name, reduction="sum", name="mine", dtype="float64")
     again = losses.get({"class_name": type(loss).__name__, "config": loss.get_config()})

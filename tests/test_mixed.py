@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import ops
 from xpnet.backend import BACKENDS, get_backend
-from xpnet.context import Context
+from xpnet.core import ops
 from xpnet.errors import BackendError, NonFiniteError, UnknownNameError
+from xpnet.kernels.context import Context
 from xpnet.layers import BatchNormalization, Dense, Dropout
 
 HERE = get_backend(dtype="float32")

@@ -15,8 +15,8 @@ from xpnet.layers import BatchNormalization, Dense, Dropout, Input
 from xpnet.losses import MeanSquaredError, SparseCategoricalCrossentropy
 from xpnet.optimizers import SGD, Adam
 from xpnet.regularizers import L1, L1L2, L2
-from xpnet.session import Session
 from xpnet.testing import assert_close
+from xpnet.training.session import Session
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((22, 3))
@@ -614,7 +614,7 @@ def test_a_layer_of_ones_own_must_keep_its_weights():
     before = model.get_weights()
     layer.width = 3
     with pytest.raises(
-        xn.errors.InvalidValueError, match=r"must not change its weights, .*'w', \(2,\).*'w', \(3,\)"
+        xn.errors.InvalidValueError, match=r"must no longer change its weights, .*'w', \(2,\).*'w', \(3,\)"
     ):
         model.train_on_batch(X, Y)
     same(model.get_weights(), before)

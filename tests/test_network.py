@@ -5,12 +5,12 @@ import pytest
 
 import xpnet as xn
 from xpnet.backend import get_backend
-from xpnet.context import Context
+from xpnet.core.random import Stream
 from xpnet.errors import InvalidValueError, ShapeError
+from xpnet.kernels.context import Context
 from xpnet.layers import Activation, BatchNormalization, Dense, Dropout, Flatten, Input, Layer, ReLU, Softmax
-from xpnet.network import Network, check_input, name_layers
-from xpnet.random import Stream
 from xpnet.testing import assert_close
+from xpnet.training.network import Network, check_input, name_layers
 
 
 class Probe(Layer):
@@ -183,6 +183,14 @@ def test_masks_and_their_scale_have_one_rate(rate, new, values, backend64):
     assert Network([layer], (4,)).masks(Stream(1), 0, 64).keys() == ({"0/keep"} if new else set())
 
 
+class Twice(Activation):
+    """Overrides what applies the activation."""
+
+    def call(self, ctx, x):
+        y, back = super().call(ctx, x)
+        return 2.0 * y, lambda dy: back(2.0 * dy)
+
+
 @pytest.mark.parametrize(
     ("layers", "activation", "positions"),
     [
@@ -193,6 +201,7 @@ def test_masks_and_their_scale_have_one_rate(rate, new, values, backend64):
         ([Dense(3, activation="softmax"), ReLU()], "softmax", None),
         ([Dense(3, activation="softmax"), Dense(3)], "softmax", None),
         ([Dense(3, activation="softmax"), Dropout(0.5)], "softmax", None),
+        ([Dense(3), Twice("softmax")], "softmax", None),
         ([Dense(3, activation="softmax"), Softmax()], "softmax", [0]),
         ([Same(3, activation="softmax")], "softmax", [0]),
         ([Dense(3, activation="softmax"), Flatten()], "softmax", None),

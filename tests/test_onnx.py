@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xpnet import activations, ops
-from xpnet.context import Context
+from xpnet import activations
+from xpnet.core import ops
+from xpnet.kernels.context import Context
 from xpnet.layers import BatchNormalization, Dense, Dropout, Flatten, PReLU
 from xpnet.losses import SparseCategoricalCrossentropy
 from xpnet.optimizers import SGD, Adam

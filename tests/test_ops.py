@@ -9,13 +9,14 @@ from itertools import product
 import numpy as np
 import pytest
 
-from xpnet import activations, initializers, kernels, ops, optimizers, setting
+from xpnet import activations, initializers, kernels, optimizers, setting
 from xpnet.backend import get_backend
-from xpnet.context import Arena, Context
+from xpnet.core import ops
+from xpnet.core.params import Layout, ParamSpec
 from xpnet.errors import InvalidValueError, MissingExtraError, UnknownNameError
+from xpnet.kernels.context import Arena, Context
 from xpnet.kernels.finish import make
 from xpnet.optimizers import SGD, Adagrad, Adam, Momentum, RMSprop
-from xpnet.params import Layout, ParamSpec
 from xpnet.testing import assert_close
 
 
@@ -567,7 +568,7 @@ def hosts(ctx, arrays):
 
 
 def twin_of(module, name):
-    if module == "numba":
+    if module == "host.numba":
         pytest.importorskip("numba")
     return getattr(importlib.import_module(f"xpnet.kernels.{module}"), name)
 
@@ -695,7 +696,7 @@ def test_twins_have_their_bodies_signature(module, name):
 def test_the_choice_of_twins(monkeypatch, choice, by):
     if choice == "fast":
         pytest.importorskip("numba")
-    modules = {"numpy": ("numpy",), "fast": ("numpy", "numba")}.get(choice, ())
+    modules = {"numpy": ("host.numpy",), "fast": ("host.numpy", "host.numba")}.get(choice, ())
     monkeypatch.delenv("XPNET_KERNELS", raising=False)
     with kernels.using(choice) if by == "using" and choice != "0" else nullcontext():
         if by == "variable":

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from xpnet import initializers
+from xpnet.core.params import Flats, Layout, ParamSpec
+from xpnet.core.random import Stream
 from xpnet.errors import InvalidTypeError, ShapeError
-from xpnet.params import Flats, Layout, ParamSpec
-from xpnet.random import Stream
 from xpnet.testing import assert_close
 
 ZEROS, NORMAL = initializers.get("zeros"), initializers.get("random_normal")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from xpnet import parity
 from xpnet.errors import InvalidValueError
+from xpnet.tools import parity
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from xpnet.random import DRAW, INIT, SHUFFLE, Stream, fresh_seed, keep_mask
+from xpnet.core.random import DRAW, INIT, SHUFFLE, Stream, fresh_seed, keep_mask
 
 M64 = 2**64 - 1
 

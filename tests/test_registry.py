@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from xpnet import layers
+from xpnet.core.config import Configurable, Registry, snake_case
 from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
-from xpnet.registry import Configurable, Registry, snake_case
 
 
 class Thing(Configurable):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from xpnet import regularizers
-from xpnet.context import Context
 from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
+from xpnet.kernels.context import Context
 from xpnet.regularizers import L1, L1L2, L2
 from xpnet.testing import assert_close
 
@@ -60,7 +60,7 @@ def test_none_stays_none():
         (lambda: L1L2(0, float("nan")), InvalidValueError, "l2 must be a finite number >= 0; got nan"),
         (lambda: L2("much"), InvalidTypeError, "got 'much'"),
         (lambda: regularizers.get("l3"), UnknownNameError, "got 'l3'"),
-        (lambda: regularizers.get("l1_l2"), UnknownNameError, "give L1L2(l1=0.01, l2=0.01); got 'l1_l2'"),
+        (lambda: regularizers.get("l1_l2"), UnknownNameError, "pass L1L2(l1=0.01, l2=0.01); got 'l1_l2'"),
         (lambda: regularizers.get(abs), InvalidTypeError, "got <built-in function abs>"),
     ],
 )

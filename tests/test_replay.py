@@ -9,10 +9,10 @@ from steps import taken
 
 import xpnet as xn
 from xpnet import activations, kernels, layers, losses, metrics, optimizers
+from xpnet.backend.tree import leaves
 from xpnet.callbacks import Callback
 from xpnet.layers import BatchNormalization, Dense, Dropout
-from xpnet.replay import ATTEMPTS, MOST, Replay
-from xpnet.tree import leaves
+from xpnet.training.replay import ATTEMPTS, MOST, Replay
 
 if xn.get_backend().name != "numpy" or os.environ.get("XPNET_KERNELS") in ("0", "bodies"):
     pytest.skip("steps are recorded on NumPy, with its twins", allow_module_level=True)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.access import Access, _after_fork
 from xpnet.backend import get_backend
 from xpnet.callbacks import Callback, EarlyStopping, History
 from xpnet.errors import BusyError, UnknownNameError
 from xpnet.layers import BatchNormalization, Dense, Dropout, Layer
 from xpnet.metrics import Metric
 from xpnet.optimizers import SGD, Adam
+from xpnet.training import saving
+from xpnet.training.access import Access, _after_fork
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((40, 3)), RNG.standard_normal((40, 1))
@@ -154,8 +155,8 @@ def test_means_over_many_batches_are_exact():
     """Of float32 losses of about 0.1, a million at a time: in float32 the sum would be 1 % off."""
     backend, network = get_backend(), make()
     network.build((3,))
-    from xpnet.ops import add_up
-    from xpnet.training import host_sums, read_sums, zero_sums
+    from xpnet.core.ops import add_up
+    from xpnet.training.step import host_sums, read_sums, zero_sums
 
     def many(sums):
         for _ in range(2000):
@@ -349,6 +350,29 @@ def test_an_epoch_goes_on_with_its_sums_in_another_precision(tmp_path, dtype):
     np.testing.assert_allclose(
         xn.load_model(path).fit(X, Y, batch_size=4, verbose=0).history["loss"], loss, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_sums_of_an_older_file(tmp_path, monkeypatch, halves):
+    """Pairs of a sum and its weight, once in two arrays that are added up."""
+    path, saved = tmp_path / "model", []
+
+    def older(run, host):
+        found = cut_off(run, host)
+        pairs = np.reshape(found.sums, (-1, 2))
+        saved.append(pairs)
+        return found._replace(sums=np.stack([pairs - 0.25, np.full_like(pairs, 0.25)]) if halves else pairs)
+
+    cut_off = saving._cut_off
+    wanted = make(metrics=["mae"]).fit(X, Y, batch_size=4, verbose=0).history
+    monkeypatch.setattr(saving, "_cut_off", older)
+    with pytest.raises(InterruptedError):
+        make(metrics=["mae"]).fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(path, 0, 5)])
+    model = xn.load_model(path)
+    np.testing.assert_allclose(model.session.unfinished.sums, saved[0].reshape(-1), rtol=1e-12)
+    found = model.fit(X, Y, batch_size=4, verbose=0).history
+    assert model.step == 10
+    assert found == {name: pytest.approx(values, rel=1e-5) for name, values in wanted.items()}
 
 
 def test_a_callback_s_state_comes_back_as_it_was(tmp_path):

@@ -7,10 +7,10 @@ import pickle
 import pytest
 
 import xpnet as xn
+from xpnet.core.config import Configurable, fingerprint
+from xpnet.core.settings import flag, optional, part
 from xpnet.errors import InvalidTypeError, InvalidValueError, XpnetError, number, one_of
 from xpnet.layers import Dense, Input
-from xpnet.registry import Configurable, fingerprint
-from xpnet.settings import flag, optional, part
 
 
 class Base(Configurable):

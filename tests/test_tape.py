@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.kernels import tape
 from xpnet.kernels.finish import make
-from xpnet.kernels.tape import CannotRecord, Tape
+from xpnet.kernels.host import tape
+from xpnet.kernels.host.tape import CannotRecord, Tape
 
 if xn.get_backend().name != "numpy":
     pytest.skip("the tape records NumPy", allow_module_level=True)

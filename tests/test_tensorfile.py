@@ -15,9 +15,9 @@ import pytest
 import safetensors
 
 import xpnet as xn
+from xpnet.core.params import Layout
 from xpnet.errors import FileFormatError, InvalidTypeError, InvalidValueError
 from xpnet.layers import Dense, Input
-from xpnet.params import Layout
 
 X = np.random.default_rng(0).standard_normal((8, 3))
 
@@ -144,8 +144,8 @@ def overlap(text, rest):
         (replaced("[1]", "[true]"), "lists of sizes"),
         (replaced("[1]", "[1.0]"), "lists of sizes"),
         (replaced("[0,", "[-0,"), "not a size"),
-        (replaced("{", '{"__metadata__":{},', 1), "twice"),
-        (replaced('"dtype"', '"dtype":"F32","dtype"', 1), "twice"),
+        (replaced("{", '{"__metadata__":{},', 1), "duplicate key"),
+        (replaced('"dtype"', '"dtype":"F32","dtype"', 1), "duplicate key"),
         (replaced('"dtype"', '"more":1,"dtype"', 1), "needs dtype, shape and data_offsets"),
         (replaced('"format":"xpnet"', '"format":["xpnet"]'), "dictionary of strings"),
         (lambda text, rest: (json.dumps(json.loads(text) | {"__metadata__": [["a", "b"]]}), rest), "dictionary"),

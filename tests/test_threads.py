@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.kernels import helpers, tape, threads
+from xpnet.kernels.host import helpers, tape, threads
 
 if xn.get_backend().name != "numpy":
     pytest.skip("threads share NumPy's work", allow_module_level=True)

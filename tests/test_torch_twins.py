@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import kernels, ops, training
+from xpnet import kernels
 from xpnet.activations import Activation
 from xpnet.activations import get as activation
 from xpnet.backend import TorchBackend, get_backend
-from xpnet.context import Arena, Context
+from xpnet.backend.tree import leaves, tree_map
+from xpnet.core import ops
+from xpnet.kernels.context import Arena, Context
 from xpnet.layers import Dense, Dropout, Layer, PReLU
 from xpnet.losses import Loss, SparseCategoricalCrossentropy
-from xpnet.network import Network
 from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
-from xpnet.training import Batch, TrainState, make_step, zero_sums
-from xpnet.tree import leaves, tree_map
+from xpnet.training import step as training
+from xpnet.training.network import Network
+from xpnet.training.step import Batch, TrainState, make_step, zero_sums
 
 if get_backend().name != "torch" or os.environ.get("XPNET_KERNELS") in ("0", "bodies"):
     pytest.skip("PyTorch's own twins", allow_module_level=True)

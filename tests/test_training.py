@@ -8,14 +8,14 @@ from steps import taken
 
 import xpnet as xn
 from xpnet.backend import get_backend
+from xpnet.backend.tree import tree_map
+from xpnet.core.random import Stream
 from xpnet.layers import BatchNormalization, Dense
 from xpnet.losses import MeanSquaredError
-from xpnet.metrics import MeanAbsoluteError
-from xpnet.network import Network
+from xpnet.metrics import ConfusionMatrix, MeanAbsoluteError
 from xpnet.optimizers import Adam
-from xpnet.random import Stream
-from xpnet.training import Batch, TrainState, host_sums, make_evaluation, make_step, read_sums, zero_sums
-from xpnet.tree import tree_map
+from xpnet.training.network import Network
+from xpnet.training.step import Batch, TrainState, make_evaluation, make_step, read_sums, zero_sums
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((6, 3)), RNG.standard_normal((6, 1))
@@ -72,7 +72,7 @@ def test_a_step_is_a_function_of_state_and_batch(parts):
     assert bool(one.ok)
     assert float(one.lr) == 0.1
     assert all(not np.array_equal(getattr(one, name), getattr(before, name)) for name in ("weights", "stats"))
-    assert host_sums(b, one.sums)[[1, 3]].tolist() == [6.0, 6.0]
+    assert one.sums.reshape(-1, 4).sum(0)[[1, 3]].tolist() == [6.0, 6.0]
 
 
 def test_the_state_keeps_its_form(parts):
@@ -120,8 +120,11 @@ def test_evaluation_adds_up(parts):
     assert list(found) == names
 
 
-def test_sums_without_weight_have_no_mean(backend):
-    assert np.isnan(read_sums(backend, zero_sums(backend, ()), ["loss"], ())["loss"])
+def test_sums_of_no_rows_come_to_nothing(backend):
+    metrics = [MeanAbsoluteError(), ConfusionMatrix(3)]
+    found = read_sums(backend, zero_sums(backend, metrics), ["loss", "mae", "matrix"], metrics)
+    assert [np.shape(value) for value in found.values()] == [(), (), (3, 3)]
+    assert all(np.isnan(value).all() for value in found.values())
 
 
 # Side by side -----------------------------------------------------------------------------------------------

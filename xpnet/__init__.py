@@ -24,8 +24,9 @@ from . import (
     schedules,
 )
 from .backend import available_backends, get_backend, use_backend
+from .core.config import custom_object_scope
+from .core.settings import setting
 from .model import Sequential, load_model
-from .settings import setting
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "available_backends",
     "backend",
     "callbacks",
+    "custom_object_scope",
     "datasets",
     "errors",
     "get_backend",
@@ -50,3 +52,8 @@ __all__ = [
     "setting",
     "use_backend",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return what users use: the rooms below are importable, but not part of the interface."""
+    return __all__

@@ -1,8 +1,8 @@
-"""`python -m xpnet`: see `xpnet.cli`."""
+"""`python -m xpnet`: see `xpnet.tools.cli`."""
 
 import sys
 
-from .cli import main
+from .tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from .backend import Array, np
-from .context import enter
+from .core.config import Configurable, Registry
+from .core.settings import setting
 from .errors import InvalidTypeError, InvalidValueError, number
-from .registry import Configurable, Registry
-from .settings import setting
+from .kernels.context import enter
 
 __all__ = ["Activation", "LeakyReLU", "Linear", "ReLU", "Sigmoid", "Softmax", "Step", "Tanh", "get"]
 
@@ -54,6 +54,10 @@ class Activation(Configurable):
         return leave(self.backward(ctx.xp, ctx.xp.ones_like(z), z, self.forward(ctx.xp, z)))
 
 
+registry: Registry[Activation] = Registry("activation", Activation)
+
+
+@registry.register
 class Linear(Activation):
     """f(z) = z;  f' = 1."""
 
@@ -66,6 +70,7 @@ class Linear(Activation):
         return da
 
 
+@registry.register
 class Sigmoid(Activation):
     """f(z) = 1 / (1 + exp(-z));  f' = a (1 - a).
 
@@ -82,6 +87,7 @@ class Sigmoid(Activation):
         return da * (a * (1.0 - a))
 
 
+@registry.register
 class Tanh(Activation):
     """f(z) = tanh(z);  f' = 1 - a^2."""
 
@@ -94,6 +100,7 @@ class Tanh(Activation):
         return da * (1.0 - a * a)
 
 
+@registry.register("relu")
 class ReLU(Activation):
     """f(z) = max(z, 0);  f' = 1 for z > 0, else 0 (also at 0)."""
 
@@ -106,6 +113,7 @@ class ReLU(Activation):
         return xp.where(a > 0, da, xp.zeros_like(da))
 
 
+@registry.register("leaky_relu")
 class LeakyReLU(Activation):
     """f(z) = z for z > 0, else negative_slope * z;  f' = 1 or negative_slope (at 0: negative_slope).
 
@@ -125,6 +133,7 @@ class LeakyReLU(Activation):
         return xp.where(positive, da, self.negative_slope * da)
 
 
+@registry.register
 class Softmax(Activation):
     """f(z)_i = exp(z_i) / sum_j exp(z_j) along the last axis;  da_i/dz_j = a_i ((i = j) - a_j)."""
 
@@ -149,6 +158,7 @@ class Softmax(Activation):
         return leave(column * (unit - xp.expand_dims(a, axis=-2)))
 
 
+@registry.register
 class Step(Activation):
     """f(z) = 1 for z > 0, else 0 (also at 0): the perceptron's unit. It can't be trained through."""
 
@@ -162,10 +172,6 @@ class Step(Activation):
             "a step unit can't be trained by gradient descent, its derivative being 0 almost everywhere: use "
             "the loss 'perceptron' right behind it, or an activation such as 'sigmoid'; got activation 'step'"
         )
-
-
-registry: Registry[Activation] = Registry("activation", Activation)
-registry.add(Linear, Sigmoid, Tanh, ReLU, LeakyReLU, Softmax, Step, relu=ReLU, leaky_relu=LeakyReLU)
 
 
 def get(identifier: Any) -> Activation:

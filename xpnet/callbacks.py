@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from .backend import np
+from .core.config import Configurable
+from .core.settings import flag, optional, setting
 from .errors import InvalidTypeError, InvalidValueError, number, one_of, unknown_name
-from .registry import Configurable
-from .settings import flag, optional, setting
 
 __all__ = ["Callback", "EarlyStopping", "History", "ProgressBar"]
 
-Logs = dict[str, Any]  # floats; arrays of metrics that give such
+Logs = dict[str, Any]  # floats, or arrays for metrics with array results
 
 
 class Callback(Configurable):
@@ -25,8 +25,8 @@ class Callback(Configurable):
     overridden, its logs are read from the device after every execution; on a GPU this waits for the step.
     """
 
-    model: Any = None
-    params: dict[str, Any] = {}
+    model = None  # type: Any
+    params = {}  # type: dict[str, Any]
 
     def set_model(self, model: Any) -> None:
         """Set the model."""
@@ -65,7 +65,7 @@ class Callback(Configurable):
 class History(Callback):
     """Record the logs of each epoch as lists: `history["loss"]`, `history["val_loss"]`, ... `fit` returns it.
 
-    Values are floats, or arrays where a metric's result is one.
+    Values are floats, or arrays for metrics with array results.
 
     Attributes:
         history: name -> values, one per epoch. epoch: the epoch numbers.
@@ -137,11 +137,8 @@ class EarlyStopping(Callback):
         if self.monitor not in names:
             raise unknown_name("monitor of EarlyStopping", self.monitor, names)
         name = self.monitor.removeprefix("val_")
-        shape = () if name == "loss" else self.model.session.program().result_shape(name)
-        if shape != ():
-            raise InvalidValueError(
-                f"EarlyStopping needs a number to compare; got {self.monitor!r}, an array of shape {shape}"
-            )
+        if name != "loss" and name in self.model.compiled.arrays:
+            raise InvalidValueError(f"EarlyStopping compares numbers, not arrays; got monitor {self.monitor!r}")
         self._direction()
         self._begin()
 
@@ -152,7 +149,7 @@ class EarlyStopping(Callback):
         found = self.model.compiled.directions.get(self.monitor.removeprefix("val_"))
         if found not in ("min", "max"):
             raise InvalidValueError(
-                f"EarlyStopping can't tell whether {self.monitor!r} is to grow: pass mode='max' or mode='min', or "
+                f"EarlyStopping can't tell whether {self.monitor!r} should increase: pass mode='max' or 'min', or "
                 f"give the metric a `direction`, 'max' or 'min'; got mode 'auto' and direction {found!r}"
             )
         return str(found)

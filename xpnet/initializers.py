@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from .backend import Array, get_backend, np
+from .core.config import Configurable, Registry
+from .core.random import INIT, Stream, fresh_seed
+from .core.settings import optional, setting
 from .errors import InvalidValueError, number, one_of
-from .random import INIT, Stream, fresh_seed
-from .registry import Configurable, Registry
-from .settings import optional, setting
 
 __all__ = [
     "Constant",
@@ -31,24 +31,26 @@ __all__ = [
 class Initializer(Configurable):
     """Base class; subclasses define `draw`."""
 
-    seed: int | None = None  # for subclasses without this setting
-
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Return a float64 host array of this shape, drawn from `rng`."""
         raise TypeError(f"{type(self).__name__} must define draw(rng, shape)")
 
     def values(self, stream: Stream, slot: int, shape: tuple[int, ...]) -> np.ndarray:
         """Return the host array for a parameter's slot, from its own seed if set, else from the stream."""
-        stream = stream if self.seed is None else Stream(self.seed)
-        return self.draw(stream.at(INIT, slot if self.seed is None else 0, 0), shape)
+        seed = getattr(self, "seed", None)  # not every initializer draws
+        stream, slot = (stream, slot) if seed is None else (Stream(seed), 0)
+        return self.draw(stream.at(INIT, slot, 0), shape)
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Array:
         """Return an array of this shape on the current backend."""
         backend = get_backend(dtype=dtype)
-        stream = Stream(fresh_seed() if self.seed is None else self.seed)
-        return backend.array(self.values(stream, 0, tuple(shape)), backend.dtype_name)
+        return backend.array(self.values(Stream(fresh_seed()), 0, tuple(shape)), backend.dtype_name)
 
 
+registry: Registry[Initializer] = Registry("initializer", Initializer)
+
+
+@registry.register("zero")
 class Zeros(Initializer):
     """All zeros.
 
@@ -61,6 +63,7 @@ class Zeros(Initializer):
         return np.zeros(shape)
 
 
+@registry.register("one")
 class Ones(Initializer):
     """All ones."""
 
@@ -69,6 +72,7 @@ class Ones(Initializer):
         return np.ones(shape)
 
 
+@registry.register
 class Constant(Initializer):
     """A constant.
 
@@ -83,6 +87,7 @@ class Constant(Initializer):
         return np.full(shape, float(self.value))
 
 
+@registry.register("normal")
 class RandomNormal(Initializer):
     """Normally distributed numbers.
 
@@ -99,6 +104,7 @@ class RandomNormal(Initializer):
         return rng.normal(self.mean, self.stddev, shape)
 
 
+@registry.register("uniform")
 class RandomUniform(Initializer):
     """Uniform numbers in [minval, maxval).
 
@@ -120,6 +126,7 @@ class RandomUniform(Initializer):
         return rng.uniform(self.minval, self.maxval, shape)
 
 
+@registry.register
 class VarianceScaling(Initializer):
     """Zero-mean numbers of variance scale / n, where n counts the kernel's connections.
 
@@ -164,6 +171,7 @@ def fans(shape: tuple[int, ...]) -> tuple[float, float]:
     return shape[-2] * field, shape[-1] * field
 
 
+@registry.register
 class GlorotUniform(VarianceScaling):
     """Uniform in +-sqrt(6 / (fan_in + fan_out)) (X. Glorot, Y. Bengio, AISTATS 2010).
 
@@ -174,40 +182,39 @@ class GlorotUniform(VarianceScaling):
     scale, mode, distribution = 1.0, "fan_avg", "uniform"
 
 
+@registry.register
 class GlorotNormal(VarianceScaling):
     """Truncated normal of variance 2 / (fan_in + fan_out) (Glorot, Bengio 2010). Args: seed."""
 
     scale, mode, distribution = 1.0, "fan_avg", "truncated_normal"
 
 
+@registry.register
 class HeUniform(VarianceScaling):
     """Uniform in +-sqrt(6 / fan_in) (K. He et al., ICCV 2015). Args: seed."""
 
     scale, mode, distribution = 2.0, "fan_in", "uniform"
 
 
+@registry.register
 class HeNormal(VarianceScaling):
     """Truncated normal of variance 2 / fan_in (He et al. 2015). Args: seed."""
 
     scale, mode, distribution = 2.0, "fan_in", "truncated_normal"
 
 
+@registry.register
 class LecunUniform(VarianceScaling):
     """Uniform in +-sqrt(3 / fan_in) (Y. LeCun et al., "Efficient BackProp", 1998). Args: seed."""
 
     scale, mode, distribution = 1.0, "fan_in", "uniform"
 
 
+@registry.register
 class LecunNormal(VarianceScaling):
     """Truncated normal of variance 1 / fan_in (LeCun et al. 1998). Args: seed."""
 
     scale, mode, distribution = 1.0, "fan_in", "truncated_normal"
 
 
-registry: Registry[Initializer] = Registry("initializer", Initializer)
-registry.add(
-    Zeros, Ones, Constant, RandomNormal, RandomUniform, VarianceScaling,
-    GlorotUniform, GlorotNormal, HeUniform, HeNormal, LecunUniform, LecunNormal,
-    zero=Zeros, one=Ones, normal=RandomNormal, uniform=RandomUniform,
-)  # fmt: skip
 get = registry.get

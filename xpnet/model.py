@@ -8,23 +8,23 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from . import loop
 from .backend import LARGEST_COUNT, Array, Backend, np
 from .callbacks import History, resolve_verbose
-from .context import numeric
-from .data import Data, class_factors
+from .core.random import fresh_seed
 from .errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number, unknown_name
-from .job import make_job, rows_at_a_time, training_data
+from .kernels.context import numeric
 from .layers import Input, Layer
 from .layers.base import rows_of
 from .losses import Loss
-from .network import Network, name_layers
 from .optimizers import Optimizer
-from .program import Compiled, check_compile
-from .random import fresh_seed
-from .saving import read_model, save_model
-from .session import Progress, Session
-from .training import TrainState
+from .training import loop
+from .training.data import Data, class_factors
+from .training.job import make_job, rows_at_a_time, training_data
+from .training.network import Network, name_layers
+from .training.program import Compiled, check_compile
+from .training.saving import read_model, save_model
+from .training.session import Progress, Session
+from .training.step import TrainState
 
 __all__ = ["Sequential", "load_model"]
 
@@ -307,7 +307,7 @@ class Sequential:
             optimizer, loss: names or objects. metrics, weighted_metrics: lists of names or objects; the weights
                 of rows and classes count in the latter only.
             steps_per_execution: batches that are run at once (one `lax.scan` under JAX).
-            graph: whether a step may be recorded once and replayed (NumPy; see `xpnet.replay`).
+            graph: whether a step may be recorded once and replayed (NumPy; see `xpnet.training.replay`).
 
         Raises:
             UnknownNameError: a name is not known. InvalidValueError: softmax or sigmoid and then `from_logits`.

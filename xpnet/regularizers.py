@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .backend import Array, np
-from .context import enter
+from .core.config import Configurable, Registry
+from .core.settings import setting
 from .errors import InvalidTypeError, UnknownNameError, number
-from .registry import Configurable, Registry
-from .settings import setting
+from .kernels.context import enter
 
 __all__ = ["L1", "L1L2", "L2", "Regularizer", "get"]
 
@@ -19,8 +19,7 @@ class Regularizer(Configurable):
     The notes' penalty lambda / (2 m) * sum(w^2), where m is the number of samples, is `L2(lambda / (2 * m))`.
     """
 
-    l1: float = 0.0
-    l2: float = 0.0
+    l1 = l2 = 0.0
 
     @np.errstate(all="ignore")
     def __call__(self, w: Array) -> Array:
@@ -35,6 +34,10 @@ class Regularizer(Configurable):
         return leave(self.l1 * xp.sum(xp.abs(w)) + self.l2 * xp.sum(w * w))
 
 
+registry: Registry[Regularizer] = Registry("regularizer", Regularizer)
+
+
+@registry.register
 class L1(Regularizer):
     """l1 * sum(|w|).
 
@@ -45,6 +48,7 @@ class L1(Regularizer):
     l1: float = setting(number, 0, default=0.01)
 
 
+@registry.register
 class L2(Regularizer):
     """l2 * sum(w^2); Krogh & Hertz define weight decay with half this factor.
 
@@ -55,6 +59,7 @@ class L2(Regularizer):
     l2: float = setting(number, 0, default=0.01)
 
 
+@registry.register
 class L1L2(Regularizer):
     """l1 * sum(|w|) + l2 * sum(w^2).
 
@@ -64,10 +69,6 @@ class L1L2(Regularizer):
 
     l1: float = setting(number, 0, default=0.0)
     l2: float = setting(number, 0, default=0.0)
-
-
-registry: Registry[Regularizer] = Registry("regularizer", Regularizer)
-registry.add(L1, L2, L1L2)
 
 
 def get(identifier: Any) -> Regularizer | None:
@@ -80,7 +81,7 @@ def get(identifier: Any) -> Regularizer | None:
         return None
     if isinstance(identifier, str) and identifier == "l1_l2":
         raise UnknownNameError(
-            "a regularizer 'l1_l2' would have no factors (as in Keras 3, L1L2() penalizes nothing): give "
+            "the regularizer 'l1_l2' would have no factors (as in Keras 3, L1L2() penalizes nothing): pass "
             "L1L2(l1=0.01, l2=0.01); got 'l1_l2'"
         )
     if callable(identifier) and not isinstance(identifier, (Regularizer, type)):

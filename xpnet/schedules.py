@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 from .backend import Array, np
+from .core.config import Configurable, Registry
+from .core.settings import flag, setting
 from .errors import number
-from .registry import Configurable, Registry
-from .settings import flag, setting
 
 __all__ = ["ExponentialDecay", "Schedule", "get", "rate"]
 
@@ -41,6 +41,10 @@ class Schedule(Configurable):
         return float(self.at(np, np.asarray(number("step", step, 0, integer=True), np.float64)))
 
 
+registry: Registry[Schedule] = Registry("schedule", Schedule)
+
+
+@registry.register
 class ExponentialDecay(Schedule):
     """r = r0 decay_rate^(age / decay_steps): as in Keras.
 
@@ -71,8 +75,6 @@ class ExponentialDecay(Schedule):
         return self.initial_learning_rate * xp.exp(times * math.log(self.decay_rate))
 
 
-registry: Registry[Schedule] = Registry("schedule", Schedule)
-registry.add(ExponentialDecay)
 get = registry.get
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .backend import Array, Backend, get_backend, host_of, library_of, np
-from .context import Context
+from .core.random import Stream, keep_mask
+from .kernels.context import Context
 from .layers import Layer
 from .losses import Loss
-from .random import Stream, keep_mask
 
 __all__ = ["assert_close", "check_gradients"]
 

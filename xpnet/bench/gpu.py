@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..backend import get_backend, np
-from ..kernels import blas, graph
+from ..kernels.cuda import blas, graph
 from .cases import Case, DataSet
 from .jobs import Runner
 
@@ -81,7 +81,7 @@ def kernels_of(run: Any, steps: int = 1) -> float | None:
     """Return the kernels per step of xpnet, counted in its captured graph; None if there is no such graph.
 
     Args:
-        run: the `Replay` that takes the steps, see `xpnet.replay`. steps: steps per graph.
+        run: the `Replay` that takes the steps, see `xpnet.training.replay`. steps: steps per graph.
     """
     plays = [play for play, _ in getattr(run, "recordings", {}).values()]
     if len(plays) != 1:  # not captured

@@ -92,14 +92,14 @@ def goal_of(data: DataSet) -> float:
         ImportError: which leaves the contestant out: the data are not MNIST.
     """
     if data.source != "MNIST":
-        raise ImportError("MNIST is not at hand: name a folder that holds it in XPNET_DATA")
+        raise ImportError("MNIST is not available: set XPNET_DATA to a folder that contains it")
     return GOAL
 
 
 def check_reached(accuracy: float, goal: float) -> None:
     """Raise if training has ended below its goal."""
     if not accuracy >= goal:
-        raise XpnetError(f"{MOST} epochs must lead to an accuracy of {goal:g}; got {accuracy:.4f}")
+        raise XpnetError(f"accuracy must reach {goal:g} within {MOST} epochs; got {accuracy:.4f}")
 
 
 def until(make: Make) -> Make:

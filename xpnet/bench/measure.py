@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..errors import XpnetError
-from .cases import Case
+from .cases import Case, DataSet
 from .jobs import Runner
 from .peers import BASE, FAST, GPU, PEAK, PRODUCTS, choose, rows_for
 
@@ -81,72 +81,90 @@ def measure(
         The results. Contestants that raised, or whose loss did not fall, are in `failures`.
     """
     data = case.data()
-    rows = rows_for(case)
+    names = choose(case.kind, device=case.device) if contestants is None else contestants
     rounds = min(rounds, TRAININGS) if case.kind == "to98" else rounds
-    runners: dict[str, Runner] = {}
-    failures: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    counts: dict[str, int] = {}
-    times: dict[str, list[float]] = {}
-    losses: dict[str, list[float]] = {}
-    kernels: dict[str, float | None] = {}
-    flops: dict[str, int] = {}
+    contest = _Contest(case, data, seconds, pause=threads != 1 and case.device == "cpu")
+    for name in names:
+        contest.attempt(contest.make, name)
+    for name in list(contest.runners):
+        contest.attempt(contest.begin, name)
+    gc.collect()
+    for number in range(rounds):
+        for name in list(contest.runners)[:: 1 if number % 2 == 0 else -1]:
+            contest.attempt(contest.turn, name)
+    for name in list(contest.runners):
+        contest.attempt(contest.end, name)
+    times = {name: contest.times[name] for name in contest.runners}
+    results = _results(case, data.source, threads, times, contest.losses, contest.flops)
+    kernels = contest.kernels
+    return Measured(
+        [r._replace(kernels=kernels[r.contestant]) for r in results], contest.failures, contest.left_out
+    )
 
-    def attempt(name: str, action: Callable[[str], Any]) -> None:
+
+class _Contest:
+    """The contestants on one case, and the measurements of each, by name.
+
+    Args:
+        seconds: target duration of a turn. pause: whether to wait before each turn (see `PAUSE`).
+    """
+
+    def __init__(self, case: Case, data: DataSet, seconds: float, pause: bool) -> None:
+        self.case, self.data, self.seconds, self.pause = case, data, seconds, pause
+        self.rows = rows_for(case)
+        self.runners: dict[str, Runner] = {}
+        self.failures: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+        self.times: dict[str, list[float]] = {}
+        self.losses: dict[str, list[float]] = {}
+        self.kernels: dict[str, float | None] = {}
+        self.flops: dict[str, int] = {}
+
+    def attempt(self, action: Callable[[str], Any], name: str) -> None:
         """Run an action with a contestant; if it raises, remove the contestant."""
         try:
             action(name)
         except Exception as error:  # noqa: BLE001 - peers may raise anything; it is reported
-            runners.pop(name, None)
-            failures[name] = f"{type(error).__name__}: {error}"
+            self.runners.pop(name, None)
+            self.failures[name] = f"{type(error).__name__}: {error}"
 
-    def make(name: str) -> None:
+    def make(self, name: str) -> None:
+        """Create a contestant if its library is installed."""
         try:
-            runners[name] = rows[name].make(case, data)
+            self.runners[name] = self.rows[name].make(self.case, self.data)
         except ImportError as error:
-            left_out[name] = str(error)
+            self.left_out[name] = str(error)
 
-    def begin(name: str) -> None:
+    def begin(self, name: str) -> None:
         """Compute the first loss, warm up, and choose the length of a turn."""
-        runner = runners[name]
+        runner, case = self.runners[name], self.case
         unit = runner.unit
-        losses[name] = [runner.loss()] if runner.loss else []
+        self.losses[name] = [runner.loss()] if runner.loss else []
         least = max(unit, 10) if case.kind == "step" else 1
         # a graph of several steps is captured in its second unit, which must not be timed
         runner.run(3 * least if case.kind == "step" and case.device != "cpu" else least)
-        counts[name] = least
+        self.counts[name] = least
         if case.kind != "to98":
             each = _timed(runner, least)
-            counts[name] = max(least, round(seconds * 1e6 / each / unit) * unit)
-        kernels[name] = runner.kernels() if runner.kernels else None
-        flops[name] = case.flops if runner.flops is None else runner.flops
+            self.counts[name] = max(least, round(self.seconds * 1e6 / each / unit) * unit)
+        self.kernels[name] = runner.kernels() if runner.kernels else None
+        self.flops[name] = case.flops if runner.flops is None else runner.flops
 
-    def turn(name: str) -> None:
-        if threads != 1 and case.device == "cpu":
+    def turn(self, name: str) -> None:
+        """Time a contestant once."""
+        if self.pause:
             time.sleep(PAUSE)
-        times.setdefault(name, []).append(_timed(runners[name], counts[name]))
+        self.times.setdefault(name, []).append(_timed(self.runners[name], self.counts[name]))
 
-    def end(name: str) -> None:
-        loss, pair = runners[name].loss, losses[name]
+    def end(self, name: str) -> None:
+        """Compute the last loss; raise if it is not lower than the first."""
+        loss, pair = self.runners[name].loss, self.losses[name]
         if loss is None:
             return
         pair.append(loss())
         if not pair[1] < pair[0]:
-            raise XpnetError(f"{name} on {case.name}: its loss did not fall; got {pair[0]} -> {pair[1]}")
-
-    for name in choose(case.kind, device=case.device) if contestants is None else contestants:
-        attempt(name, make)
-    for name in list(runners):
-        attempt(name, begin)
-    gc.collect()
-    for number in range(rounds):
-        for name in list(runners) if number % 2 == 0 else list(runners)[::-1]:
-            attempt(name, turn)
-    for name in list(runners):
-        attempt(name, end)
-    sound = {name: times[name] for name in runners}
-    results = _results(case, data.source, threads, sound, losses, flops)
-    return Measured([r._replace(kernels=kernels[r.contestant]) for r in results], failures, left_out)
+            raise XpnetError(f"{name} on {self.case.name}: its loss did not fall; got {pair[0]} -> {pair[1]}")
 
 
 def _timed(runner: Runner, n: int) -> float:

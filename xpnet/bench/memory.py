@@ -61,7 +61,7 @@ def _forget_peak() -> None:
             with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
                 file.write("5")
         except OSError as error:
-            print(f"the peak of memory includes what came before the measurement ({error})", file=sys.stderr)
+            print(f"peak memory includes what was used before the measurement ({error})", file=sys.stderr)
 
 
 def _status(name: str) -> float | None:

@@ -7,9 +7,15 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+import xpnet as xn
+
 from .. import kernels
 from ..backend import get_backend, np
-from ..tree import Stack, tree_map
+from ..backend.tree import Stack, tree_map
+from ..callbacks import Callback, EarlyStopping
+from ..training import loop
+from ..training.data import Data
+from ..training.step import zero_sums
 from .cases import Case, DataSet
 from .gpu import by_cupy, kernels_of
 from .jobs import MOST, Make, Runner, check_reached, epochs, goal_of, passes, stacks
@@ -34,8 +40,6 @@ def twins(name: str | None) -> Iterator[None]:
 
 def network(case: Case, backend: str, metrics: Any = None, per_execution: int = 1) -> Any:
     """Return the case's network, built and compiled."""
-    import xpnet as xn
-
     layers: list[Any] = [xn.layers.Input((case.layers[0],))]
     for n in case.layers[1:-1]:
         layers.append(xn.layers.Dense(n, activation="relu"))
@@ -50,10 +54,6 @@ def network(case: Case, backend: str, metrics: Any = None, per_execution: int = 
 
 def prepared(case: Case, model: Any, data: DataSet, count: int, stacked: bool = False) -> Any:
     """Return the training program and its first batches with their masks, on the device."""
-    from .. import loop
-    from ..data import Data
-    from ..training import zero_sums
-
     program, columns, size = model.session.program(), Data(data.x, data.y), case.batch
 
     def place(a: Any) -> Any:
@@ -105,8 +105,6 @@ def epoch(backend: str, twin: str | None = None, per_execution: int = 1) -> Make
     """Return a typical call of `fit`: with a progress bar, a metric and a callback."""
 
     def make(case: Case, data: DataSet) -> Runner:
-        from ..callbacks import EarlyStopping
-
         with twins(twin):
             model = network(case, backend, ["accuracy"], per_execution)
         x, y = at_hand(case, model, data.x, data.y)
@@ -125,8 +123,6 @@ def to98(backend: str, twin: str | None = None) -> Make:
     """Return `fit` on host data, stopped by a callback after the epoch that reaches the goal."""
 
     def make(case: Case, data: DataSet) -> Runner:
-        from ..callbacks import Callback
-
         goal = goal_of(data)
         with twins(twin):  # raises ImportError now if the contestant is to be left out
             get_backend(backend, dtype=case.dtype)

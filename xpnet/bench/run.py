@@ -37,29 +37,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--networks", type=int, nargs="+", choices=range(1, 1 + len(NETWORKS + LARGE)),
                       help="steps of these networks; 5 to 7 are for a GPU")  # fmt: skip
     what.add_argument("--layers", type=_sizes, metavar="SIZES", help="steps of a network of your own: 784,128,10")
-    what.add_argument("--batch", type=count, default=128, help="rows a step, with --layers")
+    what.add_argument("--batch", type=count, default=128, help="rows per step, with --layers")
     what.add_argument("--jobs", nargs="*", choices=[*JOBS, "to98"],
                       help="whole jobs: an epoch of fit, predict, MNIST to 98 %% accuracy")  # fmt: skip
     what.add_argument("--optimizer", choices=["adam", "sgd"], default="adam", help="of the steps")
     what.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the steps")
     what.add_argument("--precision", nargs="+", choices=PRECISIONS,
-                      help="of the products of steps on a GPU (default of networks asked for: all)")  # fmt: skip
-    who = parser.add_argument_group("who takes part (default: xpnet and peers, where they are installed)")
+                      help="of the matrix products of steps on a GPU (default with --networks: all)")  # fmt: skip
+    who = parser.add_argument_group("contestants (default: xpnet and the installed peers)")
     who.add_argument("--peers", nargs="+", action="extend", default=[], metavar="LIBRARY",
                      help="all rows of these: sklearn,torch,jax,keras")  # fmt: skip
     who.add_argument("--backend", nargs="+", action="extend", default=[], metavar="NAME",
-                     help="xpnet's rows on these: numpy,torch; with cupy everybody is on the GPU")  # fmt: skip
+                     help="xpnet's rows on these: numpy,torch; with cupy everything runs on the GPU")  # fmt: skip
     who.add_argument("--contestants", nargs="+", default=[], metavar="NAME", help="rows, named as in the tables")
     how = parser.add_argument_group("how")
     how.add_argument("--threads", type=count, nargs="+",
-                     help="of the host (default: 1, then all cores; with a GPU all cores)")  # fmt: skip
+                     help="of the host (default: 1, then one per core; on a GPU one per core)")  # fmt: skip
     how.add_argument("--rounds", type=count, help="turns of each contestant (default: 7, GPU: 5)")
     how.add_argument("--seconds", type=_seconds,
                      help="of a turn, at least one epoch or 10 steps (default: 0.2, GPU: 0.1)")  # fmt: skip
     how.add_argument("--limit", type=_limit, metavar="SECONDS",
-                     help="after which a case's process is ended (default: never, GPU: 240)")  # fmt: skip
-    how.add_argument("--memory", action="store_true", help="the peak, too: a process for each row")
-    out = parser.add_argument_group("where to")
+                     help="after which a case's process is killed (default: never, GPU: 240)")  # fmt: skip
+    how.add_argument("--memory", action="store_true", help="also measure peak memory, a process for each row")
+    out = parser.add_argument_group("output")
     out.add_argument("--json", metavar="FILE", help="all figures, machine, versions, command")
     out.add_argument("--markdown", metavar="FILE", help="the tables for a README")
     out.add_argument("--plot", metavar="FILE", help="the medians (needs matplotlib)")
@@ -78,7 +78,7 @@ def count_from_0(text: str) -> int:
 
 def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} on; got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number >= {least}; got {text!r}")
     return int(text)
 
 
@@ -133,7 +133,7 @@ def main(options: argparse.Namespace) -> int:
             _write(options, {"machine": machine, "command": command, **notes}, results)
     failed = len(notes["failures"])
     if failed:
-        print(f"error: {failed} of the contestants failed, see above", file=sys.stderr)
+        print(f"error: {failed} contestants failed, see above", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -181,15 +181,13 @@ def _check(options: argparse.Namespace) -> None:
         if options.precision:
             raise InvalidValueError(f"--precision needs --backend cupy; got {options.precision}")
         if any(number > len(NETWORKS) for number in options.networks or ()):
-            raise InvalidValueError(
-                f"networks from {len(NETWORKS) + 1} on need --backend cupy; got {options.networks}"
-            )
+            raise InvalidValueError(f"networks above {len(NETWORKS)} need --backend cupy; got {options.networks}")
     elif others:
         raise InvalidValueError(
-            f"--backend cupy computes on the GPU only, and takes no other beside it; got {others}"
+            f"--backend cupy runs everything on the GPU and excludes other backends; got {others}"
         )
     elif options.memory:
-        raise InvalidValueError("--memory measures that of the host, not a GPU's; got --backend cupy")
+        raise InvalidValueError("--memory measures host memory, not GPU memory; got --backend cupy")
     elif options.precision and options.dtype != "float32":
         raise InvalidValueError(f"--precision is for --dtype float32; got {options.dtype!r}")
 
@@ -259,7 +257,7 @@ def _add_memory(task: dict[str, Any], measured: Measured, threads: int) -> Measu
     for r in measured.results:
         answer = _process({**task, "peak_of": r.contestant, "threads": threads})
         if isinstance(answer, str):
-            failures[r.contestant] = f"its peak of memory: {answer}"
+            failures[r.contestant] = f"its peak memory: {answer}"
             answer = {"memory": None}
         results.append(r._replace(memory=answer["memory"]))
     return measured._replace(results=results, failures=failures)
@@ -273,7 +271,7 @@ def _process(task: dict[str, Any]) -> Any:
     try:
         done = subprocess.run(call, env=environment, stdout=subprocess.PIPE, check=False, timeout=limit)
     except subprocess.TimeoutExpired:
-        return f"the process was ended after {limit:g} s (--limit)"
+        return f"the process was killed after {limit:g} s (--limit)"
     return json.loads(done.stdout) if done.returncode == 0 else f"the process ended with status {done.returncode}"
 
 

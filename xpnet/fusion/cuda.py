@@ -1,6 +1,6 @@
 """Write CUDA C++ kernels from graphs: one for an optimizer's update, two for an activation.
 
-The code is compiled behind `kernels/cuda_helpers.cu`, which defines the types (A is the model's dtype, N the one
+The code is compiled behind `kernels/cuda/helpers.cu`, which defines the types (A is the model's dtype, N the one
 that a derivative is rounded to) and the functions that are called here. It depends on the structure of the graphs
 only (`Graph.constants` may be left out): constants are arguments of the kernel, in their order.
 """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..registry import fingerprint
-from ..settings import changes
+from ..core.config import fingerprint
+from ..core.settings import changes
 
 __all__ = ["Remembered"]
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from .. import ops
+from ..core import ops
 from .remember import Remembered
 from .trace import Graph, NotElementwise, trace
 

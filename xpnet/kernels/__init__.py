@@ -1,4 +1,4 @@
-"""Faster twins of `xpnet.ops`, by library. This table shows every one there is.
+"""Faster twins of `xpnet.core.ops`, by library. This table shows every one there is.
 
 `XPNET_KERNELS=bodies` (or 0) runs the bodies of `ops.py` everywhere, `numpy` NumPy's own twins, `fast` those with
 loops compiled by numba; unset, the fastest that is installed. `XPNET_GRAPH=0` (or no) records no steps.
@@ -19,29 +19,29 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops
+from ..core import ops
 from ..errors import NO, YES, MissingExtraError, switch, unknown_name
+from .host.threads import Alone
 
-__all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "usable", "using"]
+__all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "records", "using"]
 
 _GRADIENT = ("pack", "penalize", "sound", "tally")
 _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "numpy": ("product", *_NETWORK, "row_total", *_GRADIENT, "update"),
-        "numba": (*_NETWORK, "update"),
+        "host.numpy": ("product", *_NETWORK, "row_total", *_GRADIENT, "update"),
+        "host.numba": (*_NETWORK, "update"),
     },
     "torch": {"torch": ("affine", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")},
     "jax": {"jax": ("pack", "product")},
     "cupy": {
-        "cupy": (*_NETWORK, "hits", "confusion", "row_total"),
-        "cupy_flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),
+        "cuda.layers": (*_NETWORK, "hits", "confusion", "row_total"),
+        "cuda.flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),
     },
 }
-RECORDERS = {"numpy": "tape", "cupy": "graph"}  # modules that record a step, so that it can be replayed
-MAKERS = {"cupy": "device"}  # modules that make masks and batches in a recorded step
-CHECKS = {"cupy": "check"}  # modules that compare the twins with their bodies on the device at hand
+RECORDERS = {"numpy": "host.tape", "cupy": "cuda.graph"}  # modules that record a step, so that it can be replayed
+MAKERS = {"cupy": "cuda.device"}  # modules that make masks and batches in a recorded step
 CHOICES = ("bodies", "numpy", "fast")
 _chosen: ContextVar[str | None] = ContextVar("xpnet_kernels", default=None)
 
@@ -94,22 +94,21 @@ def surroundings(backend: Any) -> AbstractContextManager[Any]:
     """Return a context for inference: on NumPy BLAS works as in a step, whoever trains meanwhile."""
     if backend.name != "numpy" or chosen() == "bodies":
         return np.errstate(all="ignore")
-    return importlib.import_module(f"{__name__}.threads").Alone()
+    return Alone()
 
 
-def usable(backend: Any) -> bool:
-    """Return whether the twins of a backend are wanted, and right on its device: only then may they write."""
-    if chosen() == "bodies":
-        return False
-    name = CHECKS.get(backend.name)
-    return name is None or importlib.import_module(f"{__name__}.{name}").right(backend)
+def records(backend: Any) -> bool:
+    """Return whether steps on a backend are recorded, provided that its twins are right.
+
+    Raises:
+        UnknownNameError, MissingExtraError: see `chosen`. InvalidValueError: XPNET_GRAPH is no switch.
+    """
+    bodies = chosen() == "bodies"
+    return switch("XPNET_GRAPH", True) and not bodies and backend.name in RECORDERS
 
 
 def recorder_for(backend: Any) -> Any:
-    """Return what records steps on a backend (see `xpnet.replay`), or None."""
-    chosen()  # raises for a wrong word, on every backend before the first step
-    if not switch("XPNET_GRAPH", True) or backend.name not in RECORDERS or not usable(backend):
-        return None
+    """Return what records steps on a backend that `records` (see `xpnet.training.replay`)."""
     module = importlib.import_module(f"{__name__}.{RECORDERS[backend.name]}")
     return module.Recorder(backend.device) if hasattr(module, "Recorder") else module
 
@@ -124,12 +123,12 @@ def maker_for(backend: Any) -> Any:
 def _table(backend_name: str, choice: str) -> SimpleNamespace:
     table = {name: getattr(ops, name) for name in ops.__all__}
     for module, names in TWINS.get(backend_name, {}).items():
-        if choice == "bodies" or (module == "numba" and choice != "fast"):
+        if choice == "bodies" or (module == "host.numba" and choice != "fast"):
             continue
         try:
             twins = importlib.import_module(f"{__name__}.{module}")
         except ImportError as error:
-            if module != "numba":
+            if module != "host.numba":
                 raise
             warnings.warn(  # numba refuses a NumPy that is newer than itself
                 f"numba is installed but can't be used, so NumPy's own loops run; got {error}",

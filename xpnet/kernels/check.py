@@ -1,4 +1,4 @@
-"""CuPy's kernels against the definitions in `ops.py`, on the device at hand, before a model relies on them.
+"""Twins against the definitions in `core/ops.py`, on the device at hand, before a model relies on them.
 
 Each gets fixed numbers once a process, and NumPy makes of the same numbers what should come out. Products are of
 small integers, which every precision multiplies and adds up exactly; nothing else is near a step or a pole. So
@@ -14,18 +14,15 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from ..backend import Backend, NumpyBackend
-from ..context import Arena, Context
-from ..random import Stream
-from ..random import keep_mask as wanted_mask
-from . import blas, device
+from ..backend import Backend, NumpyBackend, np
+from ..core.random import Stream, keep_mask
+from . import chosen, maker_for, recorder_for
+from .compare import SHARE, close
+from .context import Arena, Context
+from .cuda.blas import precision
 from .finish import make
-from .generated import SHARE, close
-from .graph import Recorder
 
-__all__ = ["right"]
+__all__ = ["right", "usable"]
 
 ROWS, INPUTS, UNITS = 600, 5, 37  # several chunks of rows, and units that are no multiple of a warp
 SIZE = 3000  # of flat arrays: several blocks
@@ -38,15 +35,22 @@ _RELU = SimpleNamespace(
 )
 
 
+def usable(backend: Backend) -> bool:
+    """Return whether the twins of a backend are wanted, and right on its device: only then may they write."""
+    if chosen() == "bodies":
+        return False
+    return not backend.checked or right(backend)
+
+
 def right(backend: Backend) -> bool:
     """Return whether the kernels give on a device what they should; if not, a warning tells, once."""
-    return _right(backend, blas.precision())
+    return _right(backend, precision())
 
 
 @lru_cache
-def _right(backend: Backend, precision: str) -> bool:
+def _right(backend: Backend, of_products: str) -> bool:
     try:
-        recorder = Recorder(backend.device)  # its stream, with the handle of cuBLAS, goes on to the next one
+        recorder = recorder_for(backend)  # its stream, with the handle of cuBLAS, goes on to the next one
         with recorder.surroundings():
             wrong = list(_wrong(backend))
     except Exception as error:  # noqa: BLE001 - of the libraries' own kinds; told in the warning
@@ -160,16 +164,14 @@ def ended(ctx: Context) -> None:
 
 
 def _masks(backend: Backend) -> tuple[list[Any], list[Any]]:
-    import cupy
-
     stream, shape = Stream(5), (ROWS, UNITS)
-    keep, step = cupy.empty(shape, bool), backend.count(11)
-    return [wanted_mask(stream, 2, 11, shape, 0.4)], [device.keep_mask(keep, stream.key, 2, step, 0.4)]
+    keep, step = backend.xp.empty(shape, dtype=backend.xp.bool), backend.count(11)
+    found = maker_for(backend).keep_mask(keep, stream.key, 2, step, 0.4)
+    return [keep_mask(stream, 2, 11, shape, 0.4)], [found]
 
 
 def _batches(backend: Backend) -> tuple[list[Any], list[Any]]:
     rng = np.random.default_rng(0)
     rows, data = rng.permutation(ROWS).astype(np.int32), rng.integers(0, 256, (ROWS, UNITS)).astype(np.uint8)
-    return [data[rows].astype(backend.dtype_name)], [
-        device.pick(backend.array(data), backend.array(rows), backend.dtype)
-    ]
+    found = maker_for(backend).pick(backend.array(data), backend.array(rows), backend.dtype)
+    return [data[rows].astype(backend.dtype_name)], [found]

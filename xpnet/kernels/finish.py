@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import call
 from typing import Any, NamedTuple
 
-from .threads import finish_shared
+from .host.threads import finish_shared
 
 __all__ = ["Branch", "End", "Pieces", "make", "result_of"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from .. import ops
+from ..core import ops
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Any], room: Any) -> Any:

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import ops
 from ..backend import Array
+from ..core import ops
 from ..fusion.calls import contract, plan
 from ..fusion.numbers import numbers_of
 from ..fusion.trace import ARITY, Graph
 from ..fusion.update import fading
-from .numpy import FLUSH, fused, homes, room_for
+from .host.numpy import FLUSH, fused, homes, room_for
 
 # One pass over weights and slots, in which `torch.optim.Adam(fused=True)` ends too. It is not public; by the
 # public `torch.optim.adam.adam` the update of a small network takes more than twice as long.

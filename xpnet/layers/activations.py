@@ -6,15 +6,16 @@ from typing import Any
 
 from .. import activations, initializers, regularizers
 from ..backend import Array
-from ..context import Context
+from ..core.settings import part, setting
 from ..errors import number
-from ..settings import part, setting
-from .base import Backward, Layer
+from ..kernels.context import Context
+from .base import Backward, Layer, Stateless, registry
 
 __all__ = ["Activation", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "Tanh"]
 
 
-class Activation(Layer):
+@registry.register
+class Activation(Stateless):
     """y = f(x).
 
     Args:
@@ -31,41 +32,42 @@ class Activation(Layer):
 
     activation: Any = part(activations.get)
 
-    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
-        """Return f(x); the backward is f'(x) dy."""
+    def call(self, ctx: Context, x: Array) -> tuple[Array, Any]:
+        """Return f(x); dx = f'(x) dy."""
         xp, f = ctx.xp, self.activation
         y = f.forward(xp, x)
-
-        def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-            return (f.backward(xp, dy, x, y) if want_dx else None), {}
-
-        return y, backward
+        return y, lambda dy: f.backward(xp, dy, x, y)
 
 
+@registry.register
 class ReLU(Activation):
     """y = max(x, 0). Args: name, dtype, trainable (see `Layer`)."""
 
     activation = activations.ReLU()
 
 
+@registry.register
 class Sigmoid(Activation):
     """y = 1 / (1 + exp(-x)). Args: name, dtype, trainable (see `Layer`)."""
 
     activation = activations.Sigmoid()
 
 
+@registry.register
 class Tanh(Activation):
     """y = tanh(x). Args: name, dtype, trainable (see `Layer`)."""
 
     activation = activations.Tanh()
 
 
+@registry.register
 class Softmax(Activation):
     """y = exp(x) / sum(exp(x)) along the last axis. Args: name, dtype, trainable (see `Layer`)."""
 
     activation = activations.Softmax()
 
 
+@registry.register
 class LeakyReLU(Activation):
     """y = x for x > 0, else negative_slope * x.
 
@@ -81,6 +83,7 @@ class LeakyReLU(Activation):
         return activations.LeakyReLU(self.negative_slope)
 
 
+@registry.register
 class PReLU(Layer):
     """y = x for x > 0, else alpha * x, with a learned alpha of the input's shape (K. He et al., ICCV 2015).
 

@@ -8,21 +8,21 @@ from typing import Any
 
 from .. import activations, initializers, regularizers
 from ..backend import Array, floating, np, traced
-from ..context import Context, enter, numeric
+from ..core.config import Configurable, Registry, fingerprint, overrides
+from ..core.params import DrawSpec, Flats, Layout, ParamSpec
+from ..core.random import Stream, fresh_seed, keep_mask
+from ..core.settings import flag, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
-from ..params import DrawSpec, Flats, Layout, ParamSpec
-from ..random import Stream, fresh_seed, keep_mask
-from ..registry import Configurable, Registry, fingerprint, overrides
-from ..settings import flag, part, setting
+from ..kernels.context import Context, enter, numeric
 
-__all__ = ["Backward", "Layer", "registry"]
+__all__ = ["Backward", "Layer", "Stateless", "registry"]
 
 Backward = Callable[..., tuple[Array | None, dict[str, Array]]]
 
 
 def _layer_name(what: str, name: Any) -> str | None:
     if name is not None and (not isinstance(name, str) or not name or "/" in name):
-        raise InvalidValueError(f"a layer's name must be a string without '/', not empty; got {name!r}")
+        raise InvalidValueError(f"a layer's name must be a non-empty string without '/'; got {name!r}")
     return name
 
 
@@ -158,8 +158,7 @@ class Layer(Configurable):
             now, then = ([(s.name, s.shape, s.trainable) for s in specs] for specs in (self.specs, before[0]))
             if self.built and (now, self.output_shape) != (then, before[2]):
                 raise InvalidValueError(
-                    f"layer {self.name} is built: a setting that has changed since must not change its weights, "
-                    f"{then}; got {now}"
+                    f"layer {self.name} is built: a setting must no longer change its weights, {then}; got {now}"
                 )
         except BaseException:
             self.specs, self.draws, self.output_shape = before
@@ -189,7 +188,7 @@ class Layer(Configurable):
         if training and self.draws:
             if traced(x):
                 raise InvalidValueError(
-                    "masks are drawn anew at each call, and a function that jax.jit traces would keep the first: "
+                    "masks are drawn at each call, but a function traced by jax.jit would reuse the first ones: "
                     "use training=False in jax.jit, jax.grad and jax.vmap; got training=True"
                 )
             stream = Stream(fresh_seed())
@@ -251,9 +250,10 @@ class Layer(Configurable):
     def without_activation(self, activation: str) -> Layer | None:
         """Return this layer without its final activation; None if it does not end in the named one.
 
-        A subclass that overrides `forward` counts as having none, unless it also sets `ends_in_activation`.
+        A subclass that overrides `forward` or `call` has none, unless it also sets `ends_in_activation`.
         """
-        if not self.ends_in_activation or overrides(self, "forward", "ends_in_activation"):
+        methods = [name for name in ("forward", "call") if hasattr(self, name)]
+        if not self.ends_in_activation or any(overrides(self, name, "ends_in_activation") for name in methods):
             return None
         own = getattr(self, "activation", None)
         exact = activations.registry.classes.get(activation, type(own))  # excludes subclasses of the same name
@@ -310,6 +310,26 @@ class Layer(Configurable):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for `copy` and pickle: the weights, but not the model that holds them."""
         return {**self.__dict__, "_alone": self.values(), "_left": None, "_model": None, "_declared": None}
+
+
+class Stateless(Layer):
+    """Base class of the layers without parameters; a subclass defines `call`.
+
+    >>> class Square(Stateless):
+    ...     def call(self, ctx, x):
+    ...         return x * x, lambda dy: 2.0 * x * dy
+    >>> Square()([[3.0]]).tolist()
+    [[9.0]]
+    """
+
+    def call(self, ctx: Context, x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """Return y and the function from dy to dx. Args: see `Layer.forward`."""
+        raise TypeError(f"{type(self).__name__} must define call(ctx, x)")
+
+    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
+        """Return what `call` gives, in the form of `Layer.forward`."""
+        y, back = self.call(ctx, x)
+        return y, lambda dy, into, want_dx=True: (back(dy) if want_dx else None, {})
 
 
 def rows_of(shape: Any) -> tuple[int, ...]:

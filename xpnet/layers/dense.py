@@ -6,14 +6,15 @@ from typing import Any
 
 from .. import activations, initializers, regularizers
 from ..backend import Array
-from ..context import Context
+from ..core.settings import flag, part, setting
 from ..errors import ShapeError, number
-from ..settings import flag, part, setting
-from .base import Backward, Layer
+from ..kernels.context import Context
+from .base import Backward, Layer, registry
 
 __all__ = ["Dense"]
 
 
+@registry.register
 class Dense(Layer):
     """y = f(x W + b) on the last axis.
 
@@ -28,7 +29,7 @@ class Dense(Layer):
     Raises:
         InvalidValueError: units is not a positive integer. UnknownNameError: unknown name.
 
-    With dz = f'(z) dy:  dW = x^T dz,  db = sum over rows of dz,  dx = dz W^T  (see `xpnet.ops.affine`).
+    With dz = f'(z) dy:  dW = x^T dz,  db = sum over rows of dz,  dx = dz W^T  (see `xpnet.core.ops.affine`).
     In the notes, A = f(W X + b) with samples as columns, so their W is the transpose: `kernel = W.T`.
 
     >>> layer = Dense(2, use_bias=False, kernel_initializer="ones")

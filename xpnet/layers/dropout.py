@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from ..context import Context
+from ..core.settings import setting
 from ..errors import number
-from ..settings import setting
-from .base import Backward, Layer
+from ..kernels.context import Context
+from .base import Stateless, registry
 
 __all__ = ["Dropout"]
 
 
-class Dropout(Layer):
+@registry.register
+class Dropout(Stateless):
     """In training, set each input to 0 with probability `rate` and divide the others by 1 - rate.
 
-    The masks are functions of the model's seed, the layer's position and the step (see `xpnet.random`), bit-equal
-    on every backend. Outside training y = x.
+    The masks are functions of the model's seed, the layer's position and the step (see `xpnet.core.random`),
+    bit-equal on every backend. Outside training y = x.
 
     Args:
         rate: in [0, 1). name, dtype, trainable: see `Layer`.
@@ -37,13 +38,8 @@ class Dropout(Layer):
             self.add_draw("keep", input_shape, self.rate)
         return input_shape
 
-    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
+    def call(self, ctx: Context, x: Array) -> tuple[Array, Any]:
         """Return the masked and rescaled input."""
         if not (ctx.training and self.draws):
-            return x, lambda dy, into, want_dx=True: (dy, {})
-        y, back = ctx.ops.dropout(ctx, x, ctx.draw("keep"), self.draws[0].rate)  # the rate of the mask
-
-        def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-            return (back(dy) if want_dx else None), {}
-
-        return y, backward
+            return x, lambda dy: dy
+        return ctx.ops.dropout(ctx, x, ctx.draw("keep"), self.draws[0].rate)  # the rate of the mask

@@ -6,14 +6,15 @@ from typing import Any
 
 from .. import initializers, regularizers
 from ..backend import Array
-from ..context import Context
+from ..core.settings import flag, part, setting
 from ..errors import ShapeError, number
-from ..settings import flag, part, setting
-from .base import Backward, Layer
+from ..kernels.context import Context
+from .base import Backward, Layer, registry
 
 __all__ = ["BatchNormalization"]
 
 
+@registry.register
 class BatchNormalization(Layer):
     """y = gamma (x - mean) / sqrt(variance + epsilon) + beta, for each feature of the last axis.
 

@@ -6,15 +6,16 @@ import math
 from typing import Any
 
 from ..backend import Array
-from ..context import Context
+from ..core.settings import part
 from ..errors import ShapeError
-from ..settings import part
-from .base import Backward, Layer, rows_of
+from ..kernels.context import Context
+from .base import Stateless, registry, rows_of
 
 __all__ = ["Flatten", "Input"]
 
 
-class Flatten(Layer):
+@registry.register
+class Flatten(Stateless):
     """Turn (batch, a, b, ...) into (batch, a * b * ...). Args: name, dtype, trainable (see `Layer`).
 
     >>> Flatten()([[[1.0, 2.0], [3.0, 4.0]]]).tolist()
@@ -25,18 +26,16 @@ class Flatten(Layer):
         """Return the flattened size."""
         return (math.prod(input_shape),)
 
-    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
-        """Return the reshaped input; the backward restores its shape."""
+    def call(self, ctx: Context, x: Array) -> tuple[Array, Any]:
+        """Return the reshaped input; dx has its shape again."""
         xp, shape = ctx.xp, x.shape
         batch_axis = x.ndim - len(self.input_shape or ())
-
-        def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-            return (xp.reshape(dy, shape) if want_dx else None), {}
-
-        return xp.reshape(x, (*shape[:batch_axis], *(self.output_shape or ()))), backward
+        y = xp.reshape(x, (*shape[:batch_axis], *(self.output_shape or ())))
+        return y, lambda dy: xp.reshape(dy, shape)
 
 
-class Input(Layer):
+@registry.register
+class Input(Stateless):
     """Declare the shape of the inputs, so that a model is built at construction.
 
     Args:
@@ -54,6 +53,6 @@ class Input(Layer):
             raise ShapeError(f"the inputs must have shape {('batch', *self.shape)}; got {('batch', *input_shape)}")
         return input_shape
 
-    def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
+    def call(self, ctx: Context, x: Array) -> tuple[Array, Any]:
         """Return x."""
-        return x, lambda dy, into, want_dx=True: (dy, {})
+        return x, lambda dy: dy

@@ -10,35 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InvalidTypeError
-from ..registry import Registry
-from .base import Elementwise, Loss
-from .classification import (
-    BinaryCrossentropy,
-    CategoricalCrossentropy,
-    PerceptronCriterion,
-    SparseCategoricalCrossentropy,
-)
-from .regression import Huber, MeanAbsoluteError, MeanSquaredError
+from .base import Elementwise, Loss, registry
+from .classification import *
+from .regression import *
 
-__all__ = [
-    "BinaryCrossentropy",
-    "CategoricalCrossentropy",
-    "Elementwise",
-    "Huber",
-    "Loss",
-    "MeanAbsoluteError",
-    "MeanSquaredError",
-    "PerceptronCriterion",
-    "SparseCategoricalCrossentropy",
-    "get",
-]
-
-registry: Registry[Loss] = Registry("loss", Loss)
-registry.add(
-    BinaryCrossentropy, CategoricalCrossentropy, Huber, MeanAbsoluteError, MeanSquaredError, PerceptronCriterion,
-    SparseCategoricalCrossentropy,
-    mse=MeanSquaredError, mae=MeanAbsoluteError, bce=BinaryCrossentropy, perceptron=PerceptronCriterion,
-)  # fmt: skip
+__all__ = ["Elementwise", "Loss", "get", *registry.exports()]
 
 
 def get(identifier: Any) -> Loss:

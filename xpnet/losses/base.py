@@ -6,11 +6,11 @@ import math
 from typing import Any, ClassVar
 
 from ..backend import Array, floating, np, traced
-from ..context import Context, enter, numeric
+from ..core.config import Configurable, Registry
+from ..core.ops import columns
+from ..core.settings import part, setting
 from ..errors import ShapeError, one_of
-from ..ops import columns
-from ..registry import Configurable
-from ..settings import part, setting
+from ..kernels.context import Context, enter, numeric
 from .targets import ANYTHING, Targets
 
 __all__ = ["Elementwise", "Loss"]
@@ -219,3 +219,6 @@ def _rows(ctx: Context, weight: Array, p: Array) -> Array:
     while weight.ndim < p.ndim - 1:
         weight = xp.expand_dims(weight, axis=-1)
     return xp.broadcast_to(weight, p.shape[:-1])
+
+
+registry: Registry[Loss] = Registry("loss", Loss)

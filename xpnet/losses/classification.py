@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array, np
-from ..context import Context
+from ..core.ops import columns
+from ..core.settings import flag, setting
 from ..errors import number
-from ..ops import columns
-from ..settings import flag, setting
-from .base import Elementwise, Loss
+from ..kernels.context import Context
+from .base import Elementwise, Loss, registry
 from .targets import CLASS_NUMBERS, ONE_HOT, PROBABILITIES, SIGNS
 
 __all__ = [
@@ -34,6 +34,7 @@ class _Smoothed(Loss):
         return y * (1.0 - s) + s * chance if s else y
 
 
+@registry.register("bce")
 class BinaryCrossentropy(_Smoothed, Elementwise):
     """mean over units of -(y log p + (1 - y) log(1 - p));  d/dp = (p - y) / (p (1 - p)) / units.
 
@@ -68,6 +69,7 @@ class BinaryCrossentropy(_Smoothed, Elementwise):
         return share * xp.where(share == 0, share, size) + xp.log1p(e), a - y, a
 
 
+@registry.register("perceptron")
 class PerceptronCriterion(Elementwise):
     """mean over units of max(0, -y z), for scores z and targets y of +-1 (0 is taken as -1).
 
@@ -136,6 +138,7 @@ class _OverClasses(Loss):
         )
 
 
+@registry.register
 class CategoricalCrossentropy(_Smoothed, _OverClasses):
     """-sum over classes of y log p, with one-hot (or soft) targets y;  d/dp = -y / p.
 
@@ -153,6 +156,7 @@ class CategoricalCrossentropy(_Smoothed, _OverClasses):
         return self._smooth(y, 1.0 / y.shape[-1])
 
 
+@registry.register
 class SparseCategoricalCrossentropy(_OverClasses):
     """-log p[y], with targets y the numbers 0..C-1 of the classes;  d/dp = -1 / p[y] at y, else 0.
 

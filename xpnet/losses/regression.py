@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
+from ..core.settings import setting
 from ..errors import number
-from ..settings import setting
-from .base import Elementwise
+from .base import Elementwise, registry
 from .targets import LIKE_OUTPUTS
 
 __all__ = ["Huber", "MeanAbsoluteError", "MeanSquaredError"]
 
 
+@registry.register("mse")
 class MeanSquaredError(Elementwise):
     """mean over units of (p - y)^2;  d/dp = 2 (p - y) / units. Half of it: the notes' E = (y - o)^2 / 2.
 
@@ -28,6 +29,7 @@ class MeanSquaredError(Elementwise):
         return difference * difference, 2.0 * difference
 
 
+@registry.register("mae")
 class MeanAbsoluteError(Elementwise):
     """mean over units of |p - y|;  d/dp = sign(p - y) / units (0 where p = y).
 
@@ -45,6 +47,7 @@ class MeanAbsoluteError(Elementwise):
         return xp.abs(difference), sign
 
 
+@registry.register
 class Huber(Elementwise):
     """mean over units of d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), for d = p - y.
 

@@ -6,34 +6,12 @@ from typing import Any
 
 from .. import losses
 from ..errors import InvalidTypeError
-from ..registry import Registry
-from .accuracy import Accuracy, BinaryAccuracy, CategoricalAccuracy, SparseCategoricalAccuracy
-from .base import Metric, Unweighted
-from .confusion import ConfusionMatrix, Precision, Recall
-from .of_loss import MeanAbsoluteError, MeanSquaredError, OfLoss
+from .accuracy import *
+from .base import Metric, Unweighted, registry
+from .confusion import *
+from .of_loss import *
 
-__all__ = [
-    "Accuracy",
-    "BinaryAccuracy",
-    "CategoricalAccuracy",
-    "ConfusionMatrix",
-    "MeanAbsoluteError",
-    "MeanSquaredError",
-    "Metric",
-    "OfLoss",
-    "Precision",
-    "Recall",
-    "SparseCategoricalAccuracy",
-    "Unweighted",
-    "get",
-]
-
-registry: Registry[Metric] = Registry("metric", Metric)
-registry.add(
-    Accuracy, BinaryAccuracy, CategoricalAccuracy, ConfusionMatrix, MeanAbsoluteError, MeanSquaredError, OfLoss,
-    Precision, Recall, SparseCategoricalAccuracy,
-    acc=Accuracy, mse=MeanSquaredError, mae=MeanAbsoluteError,
-)  # fmt: skip
+__all__ = ["Metric", "Unweighted", "get", *registry.exports()]
 
 
 def get(identifier: Any) -> Metric:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ..backend import Array
-from ..context import Context
+from ..core.settings import setting
 from ..errors import ShapeError, number
-from ..settings import setting
-from .base import Metric
+from ..kernels.context import Context
+from .base import Metric, registry
 
 __all__ = ["Accuracy", "BinaryAccuracy", "CategoricalAccuracy", "SparseCategoricalAccuracy"]
 
 
+@registry.register
 class BinaryAccuracy(Metric):
     """Share of outputs on the right side of the threshold; targets -1 count as 0.
 
@@ -35,6 +36,7 @@ class BinaryAccuracy(Metric):
         return xp.mean(xp.astype(hits, p.dtype), axis=-1)
 
 
+@registry.register
 class CategoricalAccuracy(Metric):
     """Share of rows whose largest output is the target's: one-hot targets. Args: name, dtype."""
 
@@ -51,6 +53,7 @@ class CategoricalAccuracy(Metric):
         return xp.astype(xp.argmax(p, axis=-1) == xp.argmax(y, axis=-1), p.dtype)
 
 
+@registry.register
 class SparseCategoricalAccuracy(Metric):
     """Share of rows whose largest output is the target's: class numbers. Args: name, dtype."""
 
@@ -62,6 +65,7 @@ class SparseCategoricalAccuracy(Metric):
         return ctx.ops.hits(ctx, p, class_numbers(ctx, y, p))
 
 
+@registry.register("acc")
 class Accuracy(Metric):
     """Share of hits: binary, categorical or sparse, as the shapes say. Args: name, dtype (see `Metric`).
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..backend import Array, floating, np, traced
-from ..context import Context, enter
+from ..core.config import Configurable, Registry, overrides
+from ..core.settings import part, setting
 from ..errors import InvalidTypeError, NotBuiltError, ShapeError
-from ..registry import Configurable, overrides
-from ..settings import part, setting
+from ..kernels.context import Context, enter
 
 __all__ = ["Metric", "Unweighted", "ratio", "weighted_total"]
 
@@ -80,7 +80,7 @@ class Metric(Configurable):
         """
         values = self.rows(ctx, y, p)
         if weight is None:
-            return ctx.ops.row_total(ctx, values, None, 1.0), float(math.prod(values.shape))
+            return ctx.ops.row_total(ctx, values, None, 1.0), 1.0 * math.prod(values.shape)
         weight = rows_of(ctx.xp, weight, values)
         return ctx.ops.row_total(ctx, values, weight, 1.0), ctx.ops.row_total(ctx, weight, None, 1.0)
 
@@ -188,10 +188,6 @@ class Unweighted:
         """Return the result (see `Metric.compute`)."""
         return self.metric.compute(xp, *sums)
 
-    def result_shape(self) -> tuple[int, ...]:
-        """Return the shape of the result."""
-        return self.metric.result_shape()
-
 
 def ratio(xp: Any, part: Array, whole: Array) -> Array:
     """Return part / whole, and 0 where the whole is 0, as in Keras."""
@@ -218,3 +214,6 @@ def rows_of(xp: Any, weight: Array, values: Array) -> Array:
 
 def _shape(count: Count) -> tuple[int, ...]:
     return tuple(getattr(count, "shape", ()))
+
+
+registry: Registry[Metric] = Registry("metric", Metric)

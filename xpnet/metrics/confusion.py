@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backend import Array
-from ..context import Context
+from ..core.settings import optional, setting
 from ..errors import InvalidValueError, ShapeError, number
-from ..settings import optional, setting
+from ..kernels.context import Context
 from .accuracy import class_numbers, positive
-from .base import Metric, rows_of, weighted_total
+from .base import Metric, registry, rows_of, weighted_total
 
 __all__ = ["ConfusionMatrix", "Precision", "Recall"]
 
@@ -64,9 +64,10 @@ class _OfCalls(Metric):
     def totals(self, ctx: Context, called: Sequence[Array], weight: Array | None) -> Array:
         """Return the weights that were called positive: a number, or one for each of several thresholds."""
         found = [weighted_total(ctx, c, weight) for c in called]
-        return ctx.xp.stack(found) if self.shape else found[0]
+        return ctx.ops.join(ctx, [ctx.xp.reshape(a, (1,)) for a in found]) if self.shape else found[0]
 
 
+@registry.register
 class Precision(_OfCalls):
     """The share of outputs called positive that are: true positives / (true positives + false positives).
 
@@ -98,6 +99,7 @@ class Precision(_OfCalls):
         return self.totals(ctx, [c & actual for c in called], weight), self.totals(ctx, called, weight)
 
 
+@registry.register
 class Recall(_OfCalls):
     """The share of positive outputs that are called so: true positives / (true positives + false negatives).
 
@@ -124,6 +126,7 @@ class Recall(_OfCalls):
         return self.totals(ctx, [c & actual for c in called], weight), weighted_total(ctx, actual, weight)
 
 
+@registry.register
 class ConfusionMatrix(Metric):
     """How many rows of each class (down) were found to be of each class (across); with weights, their sums.
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from .. import losses
 from ..backend import Array
-from ..context import Context
-from ..registry import snake_case
-from ..settings import part
-from .base import Metric
+from ..core.config import snake_case
+from ..core.settings import part
+from ..kernels.context import Context
+from .base import Metric, registry
 
 __all__ = ["MeanAbsoluteError", "MeanSquaredError", "OfLoss"]
 
 
+@registry.register
 class OfLoss(Metric):
     """The mean over rows of a loss; its reduction does not count.
 
@@ -44,6 +45,7 @@ class OfLoss(Metric):
         return loss.terms(ctx, y, p, 1.0)[0]
 
 
+@registry.register("mse")
 class MeanSquaredError(OfLoss):
     """mean of (p - y)^2 over units and rows. Args: name, dtype (see `Metric`)."""
 
@@ -51,6 +53,7 @@ class MeanSquaredError(OfLoss):
     loss = losses.MeanSquaredError()
 
 
+@registry.register("mae")
 class MeanAbsoluteError(OfLoss):
     """mean of |p - y| over units and rows. Args: name, dtype (see `Metric`)."""
 

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array
+from ..core.ops import bias_correction, never_overflows
+from ..core.settings import flag, setting
 from ..errors import InvalidTypeError, number, one_of
-from ..ops import bias_correction, never_overflows
 from ..schedules import rate
-from ..settings import flag, setting
-from .base import Optimizer
+from .base import Optimizer, registry
 
 __all__ = ["Adam", "AdamW"]
 
 
+@registry.register
 class Adam(Optimizer):
     """Moving averages m of g and v of g^2, both corrected for their start at 0.
 
@@ -80,6 +81,7 @@ def _needed(name: str, value: Any) -> Any:
     return rate(name, value)
 
 
+@registry.register
 class AdamW(Adam):
     """`Adam` with decoupled weight decay:  w' = w - lr weight_decay w - the update of `Adam`.
 

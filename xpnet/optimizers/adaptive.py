@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array
+from ..core.ops import never_overflows
+from ..core.settings import flag, setting
 from ..errors import number, one_of
-from ..ops import never_overflows
 from ..schedules import rate
-from ..settings import flag, setting
-from .base import Optimizer
+from .base import Optimizer, registry
 
 __all__ = ["Adagrad", "RMSprop"]
 
 
+@registry.register
 class Adagrad(Optimizer):
     """a' = a + g^2,  w' = w - lr g / sqrt(a' + epsilon).
 
@@ -49,6 +50,7 @@ class Adagrad(Optimizer):
         return at
 
 
+@registry.register
 class RMSprop(Optimizer):
     """s' = rho s + (1 - rho) g^2,  w' = w - lr g / sqrt(s' + epsilon).
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from ..backend import Array, Backend, floating, library_of, np, traced
-from ..context import Context, enter
+from ..core.config import Configurable, Registry
+from ..core.params import Group, Variable, Variables
+from ..core.settings import optional, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, ShapeError, number
-from ..params import Group, Variable, Variables
-from ..registry import Configurable, Registry
+from ..kernels.context import Context, enter
 from ..schedules import Schedule, rate
-from ..settings import optional, part, setting
 
 __all__ = ["Optimizer", "OptimizerState", "get", "registry"]
 
@@ -70,7 +70,7 @@ class Optimizer(Configurable):
     slots: ClassVar[Any] = ()
     scalar_slots: ClassVar[Any] = ()
     known_as: ClassVar[Any] = None
-    excluded: tuple[str, ...] = ()  # see `exclude_from_weight_decay`
+    excluded = ()  # type: tuple[str, ...]  # see `exclude_from_weight_decay`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let a class that overrides the update say for itself whether it overflows, and as what it is known."""
@@ -106,7 +106,7 @@ class Optimizer(Configurable):
 
     @property
     def never_overflows(self) -> bool:
-        """Whether all that is within the guard's limits gives finite weights now (see `xpnet.ops`)."""
+        """Whether all that is within the guard's limits gives finite weights now (see `xpnet.core.ops`)."""
         return False
 
     # What it may override instead ---------------------------------------------------------------------
@@ -278,8 +278,8 @@ class Optimizer(Configurable):
         """Return the state before the first update of `theta`, shape (size,).
 
         Args:
-            theta: the variable. layout: its parts (`xpnet.params.Layout`), of which `clipnorm` wants to know; None
-                for one variable.
+            theta: the variable. layout: its parts (`xpnet.core.params.Layout`), of which `clipnorm` wants to know;
+                None for one variable.
         """
         ctx, leave = enter(theta, dtype=self.dtype)
         w = ctx.asarray(theta)

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array
+from ..core.ops import never_overflows
+from ..core.settings import flag, setting
 from ..errors import number
-from ..ops import never_overflows
 from ..schedules import rate
-from ..settings import flag, setting
-from .base import Optimizer
+from .base import Optimizer, registry
 
 __all__ = ["SGD", "Momentum"]
 
 
+@registry.register
 class SGD(Optimizer):
     """w' = w - lr g; with momentum the classical form  v' = momentum v - lr g,  w' = w + v'.
 
@@ -65,6 +66,7 @@ class SGD(Optimizer):
         return plain if not self.momentum else nesterov if self.nesterov else classical
 
 
+@registry.register
 class Momentum(Optimizer):
     """v' = beta v + (1 - beta) g,  w' = w - lr v': the moving average of the gradients, not bias-corrected.
 

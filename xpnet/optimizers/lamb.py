@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from ..context import Context
+from ..core.ops import at_age, bias_correction
+from ..core.params import Variables
+from ..core.settings import setting
 from ..errors import number
-from ..ops import at_age, bias_correction
-from ..params import Variables
+from ..kernels.context import Context
 from ..schedules import rate
-from ..settings import setting
-from .base import Optimizer
+from .base import Optimizer, registry
 
 __all__ = ["Lamb"]
 
 
+@registry.register
 class Lamb(Optimizer):
     """Adam's step, for each variable as long as the variable:  w' = w - lr |w|/|r| r.
 

@@ -1,0 +1,1 @@
+"""The common basis: settings, operations, parameters, random numbers, conversion of arrays."""

@@ -1,0 +1,223 @@
+"""What a layer, loss or optimizer gets to compute with: one object per step, or per call of a part alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+from .. import kernels
+from ..backend import Array, Backend, give_back, library_of, np, resolve
+from ..core.convert import check_real, is_table, kind_of, numeric
+from .finish import Branch, Pieces
+from .host.threads import parts_of
+
+__all__ = ["Arena", "Context", "check_real", "enter", "numeric"]
+
+
+class Arena:
+    """Buffers that live from step to step: the n-th request of a step gets the n-th buffer."""
+
+    def __init__(self, xp: Any, device: Any = None) -> None:
+        self._xp, self._device = xp, device
+        self._buffers: list[Array] = []
+        self._kinds: list[tuple[tuple[int, ...], Any]] = []
+        self._next = 0
+
+    def restart(self) -> None:
+        """Begin a step: hand the same buffers out again."""
+        self._next = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return a buffer whose content is whatever the last step left."""
+        i = self._next
+        self._next = i + 1
+        if i < len(self._kinds) and self._kinds[i] == (shape, dtype):
+            return self._buffers[i]
+        # a request that was never made, or not in this place: forget what followed it
+        buffer = self._xp.empty(shape, dtype=dtype, device=self._device)
+        self._kinds[i:], self._buffers[i:] = [(shape, dtype)], [buffer]
+        return buffer
+
+
+class Context:
+    """The namespace, the operations and the surroundings of one step.
+
+    Attributes:
+        backend, xp, dtype: where and in what precision to compute.
+        ops: the fused operations (`xpnet.core.ops`, or their twins from `xpnet.kernels`).
+        training: whether this is a training step.
+        draws: this step's random masks. carry: new running statistics on their way out.
+        place: (position in the model, path) of the layer that is being computed.
+        frozen: the paths of the layers that were not trainable when the model was laid out; None: a layer alone.
+        inplace: whether there is memory for twins to write to.
+        gate: 0-d boolean: whether the update that is being computed will be taken over. Where nobody may wait for
+            it, twins that write over weights look at it on the device.
+        overwrite: whether twins may write over weights and slots, by calls that are put off (`later`).
+        finish: the calls that were put off, which end the step (see `xpnet.kernels.finish`).
+        tape: what records this step, or None (see `xpnet.training.replay`).
+    """
+
+    __slots__ = (
+        "_arena",
+        "backend",
+        "carry",
+        "draws",
+        "dtype",
+        "finish",
+        "frozen",
+        "gate",
+        "inplace",
+        "ops",
+        "overwrite",
+        "place",
+        "tape",
+        "training",
+        "xp",
+    )
+
+    def __init__(
+        self,
+        backend: Backend,
+        training: bool = False,
+        draws: Mapping[str, Array] | None = None,
+        arena: Arena | None = None,
+    ) -> None:
+        self.backend, self.xp, self.dtype = backend, backend.xp, backend.dtype
+        self.inplace = arena is not None  # whether twins may write to `empty` and `into`
+        self.ops = kernels.ops_for(backend.name) if training else kernels.inference_ops(backend.name)
+        self.training = training
+        self.draws = draws or {}
+        self.carry: dict[str, Array] = {}
+        self.gate: Array | None = None
+        self.overwrite = self.inplace
+        self.finish: list[Any] = []
+        self.tape: Any = None
+        self.place: tuple[int, str] = (0, "")
+        self.frozen: Collection[str] | None = None
+        self._arena = arena
+
+    def restart(self, draws: Mapping[str, Array], tape: Any = None) -> Context:
+        """Begin the next step with its masks, in the same memory."""
+        self.draws, self.carry, self.tape = draws, {}, tape
+        self.finish = []
+        if self._arena is not None:
+            self._arena.restart()
+        return self
+
+    def draw(self, name: str) -> Array:
+        """Return the mask that the current layer declared with `add_draw`, for this batch."""
+        return self.draws[f"{self.place[0]}/{name}"]
+
+    def record(self, name: str, value: Array) -> None:
+        """Pass on a new value of a running statistic of the current layer."""
+        self.carry[f"{self.place[1]}/{name}"] = value
+
+    def recorded(self, name: str, otherwise: Array) -> Array:
+        """Return what an earlier use of the current layer has recorded in this step, or that."""
+        return self.carry.get(f"{self.place[1]}/{name}", otherwise)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """Return memory for a twin to write to, which lives until the end of the step."""
+        if self._arena is None:
+            return self.xp.empty(shape, dtype=dtype or self.dtype, device=self.backend.device)
+        buffer = self._arena.empty(shape, dtype or self.dtype)
+        return buffer if self.tape is None else self.tape.trace(buffer)
+
+    def launch(self, kernel: Callable[..., None], *args: Any) -> None:
+        """Call a kernel: a function that writes into arrays it is given and may look at numbers on the host."""
+        if self.tape is None:
+            kernel(*args)
+        else:
+            self.tape.launch(kernel, *args)
+
+    def later(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Put off a call that writes over the state to the end of the step.
+
+        Args:
+            function: one that C code runs (NumPy's, PyTorch's, a compiled loop), see `xpnet.kernels.finish`.
+        """
+        if self.tape is None:
+            self.finish.append(partial(function, *args, **kwargs))
+        else:
+            self.tape.later(function, *args, **kwargs)
+
+    def later_when(self, flag: Array, block: Callable[[], Any]) -> None:
+        """Put off what the block puts off, to be left out if the flag (0-d, on the host) is not set by then."""
+        home = self if self.tape is None else self.tape
+        before, home.finish = home.finish, []
+        try:
+            block()
+            calls = home.finish
+        finally:
+            home.finish = before
+        home.finish.append(Branch(flag if self.tape is None else self.tape.plain(flag), calls))
+
+    def later_in_parts(self, loop: Callable[..., None], numbers: Array, arrays: Sequence[Array]) -> None:
+        """Put off `loop(numbers, *arrays)` on 1-D arrays; large ones may be shared out among threads."""
+        pieces = parts_of(arrays)
+        if self.tape is not None:
+            numbers, pieces = self.tape.plain((numbers, pieces))
+        calls = [partial(loop, numbers, *piece) for piece in pieces]
+        (self if self.tape is None else self.tape).finish.append(Pieces(calls) if len(calls) > 1 else calls[0])
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """Return `x` (an array of any library, a list, a number) as an array here, in `dtype` or the model's."""
+        dtype = self.dtype if dtype is None else dtype
+        if library_of(x) is None:
+            x = np.array(numeric(x))  # a table's memory is not handed on
+        check_real(x)
+        return self.xp.astype(self.backend.bring(x), dtype, copy=False)
+
+
+def enter(*arrays: Any, dtype: str | None = None) -> tuple[Context, Callable[[Array], Array]]:
+    """Begin the work of a part used alone, on whatever the caller passed in.
+
+    Args:
+        arrays: the caller's arrays, lists or numbers; the first array decides (unless a backend was chosen)
+            the library, and the widest floating dtype among them the precision. Where the library can't compute
+            in float64 as it is set up (JAX without x64), that is float32, and a warning says so once.
+        dtype: the part's own dtype, or None.
+
+    Returns:
+        The context, and a function that brings a result back into the library of the first argument, in memory
+        of its own.
+    """
+    widest = _widest(arrays) if dtype is None else None
+    if widest is None:
+        backend = resolve(arrays, dtype=dtype)
+    else:
+        backend = resolve(arrays, dtype="float32")
+        backend = backend.with_dtype(_nearest(backend, widest))
+    first = next((a for a in arrays if library_of(a) is not None), None)
+
+    def leave(result: Array) -> Array:
+        if any(backend.owns(a) and backend.shares(result, a) for a in arrays):
+            result = backend.copy(result)
+        return give_back(result, first, backend)
+
+    return Context(backend), leave
+
+
+def _widest(arrays: Sequence[Any]) -> str | None:
+    """Return float64 or float32, the wider that is among the arrays and tables; None without such."""
+    given = [numeric(a) if is_table(a) else a for a in arrays]
+    kinds = {kind_of(a) for a in given if hasattr(a, "dtype")}
+    if kinds & {"float64", "float80", "float96", "float128", "longdouble"}:
+        return "float64"
+    return "float32" if "float32" in kinds else None
+
+
+def _nearest(backend: Backend, dtype: str) -> str:
+    near = backend.nearest(dtype)
+    if near != dtype:
+        _say_once(
+            f"backend {backend.name!r} can't compute in {dtype} as it is set up: parts used alone take {near}"
+        )
+    return near
+
+
+@lru_cache
+def _say_once(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=6)

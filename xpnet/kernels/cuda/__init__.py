@@ -1,0 +1,1 @@
+"""Twins of `xpnet.core.ops` on CuPy: CUDA kernels, cuBLAS, captured steps."""

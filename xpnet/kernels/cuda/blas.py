@@ -1,0 +1,123 @@
+"""Matrix products on CuPy arrays by cuBLAS itself, since CuPy's own refuse to be captured into a CUDA graph.
+
+cuBLAS counts columns first. A row-major C = A B of shape (m, n) is its C^T = B^T A^T: the same memory, the factors
+exchanged. A factor that is a transposed view is handed over with the flag for it, and never copied.
+
+`XPNET_MATMUL_PRECISION`: `highest` (float32 products in float32) or `tf32` (their factors rounded to 10 bits).
+Factors of 16 bits are multiplied as they are, and added up in float32.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ...errors import unknown_name
+
+__all__ = ["PRECISIONS", "available", "precision", "product"]
+
+PRECISIONS = ("highest", "tf32")
+WORKSPACE = 32 << 20  # bytes: what cuBLAS asks for on Hopper; it must not allocate during a capture
+
+
+@cache
+def available() -> bool:
+    """Return whether the bindings are installed."""
+    try:
+        from nvmath.bindings import cublas  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def precision() -> str:
+    """Return the precision of float32 products.
+
+    Raises:
+        UnknownNameError: XPNET_MATMUL_PRECISION is not one of `PRECISIONS`.
+    """
+    name = os.environ.get("XPNET_MATMUL_PRECISION") or "highest"
+    if name not in PRECISIONS:
+        raise unknown_name("XPNET_MATMUL_PRECISION", name, PRECISIONS)
+    return name
+
+
+@cache
+def _handle(device: int, stream: int) -> tuple[int, Any]:
+    """Return cuBLAS' handle for a stream, and its workspace; both live as long as the process, as streams do."""
+    import cupy
+    from nvmath.bindings import cublas
+
+    handle = cublas.create()
+    cublas.set_stream(handle, stream)
+    workspace = cupy.cuda.Memory(WORKSPACE)  # of no pool, since graphs keep its address
+    cublas.set_workspace(handle, workspace.ptr, WORKSPACE)  # after set_stream, which resets it
+    return handle, workspace
+
+
+def _factor(a: Any) -> tuple[int, bool, int] | None:
+    """Return a matrix as (address, whether it is a transposed view, length of its rows in memory)."""
+    if a.flags.c_contiguous:
+        return a.data.ptr, False, a.shape[1]
+    if a.flags.f_contiguous:
+        return a.data.ptr, True, a.shape[0]
+    return None
+
+
+def product(a: Any, b: Any, out: Any) -> Any:
+    """Return out = a b, shapes (m, k) and (k, n), of one dtype; `out` is contiguous.
+
+    Factors of float16, or of bfloat16 in arrays of uint16 (CuPy has no such dtype of its own), need the bindings;
+    `out` is float32 then.
+    """
+    import cupy
+
+    tf32 = precision() == "tf32"
+    left, right = _factor(a), _factor(b)
+    if not available() or left is None or right is None or not out.flags.c_contiguous:
+        return cupy.matmul(a, b, out=out)
+    from nvmath.bindings import cublas
+
+    transpose, compute = cublas.Operation, cublas.ComputeType
+    kind = _KINDS[a.dtype.name]
+    (one, zero), way = _ONE_ZERO[0], compute.COMPUTE_32F
+    if a.dtype.name == "float64":
+        (one, zero), way = _ONE_ZERO[1], compute.COMPUTE_64F
+    elif a.dtype.name == "float32" and tf32:
+        way = compute.COMPUTE_32F_FAST_TF32
+    (m, k), n = a.shape, b.shape[1]
+    handle, _ = _handle(cupy.cuda.get_device_id(), cupy.cuda.get_current_stream().ptr)
+    cublas.gemm_ex(
+        handle,
+        transpose.T if right[1] else transpose.N,
+        transpose.T if left[1] else transpose.N,
+        n,
+        m,
+        k,
+        one.ctypes.data,
+        right[0],
+        kind,
+        right[2],
+        left[0],
+        kind,
+        left[2],
+        zero.ctypes.data,
+        out.data.ptr,
+        _KINDS[out.dtype.name],
+        n,
+        way,
+        cublas.GemmAlgo.DEFAULT,
+    )
+    return out
+
+
+_KINDS = {
+    "float32": 0,
+    "float64": 1,
+    "float16": 2,
+    "uint16": 14,
+}  # cudaDataType, library_types.h: 14 is CUDA_R_16BF
+_ONE_ZERO = tuple((np.asarray(1, d), np.asarray(0, d)) for d in ("float32", "float64"))  # read at the call

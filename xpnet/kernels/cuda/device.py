@@ -1,0 +1,98 @@
+"""CuPy: what a step needs, made on the device: masks by the seed's Philox, batches from a data set held there.
+
+Inside a captured step both cost a kernel, and nothing on the host: a batch is then a list of row numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .launch import SOURCES, kernel_of, over
+
+__all__ = ["fits", "gather", "hold", "keep_mask", "own", "pick", "with_masks"]
+
+Array = Any  # a CuPy array
+
+
+def with_masks(step: Callable[..., Any], draws: Sequence[Any], key: Any) -> Callable[..., Any]:
+    """Return the step with its masks made from `state.step`; those of its batches are not looked at.
+
+    Args:
+        step: (state, batch) -> state. draws: (name, slot, spec) of the masks. key: `Stream.key`.
+    """
+    if not draws:
+        return step
+
+    def masked(state: Any, batch: Any, finish: Any = None) -> Any:
+        import cupy
+
+        rows = batch.x.shape[0]
+        masks = {
+            name: keep_mask(cupy.empty((rows, *draw.shape), bool), key, slot, state.step, draw.rate)
+            for name, slot, draw in draws
+        }
+        return step(state, batch._replace(draws=masks), finish)
+
+    return masked
+
+
+def fits(device: Any, size: int) -> bool:
+    """Return whether a data set of that many bytes may be held: in half of the memory that is free."""
+    import cupy
+
+    with device:
+        free = cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
+    return size <= free // 2
+
+
+def own(values: Array, device: Any) -> bool:
+    """Return whether `pick` can read a CuPy array as it is: it lies on the device, row by row."""
+    return values.device == device and values.dtype.name in SOURCES and values.flags.c_contiguous
+
+
+def hold(shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[slice, Array]]) -> Array:
+    """Return an array on the device, filled part by part: rows, and what they are."""
+    import cupy
+
+    place = cupy.empty(shape, dtype)
+    for rows, part in parts:
+        place[rows] = part
+    return place
+
+
+def pick(data: Array, rows: Array, dtype: Any) -> Array:
+    """Return some rows of what is held, in a dtype. Args: data: shape (n, ...). rows: int32, shape (batch,)."""
+    import cupy
+
+    return gather(data, rows, cupy.empty((rows.shape[0], *data.shape[1:]), dtype))
+
+
+def keep_mask(keep: Array, key: Any, slot: int, step: Array, rate: float) -> Array:
+    """Fill the boolean array `keep` with the mask of `xpnet.core.random.keep_mask`, bit for bit.
+
+    Args:
+        key: the two words of the seed's Philox key, `SeedSequence(seed).generate_state(2, np.uint64)`.
+        step: int64, 0-d, on the device.
+    """
+    threshold = np.float32(math.ceil(rate * 2**24) * 2.0**-24)
+    if keep.size:
+        args = (keep, np.int64(keep.size), *map(np.uint64, key), np.uint64(slot), step, threshold)
+        kernel_of("keep_mask", "float32")(*over(-(-keep.size // 8)), args)
+    return keep
+
+
+def gather(data: Array, order: Array, out: Array) -> Array:
+    """Fill `out` with the rows order[0], order[1], ... of `data`, in out's dtype.
+
+    Args:
+        data: of one of the dtypes of `SOURCES`. order: int32. All are contiguous.
+    """
+    if out.size:
+        sizes = (np.int32(out.shape[0]), np.int64(out.size // out.shape[0]))
+        kernel = kernel_of("gather", out.dtype.name, data.dtype.name)
+        kernel(*over(out.size), (data, order, out, *sizes))
+    return out

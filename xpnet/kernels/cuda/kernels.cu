@@ -1,0 +1,290 @@
+// The kernels of the CuPy backend, behind what helpers.cu says and defines.
+
+#ifdef XP_S
+#define S XP_S
+
+// out[r, :] = data[order[r], :], converted: 8 B, and the read of `order`.
+extern "C" __global__ void gather(const S* __restrict__ data, const int* __restrict__ order, A* __restrict__ out,
+                                  int rows, i64 features) {
+    const i64 n = rows * features, stride = (i64)gridDim.x * blockDim.x;
+    i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
+    // row and column go along with i: two divisions a thread, none an element
+    i64 row = i / features, column = i % features;
+    const i64 down = stride / features, right = stride % features;
+    for (; i < n; i += stride) {
+        out[i] = A(data[(i64)order[row] * features + column]);
+        row += down;
+        column += right;
+        if (column >= features) {
+            column -= features;
+            row++;
+        }
+    }
+}
+
+#else
+
+// Layers ---------------------------------------------------------------------------------------------------
+
+// out = the sums of the columns of partial: 4 B. Grid (units / 32), rounded up; block (32, 8).
+extern "C" __global__ void column_sums(const A* __restrict__ partial, A* __restrict__ out, int rows, int units) {
+    __shared__ A part[ROWS][LANES];
+    const int column = blockIdx.x * LANES + threadIdx.x;
+    A total = 0;
+    if (column < units)
+        for (i64 row = threadIdx.y; row < rows; row += ROWS) total += partial[row * units + column];
+    column_totals(total, part, out, column, units);
+}
+
+// y = x rounded: 6 B.
+extern "C" __global__ void narrow(const A* __restrict__ x, N* __restrict__ y, i64 n) {
+    for (EACH(i, n)) y[i] = XP_N(x[i]);
+}
+
+// y = x * (keep ? scale : 0): 9 B.
+extern "C" __global__ void dropout(const A* __restrict__ x, const bool* __restrict__ keep, A scale,
+                                   A* __restrict__ y, i64 n) {
+    for (EACH(i, n)) y[i] = x[i] * (keep[i] ? scale : A(0));
+}
+
+// keep[i] = (the i-th float32 of the Philox4x64-10 stream with this key at counter (0, slot, step, 2)) >= threshold,
+// bit for bit as NumPy's: 1 B. A thread makes the 8 floats of one block of the stream.
+extern "C" __global__ void keep_mask(bool* keep, i64 n, u64 key0, u64 key1, u64 slot,
+                                     const i64* __restrict__ step, float threshold) {
+    const bool whole = (u64)keep % 8 == 0;  // 8 bytes may be stored as one word
+    for (EACH(block, (n + 7) / 8)) {
+        // NumPy adds 1 to the counter before its first block
+        u64 word[4] = {1 + (u64)block, slot, (u64)*step, 2}, k0 = key0, k1 = key1;
+        for (int round = 0; round < 10; round++) {
+            const u64 high0 = __umul64hi(0xd2e7470ee14c6c93ull, word[0]), low0 = 0xd2e7470ee14c6c93ull * word[0];
+            const u64 high1 = __umul64hi(0xca5a826395121157ull, word[2]), low1 = 0xca5a826395121157ull * word[2];
+            word[0] = high1 ^ word[1] ^ k0;
+            word[1] = low1;
+            word[2] = high0 ^ word[3] ^ k1;
+            word[3] = low0;
+            k0 += 0x9e3779b97f4a7c15ull;
+            k1 += 0xbb67ae8584caa73bull;
+        }
+        u64 bytes = 0;  // the low half of each word comes first
+        for (int i = 0; i < 8; i++) {
+            const unsigned u = (unsigned)(word[i / 2] >> (i % 2 * 32)) >> 8;
+            bytes |= (u64)((float)u * 5.9604644775390625e-8f >= threshold) << (8 * i);  // u / 2^24
+        }
+        if (whole && 8 * block + 8 <= n)
+            *(u64*)(keep + 8 * block) = bytes;
+        else
+            for (int i = 0; i < 8 && 8 * block + i < n; i++) keep[8 * block + i] = bytes >> (8 * i) & 1;
+    }
+}
+
+// Losses ---------------------------------------------------------------------------------------------------
+
+// a = softmax(z) = exp(z - max) / sum(exp(z - max)) of each row, values = -sum(t log(a)), and
+// dz = (a sum(t) - t) * weight[row] * scale, where t is 1 at the target and 0 elsewhere (sum(t) counts as 1), or
+// the row of `soft`: 20 B (28 B with soft), of which 8 B (12 B) come from the cache. One of target and soft is
+// null; weight may be. A warp works on a row. Block (32, 8).
+extern "C" __global__ void softmax_ce(const A* __restrict__ z, const int* __restrict__ target,
+                                      const A* __restrict__ soft, const A* __restrict__ weight, A scale,
+                                      A* __restrict__ dz, A* __restrict__ a, A* __restrict__ values, int rows,
+                                      int classes) {
+    for (i64 row = blockIdx.x * (i64)ROWS + threadIdx.y; row < rows; row += (i64)gridDim.x * ROWS) {
+        const i64 start = row * classes;
+        const int label = target ? target[row] : -1;
+        A top = z[start], total = 0, mass = 0, score = 0;
+        for (int c = threadIdx.x; c < classes; c += LANES) top = larger(top, z[start + c]);
+        for (int far = LANES / 2; far > 0; far /= 2) top = larger(top, __shfl_xor_sync(ALL, top, far));
+        for (int c = threadIdx.x; c < classes; c += LANES) {
+            const A shifted = z[start + c] - top, t = soft ? soft[start + c] : A(c == label);
+            total += exp(shifted);
+            mass += t;
+            if (t != 0) score += t * shifted;
+        }
+        total = warp_sum(total);
+        mass = warp_sum(mass);
+        score = warp_sum(score);
+        const A nothing = total - total;  // NaN is what comes of a label that is no class
+        const bool known = soft || (label >= 0 && label < classes);
+        const A factor = !known ? nothing / nothing : weight ? weight[row] * scale : scale;
+        for (int c = threadIdx.x; c < classes; c += LANES) {
+            const A t = soft ? soft[start + c] : A(c == label), p = exp(z[start + c] - top) / total;
+            a[start + c] = p;
+            dz[start + c] = (soft ? p * mass - t : p - t) * factor;
+        }
+        if (threadIdx.x == 0) values[row] = known ? log(total) * mass - score : factor;
+    }
+}
+
+// out = 1 where the first of the largest numbers of a row (NaN being the largest) is at the target, else 0: 4 B.
+// A warp works on a row. Block (32, 8).
+extern "C" __global__ void hits(const A* __restrict__ p, const int* __restrict__ target, A* __restrict__ out,
+                                int rows, int classes) {
+    for (i64 row = blockIdx.x * (i64)ROWS + threadIdx.y; row < rows; row += (i64)gridDim.x * ROWS) {
+        const i64 start = row * classes;
+        A best = p[start];
+        int place = 0;
+        for (int c = threadIdx.x; c < classes; c += LANES) {
+            const A x = p[start + c];
+            if (x > best || (x != x && best == best)) best = x, place = c;
+        }
+        for (int far = LANES / 2; far > 0; far /= 2) {
+            const A x = __shfl_xor_sync(ALL, best, far);
+            const int c = __shfl_xor_sync(ALL, place, far);
+            const bool same = x == best || (x != x && best != best);
+            if (same ? c < place : x > best || x != x) best = x, place = c;
+        }
+        if (threadIdx.x == 0) out[row] = A(place == target[row]);
+    }
+}
+
+// out[t, f] = the sum of the weights (null: 1) of the rows with target t that were found to be f. A thread works on
+// one of these numbers and reads all rows for it. A row of a class that does not exist makes all NaN.
+extern "C" __global__ void confusion(const int* __restrict__ target, const int* __restrict__ found,
+                                     const A* __restrict__ weight, A* __restrict__ out, int rows, int classes) {
+    for (EACH(i, (i64)classes * classes)) {
+        const int t = int(i / classes), f = int(i % classes);
+        A total = 0;
+        for (int row = 0; row < rows; row++) {
+            const int a = target[row], b = found[row];
+            if (a == t && b == f) total += weight ? weight[row] : A(1);
+            const A nothing = total - total;
+            if (a < 0 || a >= classes || b < 0 || b >= classes) total = nothing / nothing;
+        }
+        out[i] = total;
+    }
+}
+
+// out = scale * sum(values * weight): 8 B. weight may be null. One block, of up to 32 whole warps.
+extern "C" __global__ void sum_scaled(const A* __restrict__ values, const A* __restrict__ weight, A scale, A* out,
+                                      int n) {
+    __shared__ A room[LANES];
+    A total = 0;
+    for (EACH(i, n)) total += weight ? values[i] * weight[i] : values[i];
+    total = block_sum(total, room);
+    if (threadIdx.x == 0) *out = scale * total;
+}
+
+// The guard ------------------------------------------------------------------------------------------------
+
+// ok = false if an element is not finite, else as it was: 4 B.
+extern "C" __global__ void all_finite(const A* __restrict__ a, i64 n, bool* ok) {
+    bool sound = true;
+    for (EACH(i, n)) sound &= is_finite(a[i]);
+    if (!sound) *ok = false;  // whoever writes writes the same
+}
+
+// partial[block] = the block's share of sum(a^2), and partial[blocks + block] that of sum(b^2): 8 B. b may be null
+// (4 B). Block: whole warps.
+extern "C" __global__ void sum_squares(const A* __restrict__ a, const A* __restrict__ b, A* __restrict__ partial,
+                                       i64 n) {
+    __shared__ A room[2][LANES];
+    A first = 0, second = 0;
+    for (EACH(i, n)) {
+        first += a[i] * a[i];
+        if (b) second += b[i] * b[i];
+    }
+    first = block_sum(first, room[0]);
+    second = block_sum(second, room[1]);
+    if (threadIdx.x == 0) {
+        partial[blockIdx.x] = first;
+        if (b) partial[gridDim.x + blockIdx.x] = second;
+    }
+}
+
+// ok = false, else as it was, if the sum of one of the rows of partial, shape (rows, n), is not at most `limit`, or
+// *lr not at most `rate`, or *value not finite (may be null): 4 B. One block, of up to 32 whole warps.
+extern "C" __global__ void within(const A* __restrict__ partial, A limit, const A* lr, A rate, const A* value,
+                                  bool* ok, int rows, int n) {
+    __shared__ A room[LANES];
+    bool sound = *lr <= rate && (!value || is_finite(*value));  // false of NaN, as all of these
+    for (int row = 0; row < rows; row++) {
+        A total = 0;
+        for (EACH(i, n)) total += partial[(i64)row * n + i];
+        total = block_sum(total, room);
+        sound &= total <= limit;
+        __syncthreads();  // before the room is used again
+    }
+    if (threadIdx.x == 0 && !sound) *ok = false;
+}
+
+// sums[i] += *value * factor, or the factor where value is null; unless i is not below n.
+__device__ inline void add_up(double* sums, int i, int n, const A* value, A factor) {
+    if (i < n) sums[i] += value ? (double)*value * factor : factor;
+}
+
+// step += 1 and age += 1 (both may be null) if *ok; n numbers are added to the sums if *counted. One thread.
+extern "C" __global__ void tally(const bool* ok, const bool* counted, i64* step, A* age, double* sums, int n,
+                                 const A* value0, A factor0, const A* value1, A factor1, const A* value2, A factor2,
+                                 const A* value3, A factor3, const A* value4, A factor4, const A* value5, A factor5,
+                                 const A* value6, A factor6, const A* value7, A factor7) {
+    if (*ok && step) *step += 1;
+    if (*ok && age) *age += 1;
+    if (!*counted) return;
+    add_up(sums, 0, n, value0, factor0);
+    add_up(sums, 1, n, value1, factor1);
+    add_up(sums, 2, n, value2, factor2);
+    add_up(sums, 3, n, value3, factor3);
+    add_up(sums, 4, n, value4, factor4);
+    add_up(sums, 5, n, value5, factor5);
+    add_up(sums, 6, n, value6, factor6);
+    add_up(sums, 7, n, value7, factor7);
+}
+
+// sums += more * factor if *counted: 20 B.
+extern "C" __global__ void tally_array(const bool* counted, double* __restrict__ sums, const A* __restrict__ more,
+                                       A factor, i64 n) {
+    if (!*counted) return;
+    for (EACH(i, n)) sums[i] += (double)more[i] * factor;
+}
+
+// Clipping -------------------------------------------------------------------------------------------------
+
+// out = f min(1, most / (f sqrt(sum(partial)))), where f is *factor, or 1: 4 B. factor may be null. One block, of up
+// to 32 whole warps.
+extern "C" __global__ void clip_factor(const A* __restrict__ partial, A most, const A* factor, A* out, int n) {
+    __shared__ A room[LANES];
+    A total = 0;
+    for (EACH(i, n)) total += partial[i];
+    total = block_sum(total, room);
+    const A f = factor ? *factor : A(1);
+    if (threadIdx.x == 0) *out = f * (most / larger(most, f * sqrt(total)));  // nothing is divided by 0
+}
+
+// a *= *factor: 8 B.
+extern "C" __global__ void scale(A* __restrict__ a, const A* factor, i64 n) {
+    const A f = *factor;
+    for (EACH(i, n)) a[i] *= f;
+}
+
+// `rescale` of ops.py in place; *ok becomes whether training goes on. One thread.
+extern "C" __global__ void rescale(bool* ok, const bool* alive, i64* step, A* scale, A* streak, A good, A most) {
+    if (*ok) {
+        *streak += 1;
+        if (*streak >= good) {
+            *scale = 2 * *scale < most ? 2 * *scale : most;
+            *streak = 0;
+        }
+    } else {
+        *scale = *scale > 2 ? *scale / 2 : A(1);
+        *streak = 0;
+        *step += *alive;
+        *ok = *alive;
+    }
+}
+
+// Regularizers ---------------------------------------------------------------------------------------------
+
+// g += l1 sign(w) + 2 l2 w, and partial[block] = the block's share of sum(l1 |w| + l2 w^2): 12 B. Block: whole warps.
+extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, A* __restrict__ partial, A l1, A l2,
+                                    i64 n) {
+    __shared__ A room[LANES];
+    A total = 0;
+    for (EACH(i, n)) {
+        const A x = w[i];
+        total += l1 * fabs(x) + l2 * (x * x);
+        g[i] += l1 * ((x > 0) - (x < 0)) + 2 * l2 * x;  // NaN comes through the second term
+    }
+    total = block_sum(total, room);
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+#endif

@@ -1,0 +1,112 @@
+"""CuPy: kernels compiled once for each dtype, and what launching them takes.
+
+Those of `kernels.cu` are one module. One that `xpnet.fusion.cuda` writes from a formula is a module of its
+own, compiled at its first use. CuPy keeps what was compiled on disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...fusion.trace import Graph
+
+__all__ = [
+    "GRID", "KEPT_IN", "NULL", "SOURCES", "WARPS", "by_warp", "fit", "kernel_made_by", "kernel_of", "module",
+    "over", "total",
+]  # fmt: skip
+
+Array = Any  # a CuPy array
+
+BLOCK = 256  # threads
+GRID = 2048  # blocks at most where a kernel takes any number; more than a GPU has at work at a time
+WARPS = (32, 8)  # the block of kernels that work by warps or add up columns
+NULL = np.uintp(0)  # CuPy takes None for a pointer, but not for a null pointer
+
+_COMPUTED = {"float32": "float", "float64": "double", "int32": "int"}  # int32: for `gather`
+_ROUNDS = {"float16": "to_float16", "bfloat16": "to_bfloat16"}  # functions of `helpers.cu`
+KEPT_IN = {"float16": np.dtype("float16"), "bfloat16": np.dtype("uint16")}  # CuPy has no bfloat16 of its own
+SOURCES = {
+    "float32": "float",
+    "float64": "double",
+    "uint8": "unsigned char",
+    "int32": "int",
+    "int64": "long long",
+}
+
+
+@lru_cache
+def module(dtype: str, source: str | None = None, narrow: str | None = None) -> Any:
+    """Return the kernels for arrays of a dtype; with `source` only `gather`, from that dtype.
+
+    Args:
+        narrow: `"float16"` or `"bfloat16"`, what factors of products are rounded to.
+    """
+    return _compiled(_text("kernels.cu"), dtype, source, narrow)
+
+
+@lru_cache
+def kernel_of(name: str, dtype: str, source: str | None = None, narrow: str | None = None) -> Any:
+    """Return a kernel by name: `kernel(grid, block, arguments)`; the rest as for `module`."""
+    return module(dtype, source, narrow).get_function(name)
+
+
+@lru_cache
+def kernel_made_by(
+    write: Callable[..., str],
+    key: tuple[Any, Any, int, int],
+    dtype: str,
+    narrow: str | None = None,
+    **settings: Any,
+) -> Any:
+    """Return the kernel whose code `write(graph, **settings)` returns, for graphs of a structure, `Graph.key`.
+
+    The rest: see `module`.
+    """
+    code = write(Graph(*key, ()), **settings)
+    (name,) = re.findall(r"__global__ void (\w+)", code)
+    return _compiled(code, dtype, None, narrow).get_function(name)
+
+
+def _compiled(code: str, dtype: str, source: str | None, narrow: str | None) -> Any:
+    import cupy
+
+    macros = {"XP_A": _COMPUTED[dtype]}
+    if source is not None:
+        macros["XP_S"] = SOURCES[source]
+    if narrow is not None:
+        macros["XP_N"] = _ROUNDS[narrow]
+    options = tuple(f"-D{name}={value}" for name, value in macros.items())
+    return cupy.RawModule(code=f"{_text('helpers.cu')}\n{code}", options=options)
+
+
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def over(n: int) -> tuple[tuple[int], tuple[int]]:
+    """Return grid and block for n elements."""
+    return (min(-(-n // BLOCK), GRID),), (BLOCK,)
+
+
+def by_warp(rows: int) -> tuple[tuple[int], tuple[int, int]]:
+    """Return grid and block for a warp per row."""
+    return (min(-(-rows // WARPS[1]), GRID),), WARPS
+
+
+def fit(ctx: Any, *arrays: Array) -> bool:
+    """Return whether the kernels can take these arrays: contiguous, of the model's dtype; and write at all."""
+    return ctx.inplace and all(a.dtype == ctx.dtype and a.flags.c_contiguous for a in arrays)
+
+
+def total(ctx: Any, values: Array, weight: Array | None = None, scale: float = 1.0) -> Array:
+    """Return scale * sum(values * weight), 0-d."""
+    out = ctx.empty(())
+    args = (values, NULL if weight is None else weight, values.dtype.type(scale), out, np.int32(values.size))
+    kernel_of("sum_scaled", values.dtype.name)((1,), (1024,), args)
+    return out

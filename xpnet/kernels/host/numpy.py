@@ -1,0 +1,445 @@
+"""NumPy twins: the same results with `out=`, in buffers that live from step to step.
+
+Without an arena (`ctx.inplace` is False: inference, a part used alone) the bodies do the work. Where a twin
+looks at numbers on the host, or makes many calls, that part is a kernel, a function that writes into arrays it
+is given; it is started by `ctx.launch`, so that a recording of the step can repeat it (see `tape`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...core import ops
+from ...fusion.calls import plan
+from ...fusion.numbers import numbers_of
+from ...fusion.trace import Graph
+from ...fusion.update import fading, update_graph
+from . import threads
+
+Array = np.ndarray
+
+BLOCK = 1 << 16  # elements of an optimizer's pass that stay in the cache together
+FLUSH = 64  # updates between two looks for numbers that are about to become subnormal
+
+
+def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
+    """Twin of `ops.affine`: gradients are written straight into the flat gradient."""
+    if not ctx.inplace or x.ndim != 2 or kernel.ndim != 2 or ctx.backend.narrow:
+        return ops.affine(ctx, x, kernel, bias, activation)
+    z = product_into(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
+    if bias is not None:
+        z += bias
+    forward, backward_of = _ACTIVATIONS.get(activation.name, (None, None))
+    y = activation.forward(np, z) if forward is None else forward(z)
+
+    def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
+        if backward_of is None:
+            dz = activation.backward(np, dy, z, y)
+        else:
+            dz = backward_of(ctx, dy, y)
+        # a product with ones takes a third of the time of a sum
+        db = None if bias is None else np.dot(_ones(len(dz), dz.dtype), dz, out=room_for(ctx, into, "bias", bias))
+        return gradients(ctx, x, kernel, dz, db, into, want_dx)
+
+    return y, backward
+
+
+def gradients(ctx: Any, x: Array, kernel: Array, dz: Array, db: Any, into: Any, want_dx: bool) -> Any:
+    """Return what a backward of `affine` returns: dx = dz W^T and dW = x^T dz, with the bias gradient db."""
+    grads = {"kernel": product_into(ctx, x.T, dz, room_for(ctx, into, "kernel", kernel))}
+    if db is not None:
+        grads["bias"] = db
+    return (product_into(ctx, dz, kernel.T, ctx.empty(x.shape)) if want_dx else None), grads
+
+
+def product(ctx: Any, a: Array, b: Array) -> Array:
+    """Twin of `ops.product`: a large one is shared out among threads."""
+    plain = a.ndim == b.ndim == 2 and a.dtype == b.dtype == ctx.dtype and not ctx.backend.narrow
+    if not plain or threads.pieces(a, b) is None:
+        return ops.product(ctx, a, b)
+    return product_into(ctx, a, b, ctx.empty((a.shape[0], b.shape[1])))
+
+
+def product_into(ctx: Any, a: Array, b: Array, out: Array) -> Array:
+    """Return a @ b in `out`; a large one is shared out among threads."""
+    if threads.pieces(a, b) is None:
+        return np.matmul(a, b, out=out)
+    ctx.launch(threads.product, a, b, out)
+    return out
+
+
+def room_for(ctx: Any, into: dict[str, Array], name: str, like: Array) -> Array:
+    """Return where to write a gradient: its place in the flat one, or a buffer."""
+    return into[name] if name in into else ctx.empty(like.shape)
+
+
+# Activations whose derivative needs only their output: z's memory is used again for a = f(z).
+
+
+def _relu(z: Array) -> Array:
+    return np.maximum(z, _zeros(z.shape if z.size <= 1 << 14 else z.shape[-1:], z.dtype), out=z)
+
+
+@lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return zeros to compare with: an array of them is 2 to 5 times as fast as a single one."""
+    return np.zeros(shape, dtype)
+
+
+@lru_cache(maxsize=64)
+def _ones(n: int, dtype: Any) -> Array:
+    return np.ones(n, dtype)
+
+
+def _relu_backward(ctx: Any, da: Array, a: Array) -> Array:
+    keep = np.greater(a, 0.0, out=ctx.empty(a.shape, np.bool))
+    return np.multiply(da, keep, out=ctx.empty(a.shape))
+
+
+def _tanh(z: Array) -> Array:
+    return np.tanh(z, out=z)
+
+
+def _tanh_backward(ctx: Any, da: Array, a: Array) -> Array:
+    slope = np.multiply(a, a, out=ctx.empty(a.shape))
+    np.subtract(1.0, slope, out=slope)
+    return np.multiply(slope, da, out=slope)
+
+
+def _sigmoid_backward(ctx: Any, da: Array, a: Array) -> Array:
+    slope = np.subtract(1.0, a, out=ctx.empty(a.shape))
+    slope *= a
+    return np.multiply(slope, da, out=slope)
+
+
+def _sigmoid(z: Array) -> Array:
+    e = np.exp(-np.abs(z))
+    return np.divide(np.where(z >= 0, np.ones_like(e), e), e + 1.0, out=z)
+
+
+_ACTIVATIONS = {
+    "relu": (_relu, _relu_backward),
+    "tanh": (_tanh, _tanh_backward),
+    "sigmoid": (_sigmoid, _sigmoid_backward),
+    "linear": (lambda z: z, lambda ctx, da, a: da),
+}
+
+
+def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
+    """Twin of `ops.dropout`."""
+    if not ctx.inplace:
+        return ops.dropout(ctx, x, keep, rate)
+    scale = x.dtype.type(1.0 / (1.0 - rate))
+    mask = np.multiply(keep, scale, out=ctx.empty(x.shape))
+    y = np.multiply(x, mask, out=ctx.empty(x.shape))
+    return y, lambda dy: np.multiply(dy, mask, out=ctx.empty(x.shape))
+
+
+def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
+    """Twin of `ops.softmax_cross_entropy`, for class numbers; one-hot targets go to the body."""
+    if not ctx.inplace or z.ndim != 2 or target.ndim != 1 or not isinstance(weight, (float, Array)):
+        return ops.softmax_cross_entropy(ctx, z, target, weight)
+    rows, classes = z.shape
+    a, dz, values = ctx.empty(z.shape), ctx.empty(z.shape), ctx.empty((rows,))
+    weight = np.asarray(weight, z.dtype) if isinstance(weight, float) else weight
+    room = ctx.empty((rows,), np.int64), ctx.empty((rows,)), ctx.empty((rows, 1)), ctx.empty((rows,), np.bool)
+    constants = _starts(rows, classes), _ones(classes, z.dtype), _number(classes, np.uint32)
+    ctx.launch(_softmax_cross_entropy, z, target, weight, a, dz, values, *constants, *room)
+    return values, dz, a
+
+
+def _softmax_cross_entropy(
+    z: Array,
+    target: Array,
+    weight: Array,
+    a: Array,
+    dz: Array,
+    values: Array,
+    starts: Array,
+    ones: Array,
+    classes: Array,
+    place: Array,
+    picked: Array,
+    column: Array,
+    known: Array,
+) -> None:
+    flat, total = dz.reshape(-1), column.reshape(-1)
+    z.argmax(-1, place)  # finds the largest number in a fifth of the time that `maximum.reduce` takes
+    np.add(starts, place, place)
+    z.reshape(-1).take(place, None, total, "clip")
+    np.subtract(z, column, a)
+    np.add(starts, target, place)  # where in the flat array each row's target is
+    a.reshape(-1).take(place, None, values, "clip")
+    np.exp(a, a)
+    np.dot(a, ones, total)
+    np.divide(a, column, a)
+    np.multiply(a, weight[:, None] if weight.ndim else weight, dz)
+    flat.take(place, None, picked, "clip")
+    np.subtract(picked, weight, picked)
+    flat.put(place, picked, "clip")
+    np.log(total, total)
+    np.subtract(total, values, values)
+    np.less(target.view(np.uint32), classes, known)  # a negative number is a large one
+    if b"\0" in known.tobytes():  # a label is no class
+        values.fill(np.nan)
+
+
+@lru_cache(maxsize=16)
+def _starts(rows: int, classes: int) -> Array:
+    return np.arange(rows) * classes
+
+
+def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Any:
+    """Twin of `ops.row_total`: one product."""
+    if not ctx.inplace or values.ndim != 1 or weight is not None:
+        return ops.row_total(ctx, values, weight, scale)
+    total = ctx.empty(())
+    np.dot(values, _filled(len(values), scale, values.dtype), out=total)
+    return total
+
+
+@lru_cache(maxsize=64)
+def _filled(n: int, value: float, dtype: Any) -> Array:
+    return np.full(n, value, dtype)
+
+
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
+    """Twin of `ops.pack`: copies only what is not in its place already."""
+    if room is None:
+        return ops.pack(ctx, layout, parts, room)
+    flat, views = room
+    for path, part in parts.items():
+        if part is not views[path]:
+            np.copyto(views[path], part)
+    return flat
+
+
+def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
+    """Twin of `ops.penalize`, in the gradient's own memory."""
+    if not ctx.inplace or w.ndim != 1:
+        return ops.penalize(ctx, w, g, segments)
+    value = w.dtype.type(0.0)
+    for start, stop, l1, l2 in segments:
+        part, slope = w[start:stop], g[start:stop]
+        if l1:
+            value += w.dtype.type(l1) * np.add.reduce(np.abs(part))
+            slope += l1 * np.sign(part)
+        if l2:
+            value += w.dtype.type(l2) * np.dot(part, part)
+            slope += (2.0 * l2) * part
+    return value, g
+
+
+def sound(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) -> Any:
+    """Twin of `ops.sound`."""
+    if not ctx.inplace or any(flat.ndim != 1 for flat in flats):
+        return ops.sound(ctx, ok, lr, limit, flats, *others)
+    # without a tape it becomes part of the state, which memory that comes back at every step must not
+    result = np.empty((), np.bool) if ctx.tape is None else ctx.empty((), np.bool)
+    ctx.launch(_sound, result, ok, lr, limit * limit, tuple(flats), *(a for a in others if a.size))
+    return result
+
+
+def _sound(result: Array, ok: Any, lr: Any, square: float, flats: tuple[Array, ...], *others: Array) -> None:
+    well = ok and float(lr) <= ops.LARGEST_RATE
+    for flat in flats:
+        well = well and threads.sum_of_squares(flat) <= square
+    for a in others:
+        well = well and (math.isfinite(a) if a.ndim == 0 else np.isfinite(a).all())
+    result[()] = well
+
+
+def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
+    """Twin of `ops.tally` for a recording, where all these are arrays."""
+    if ctx.tape is None:
+        return ops.tally(ctx, ok, counted, step, age, sums, parts)
+    new = ctx.empty((), step.dtype), ctx.empty((), age.dtype), ctx.empty(sums.shape, sums.dtype)
+    numbers, arrays, i = [], [], 0
+    for a, factor in parts:
+        shape = getattr(a, "shape", ())
+        if shape == ():
+            numbers.append((i, a, factor))
+        else:
+            where = slice(i, i + math.prod(shape))
+            arrays.append((sums[where], new[2][where], np.reshape(a if factor == 1.0 else a * factor, (-1,))))
+        i += math.prod(shape)
+    ctx.launch(_tally, ok, counted, step, age, sums, *new, numbers, arrays)
+    return new
+
+
+def _tally(
+    ok: Array,
+    counted: Array,
+    step: Array,
+    age: Array,
+    sums: Array,
+    new_step: Array,
+    new_age: Array,
+    new_sums: Array,
+    numbers: list[Any],
+    arrays: list[Any],
+) -> None:
+    """Add numbers with Python's: a ufunc that writes one number takes six times as long."""
+    taken = bool(ok)
+    new_step[()], new_age[()] = step.item() + taken, age.item() + taken
+    if taken if counted is ok else counted:
+        for i, a, factor in numbers:
+            new_sums[i] = sums[i] + float(a) * factor
+        for before, after, a in arrays:
+            np.add(before, a, out=after)
+    else:
+        new_sums[:] = sums
+
+
+# Optimizers: any formula that can be fused, block by block. In place where no update can overflow, since the guard
+# has seen gradient and weights; what writes over weights and slots is then put off to the end of the step.
+# Otherwise into memory of its own: the guard may yet hold the update back.
+
+
+def update(
+    ctx: Any,
+    optimizer: Any,
+    w: Array,
+    g: Array,
+    slots: tuple[Array, ...],
+    lr: Any,
+    age: Any,
+    decay: float = 0.0,
+    factor: Any = None,
+) -> Any:
+    """Twin of `ops.update`."""
+    graph = fused(ctx, optimizer, w, slots, decay, factor)
+    if graph is None:
+        return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
+    over = ctx.overwrite and optimizer.never_overflows
+    new = () if over else own_memory(ctx, (w, *slots))
+    made = _prepared(graph, over, w.dtype)
+    changing = [ctx.empty((), kind) for kind in made.kinds]
+    ctx.launch(_work_out, made.work_out, lr, age, factor, *changing)
+    if over and (fades := fading(graph)):
+        flush = ctx.empty((), np.bool)
+        ctx.launch(_is_due, flush, age)
+        ctx.later_when(flush, lambda: _flush(ctx, [slots[o - 1] for o in fades]))
+    size = min(w.size, BLOCK)
+    scratch = [ctx.empty((size,), kind) for kind in made.scratch]
+    do = ctx.later if over else _now
+    for block in _blocks(w, g, *slots, *new):
+        last = block[0].size
+        memory = (*block, *(scratch if last == size else [a[:last] for a in scratch]), *changing, *made.fixed)
+        for ufunc, args, named in made.calls:
+            do(ufunc, *args(memory), **{name: memory[place] for name, place in named} if named else {})
+    return (w, slots) if over else (new[0], new[1:])
+
+
+def fused(ctx: Any, optimizer: Any, w: Array, slots: Sequence[Array], decay: float, factor: Any) -> Graph | None:
+    """Return the graph of an update, None if the body is to do it."""
+    if not ctx.inplace or w.ndim != 1:
+        return None
+    return update_graph(optimizer, len(slots), decay, factor is not None)
+
+
+def homes(graph: Graph, over: bool) -> tuple[int | None, ...]:
+    """Return which arrays (w, g, *slots) the results of an update overwrite: those of w and the slots, or none."""
+    return (0, *range(2, graph.arrays)) if over else (None,) * (graph.arrays - 1)
+
+
+def own_memory(ctx: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """Return memory for results: they become part of the state, which what comes back at every step must not."""
+    return tuple(np.empty(a.shape, a.dtype) if ctx.tape is None else ctx.empty(a.shape) for a in arrays)
+
+
+def _now(function: Any, *args: Any, **kwargs: Any) -> None:
+    function(*args, **kwargs)
+
+
+class _Prepared(NamedTuple):
+    """All of an update that is the same at each: see `calls.Plan` for the order of the memory.
+
+    Attributes:
+        calls: (ufunc, function that picks the arguments from the memory, ((keyword, place in the memory), ...)).
+        scratch: the dtypes of scratch memory. kinds: of the numbers that change. fixed: those that do not.
+        work_out: see `numbers.Numbers`.
+    """
+
+    calls: list[tuple[Any, Any, tuple[tuple[str, int], ...]]]
+    scratch: list[Any]
+    kinds: list[Any]
+    fixed: list[Array]
+    work_out: Any
+
+
+@lru_cache(maxsize=256)
+def _prepared(graph: Graph, over: bool, dtype: Any) -> _Prepared:
+    calls, reals, bools = plan(graph, homes(graph, over))
+    found = numbers_of(graph)
+    kinds = [np.dtype(np.bool) if graph.nodes[node].boolean else dtype for node in found.nodes]
+    count = len(found.changing)
+    fixed = [*map(_number, found.fixed.values(), kinds[count:]), _number(1.0, dtype)]
+    one = graph.arrays + (0 if over else len(graph.outputs)) + reals + bools + len(kinds)
+    ready = [
+        (ufunc, itemgetter(*args) if len(args) > 1 else lambda memory, a=args[0]: (memory[a],), named)
+        for call in calls
+        for ufunc, args, named in _ufuncs(*call, one)
+    ]
+    return _Prepared(ready, [dtype] * reals + [np.bool] * bools, kinds[:count], fixed, found.work_out)
+
+
+def _ufuncs(op: str, args: tuple[int, ...], out: int, one: int) -> list[tuple[Any, tuple[int, ...], Any]]:
+    """Return the ufuncs for an operation: each with positional arguments, and keywords."""
+    if op == "where":
+        chosen, yes, no = args
+        copy = [] if no == out else [(np.positive, (no, out), ())]
+        return [*copy, (np.positive, (yes,), (("out", out), ("where", chosen)))]
+    if op == "astype":
+        return [(np.multiply, (args[0], one, out), ())]
+    if op in ("maximum", "minimum"):  # for which NumPy deprecates a positional `out`
+        return [(getattr(np, op), args, (("out", out),))]
+    return [(np.positive if op == "copy" else getattr(np, op), (*args, out), ())]
+
+
+def _work_out(work_out: Any, lr: Any, age: Any, factor: Any, *places: Array) -> None:
+    values = work_out(float(lr), float(age), 1.0 if factor is None else float(factor))
+    for place, value in zip(places, values):
+        place[()] = value
+
+
+@lru_cache(maxsize=256)
+def _number(value: float, dtype: Any) -> Array:
+    return np.array(value, dtype)
+
+
+def _is_due(flush: Array, age: Any) -> None:
+    flush[()] = float(age) % FLUSH == 0
+
+
+def _flush(ctx: Any, slots: Sequence[Array]) -> None:
+    """Set what is far too small to matter to 0.
+
+    The average of a gradient that has become 0 (a pixel that is never set, a ReLU that is dead) decays into
+    the subnormal numbers and, rounded, stays there; each operation on one takes the processor a hundred cycles.
+    """
+    scratch = ctx.empty((min(slots[0].size, BLOCK),))
+    for s in (block for blocks in _blocks(*slots) for block in blocks):
+        keep = scratch[: s.size]
+        ctx.later(np.abs, s, keep)
+        ctx.later(np.greater_equal, keep, _number(smallest(s.dtype), s.dtype), keep)
+        ctx.later(np.multiply, s, keep, s)
+
+
+@lru_cache
+def smallest(dtype: Any) -> float:
+    """Return the number below which an average counts as 0."""
+    return 1e8 * float(np.finfo(dtype).tiny)
+
+
+def _blocks(*arrays: Array) -> list[tuple[Array, ...]]:
+    size = arrays[0].size
+    if size <= BLOCK:
+        return [arrays]
+    return [tuple(a[start : start + BLOCK] for a in arrays) for start in range(0, size, BLOCK)]

@@ -1,0 +1,1 @@
+"""Training of a sequence of layers: network, step, data, loop, files."""

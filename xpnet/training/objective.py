@@ -1,0 +1,92 @@
+"""What training minimizes, and its gradient: the order of a step up to the update is defined here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..backend import Array
+from ..kernels.context import Context
+from ..losses import Loss
+from .network import Network
+
+__all__ = ["Batch", "Gradient", "Objective"]
+
+Watch = Callable[[str, str, Array], None]
+
+
+class Batch(NamedTuple):
+    """What a step takes in: rows, targets, weights or None, and the masks by place."""
+
+    x: Array
+    y: Array
+    weight: Array | None
+    draws: dict[str, Array]
+
+
+class Gradient(NamedTuple):
+    """The derivative of the objective.
+
+    Attributes:
+        value: the objective, 0-d. flat: its derivative by the weights, to be multiplied by `factor` (0-d; None for
+            1). prediction: the outputs.
+    """
+
+    value: Array
+    flat: Array
+    factor: Array | None
+    prediction: Array
+
+
+class Objective:
+    """The loss of a batch plus the penalties on the weights.
+
+    Args:
+        network, loss: of the model. A loss that knows the last activation starts from the scores before it.
+    """
+
+    def __init__(self, network: Network, loss: Loss) -> None:
+        self.network, self.loss = network, loss
+        self.units = network.score_units(loss.fuses) if loss.fuses else None
+        self.segments = network.layout.segments
+
+    def value(self, ctx: Context, weights: Array, stats: Array, batch: Batch) -> tuple[Array, Array]:
+        """Return the objective, 0-d, and the prediction."""
+        y, _ = self.network.forward(ctx, weights, stats, batch.x, self.units)
+        value, _, prediction = self.loss.measure(ctx, batch.y, y, batch.weight, self.units is not None)
+        if self.segments:
+            value = value + ctx.ops.penalize(ctx, weights, ctx.xp.zeros_like(weights), self.segments)[0]
+        return value, prediction
+
+    def gradient(
+        self,
+        ctx: Context,
+        weights: Array,
+        stats: Array,
+        batch: Batch,
+        scale: Array | None = None,
+        watch: Watch | None = None,
+    ) -> Gradient:
+        """Return the objective and its derivative by the weights.
+
+        Args:
+            weights, stats: flat arrays. scale: 0-d: the loss is multiplied by it before it is taken back through
+                the network, so that small derivatives survive 16-bit products.
+            watch: sees every output, the loss, the penalty and every derivative.
+        """
+        y, backward = self.network.forward(ctx, weights, stats, batch.x, self.units, watch)
+        value, dy, prediction = self.loss.measure(ctx, batch.y, y, batch.weight, self.units is not None)
+        last = self.network.units[-1].key
+        if watch is not None:
+            watch("loss", last, value)
+            watch("gradient of the loss", last, dy)
+        factor = None if scale is None else 1.0 / scale
+        g = backward(dy if scale is None else dy * scale)
+        if self.segments:
+            if factor is not None:
+                g, factor = g * factor, None
+            penalty, g = ctx.ops.penalize(ctx, weights, g, self.segments)
+            if watch is not None:
+                watch("penalty", last, penalty)
+            value = value + penalty
+        return Gradient(value, g, factor, prediction)

@@ -1,0 +1,186 @@
+"""What `compile` was given, and what it becomes on a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .. import kernels, losses, metrics, optimizers
+from ..backend import Backend
+from ..core.config import fingerprint
+from ..core.random import Stream
+from ..errors import InvalidValueError, number
+from ..fusion.update import update_graph
+from ..kernels.check import usable
+from ..schedules import Schedule
+from .network import Network
+from .replay import Replay
+from .step import make_evaluation, make_step
+
+__all__ = ["Compiled", "Program", "check_compile", "check_head", "make_program"]
+
+
+class Compiled(NamedTuple):
+    """What `Sequential.compile` was given."""
+
+    optimizer: optimizers.Optimizer
+    loss: losses.Loss
+    metrics: list[metrics.Metric]
+    steps_per_execution: int
+    graph: bool
+    weighted_metrics: Sequence[metrics.Metric] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names in the logs; as in Keras a weighted metric gives way to one of its name that is not."""
+        plain = [m.name for m in self.metrics]
+        weighted = [f"weighted_{m.name}" if m.name in plain else m.name for m in self.weighted_metrics]
+        return ["loss", *plain, *weighted]
+
+    @property
+    def directions(self) -> dict[str, str | None]:
+        """`"min"`, `"max"` or None by name: which values are good ones."""
+        both = (*self.metrics, *self.weighted_metrics)
+        return dict(zip(self.names, ("min", *(m.direction for m in both))))
+
+    @property
+    def arrays(self) -> list[str]:
+        """The names in the logs of metrics whose result is an array."""
+        both = (*self.metrics, *self.weighted_metrics)
+        return [name for name, m in zip(self.names[1:], both) if m.result_shape() != ()]
+
+    def settings(self) -> Any:
+        """Return what compares equal as long as no setting changes that a step goes by."""
+        parts = [self.optimizer, self.loss, *self.metrics, *self.weighted_metrics]
+        fixed = not isinstance(self.optimizer.learning_rate, Schedule)  # then it is part of a step's state
+        return fingerprint(parts, leave_out=("learning_rate", "dtype") if fixed else ("dtype",))
+
+
+class Program(NamedTuple):
+    """A compiled model made ready for its backend: what `loop` runs.
+
+    Attributes:
+        metrics: those that the shapes chose, weighted or `Unweighted`. names: in the logs.
+        target_shape, target_dtype: of a row of y.
+        step: `step(state, batch, finish=None) -> state`. run: `run(state, batches, commit)`, compiled or recorded.
+        evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
+        recorder: what records its steps, or None. maker: what makes masks and batches on the device, or None.
+        settings: those of optimizer, loss and metrics (see `Compiled.settings`).
+    """
+
+    optimizer: optimizers.Optimizer
+    loss: losses.Loss
+    metrics: list[Any]
+    names: list[str]
+    target_shape: tuple[int, ...]
+    target_dtype: str | None
+    step: Any
+    run: Any
+    evaluation: Any
+    recorder: Any = None
+    maker: Any = None
+    settings: Any = None
+
+    @property
+    def host_masks(self) -> bool:
+        """Whether batches must bring their masks."""
+        return self.maker is None
+
+
+def check_compile(
+    optimizer: Any, loss: Any, plain: Any, steps_per_execution: Any, graph: Any = True, weighted: Any = None
+) -> Compiled:
+    """Return the objects for the arguments of `Sequential.compile`.
+
+    Raises:
+        UnknownNameError: a name is not known. InvalidValueError: no loss, or one that is not reduced; two metrics
+            of one name.
+    """
+    if loss is None:
+        raise InvalidValueError("compile needs a loss, such as 'mse'; got None")
+    compiled = Compiled(
+        optimizers.get(optimizer),
+        losses.get(loss),
+        _metrics(plain),
+        number("steps_per_execution", steps_per_execution, 1, integer=True),
+        bool(graph),
+        _metrics(weighted),
+    )
+    check_reduction(compiled.loss)
+    if len(set(compiled.names)) < len(compiled.names):
+        raise InvalidValueError(f"metrics must have different names; got {compiled.names[1:]}")
+    return compiled
+
+
+def check_reduction(loss: losses.Loss) -> None:
+    """Raise if the loss is not one number."""
+    if loss.reduction == "none":
+        raise InvalidValueError("a model is trained on one number, the reduced loss; got reduction 'none'")
+
+
+def _metrics(given: Any) -> list[metrics.Metric]:
+    several = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
+    return [metrics.get(m) for m in several]
+
+
+def check_head(network: Network, loss: losses.Loss) -> None:
+    """Raise if the loss takes scores while the model ends in the activation that the loss would apply."""
+    if not getattr(loss, "from_logits", False):
+        return
+    for activation in {getattr(cls, "fuses", None) for cls in type(loss).__mro__}:  # a subclass may have lost it
+        if activation is not None and network.score_units(activation) is not None:
+            raise InvalidValueError(
+                f"the model ends in {activation!r}, so its outputs are probabilities: use from_logits=False (the "
+                f"scores are used all the same), or no activation; got {type(loss).__name__}(from_logits=True)"
+            )
+
+
+def make_program(compiled: Compiled, network: Network, backend: Backend, stream: Stream) -> Program:
+    """Return the compiled step and evaluation for a network on a backend; `stream` is that of its masks."""
+    optimizer, loss, settings = compiled.optimizer, compiled.loss, compiled.settings()
+    check_reduction(loss)
+    check_head(network, loss)
+    outputs = (1, *network.output_shape)
+    targets = loss.target_shape(outputs)
+    plain, weighted = (
+        [m.for_shapes(targets, outputs) for m in group] for group in (compiled.metrics, compiled.weighted_metrics)
+    )
+    chosen: list[Any] = [*map(metrics.Unweighted, plain), *weighted]
+    step = make_step(backend, network, loss, optimizer, chosen)
+    recorded = compiled.graph and kernels.records(backend) and usable(backend)
+    recorder = kernels.recorder_for(backend) if recorded else None
+    parts = (*network.parts(), loss, *plain, *weighted)
+    if recorder and not (recorder.foreign or (_is_traced(optimizer) and all(map(_ours, parts)))):
+        recorder = None
+    maker = kernels.maker_for(backend) if recorder else None
+    if maker:
+        step = maker.with_masks(step, network.draws, stream.key)
+    return Program(
+        optimizer,
+        loss,
+        chosen,
+        compiled.names,
+        targets[1:],
+        "int32" if loss.sparse else None,
+        step,
+        Replay(step, recorder) if recorder else backend.compile(step),
+        make_evaluation(backend, network, loss, chosen),
+        recorder,
+        maker,
+        settings,
+    )
+
+
+def _ours(part: Any) -> bool:
+    """Return whether a part (or a class) is xpnet's own, and so pure as a recording needs it."""
+    cls = part if isinstance(part, type) else type(part)
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _is_traced(optimizer: optimizers.Optimizer) -> bool:
+    """Return whether all of a user's optimizer that a step runs is a formula, of which the graph runs instead."""
+    if _ours(optimizer):
+        return True
+    updates = ("apply", "apply_variables", "advance")
+    homes = [next(cls for cls in type(optimizer).__mro__ if name in vars(cls)) for name in updates]
+    return all(map(_ours, homes)) and update_graph(optimizer, len(optimizer.slots)) is not None

@@ -1,0 +1,203 @@
+"""The training step as a pure function, and the state it carries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..backend import Array, Backend, np
+from ..backend.tree import tree_map
+from ..core.ops import FIRST_SCALE, LIMITS, add_up
+from ..kernels.check import usable
+from ..kernels.context import Arena, Context
+from ..kernels.finish import make
+from ..losses import Loss
+from ..metrics import Metric
+from ..optimizers import Optimizer
+from .network import Network
+from .objective import Batch, Objective
+
+__all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
+
+MOST = 16  # batch shapes whose memory for twins, and whose recordings, are kept
+
+
+class TrainState(NamedTuple):
+    """What a step carries on; every leaf is an array on the device.
+
+    Attributes:
+        step: the steps taken since the model was made (see `Backend.count`); stands still once one was held back.
+        lr: the learning rate. ok: whether all was well so far (sticky). weights, slots, stats: flat arrays.
+        age: updates since the optimizer began, in the model's dtype.
+        sums: of the loss and the rows, then of each metric in turn, one flat array (see `zero_sums`).
+        scale: of the loss, and the good steps in a row with it; empty where the loss is not scaled.
+    """
+
+    step: Array
+    lr: Array
+    ok: Array
+    weights: Array
+    slots: tuple[Array, ...]
+    stats: Array
+    age: Array
+    sums: Array
+    scale: tuple[Array, ...] = ()
+
+
+def _contexts(backend: Backend) -> Callable[..., Context]:
+    """Return a maker of training contexts, which keeps one for each batch shape where twins need memory."""
+    if not (backend.inplace and usable(backend)):
+        return lambda draws, shape, tape: Context(backend, True, draws)
+    if backend.pooled:  # what a CUDA graph writes to must come from its own pool, so nothing is kept here
+        return lambda draws, shape, tape: Context(backend, True, draws, Arena(backend.xp))
+    contexts: dict[tuple[int, ...], Context] = {}
+
+    def context(draws: dict[str, Array], shape: tuple[int, ...], tape: Any) -> Context:
+        found = contexts.get(shape)
+        if found is None:
+            while len(contexts) >= MOST:
+                del contexts[next(iter(contexts))]
+            found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp, backend.device))
+        return found.restart(draws, tape)
+
+    return context
+
+
+def first_scale(backend: Backend, scale: float = FIRST_SCALE, streak: float = 0.0) -> tuple[Array, ...]:
+    """Return `TrainState.scale`: without a scale, small gradients would round to zero in float16."""
+    return (backend.scalar(scale), backend.scalar(streak)) if backend.narrow == "float16" else ()
+
+
+def zero_sums(backend: Backend, metrics: Sequence[Metric]) -> Array:
+    """Return the sums before the first batch of an epoch, shape (n,), in float64.
+
+    Where a library has no float64 the shape is (2, n): float32, and what its rounding has lost.
+    """
+    n = 2 + sum(math.prod(shape) for metric in metrics for shape in metric.sums.values())
+    return backend.zeros(n, backend.xp.float64) if backend.wide else backend.zeros((2, n))
+
+
+def host_sums(backend: Backend, sums: Array) -> np.ndarray:
+    """Return the sums of a state on the host, whichever its form: float64, shape (n,); one transfer."""
+    host = np.asarray(backend.host(sums), np.float64)
+    return host.sum(axis=0) if host.ndim == 2 else np.array(host)
+
+
+def carried_sums(backend: Backend, sums: np.ndarray) -> Array:
+    """Return host sums, shape (n,), in the form of this backend (see `zero_sums`)."""
+    whole = np.asarray(sums, np.float64)
+    if backend.wide:
+        return backend.array(whole)
+    high = whole.astype(np.float32)
+    return backend.array(np.stack([high, (whole - high).astype(np.float32)]))
+
+
+def make_step(
+    backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, metrics: Sequence[Metric]
+) -> Callable[..., TrainState]:
+    """Return `step(state, batch, finish=None) -> state`: forward, loss, backward, guard, update.
+
+    The update is held back, on the device, when the loss or the statistics are not finite, or gradient, weights
+    or rate are so large that an update might overflow (`ops.LIMITS`). The result of an optimizer that can overflow
+    all the same is looked at before it is taken over, and before it counts. Where the loss is scaled, an
+    update that is held back makes the scale smaller, and ends nothing as long as the scale is larger than 1.
+
+    A step leaves the state that it is given as it is. Twins that update weights in place append the calls that do
+    it to the list `finish`: once these are made, the state that was returned holds, and the former one is lost.
+    Without a list they are made before the step returns.
+    """
+    objective, context = Objective(network, loss), _contexts(backend)
+    limit = LIMITS[backend.dtype_name]
+    variables = network.layout.variables
+    here = backend.inplace and not backend.pooled  # the gradient's memory comes back at every step
+
+    def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
+        ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
+        lr = optimizer.rate_at(ctx.xp, s.lr, s.age)
+        alive = s.ok & (s.scale[0] > 1.0) if s.scale else None  # before twins write over the flag
+        value, g, factor, prediction = objective.gradient(
+            ctx, s.weights, s.stats, b, s.scale[0] if s.scale else None
+        )
+        new_stats = network.new_stats(ctx, s.stats)
+        parts = _parts(ctx, value, b, prediction, metrics)
+        ok = ctx.ops.sound(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
+        # a step that only costs itself counts in the logs, if its loss is a number
+        counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
+        sure = optimizer.never_overflows
+        ctx.gate, ctx.overwrite = ok, sure and ctx.inplace
+
+        def tally(taken: Array) -> tuple[Array, Array, Array]:
+            return ctx.ops.tally(ctx, taken, counted, s.step, s.age, s.sums, parts)
+
+        def update(kept: tuple[Array, tuple[Array, ...], Array], age: Array) -> Any:
+            new = optimizer.advance(ctx, kept[0], g, kept[1], lr, age, variables, factor)
+            if here and ctx.tape is None and not (new[0] is kept[0] and new[1] is kept[1]):
+                new = tree_map(lambda a, old: _apart(backend, a, old, g), new, kept[:2])
+            return *new, new_stats
+
+        kept = s.weights, s.slots, s.stats
+        if sure:
+            number, age, sums = tally(ok)
+            # a twin may have put off the counting to the end of the step, for twins that do so too
+            now = s.age + 1.0 if age is s.age and optimizer.has_own_update else age
+            weights, slots, stats = backend.when(ok, lambda kept: update(kept, now), kept)
+        else:
+            new = update(kept, s.age + 1.0)
+            ok = ctx.ops.sound(ctx, ok, lr, limit, new[:1])
+            counted = ok if alive is None else counted
+            number, age, sums = tally(ok)
+            weights, slots, stats = backend.when(ok, lambda _: new, kept)
+        scales = s.scale
+        if alive is not None:
+            ok, number, *scales = ctx.ops.rescale(ctx, ok, alive, number, *s.scale)
+        if finish is None:
+            make(ctx.finish)
+        else:
+            finish += ctx.finish
+        return TrainState(number, s.lr, ok, weights, slots, stats, age, sums, tuple(scales))
+
+    return step
+
+
+def _apart(backend: Backend, a: Array, old: Array, g: Array) -> Array:
+    """Return a part of the new state, in memory of its own if an optimizer has made it of the gradient."""
+    return a if a is old or not backend.shares(a, g) else backend.copy(a)
+
+
+def make_evaluation(
+    backend: Backend, network: Network, loss: Loss, metrics: Sequence[Metric]
+) -> Callable[[Any, Array, Array, Batch], Any]:
+    """Return `evaluation(sums, weights, stats, batch) -> sums`, the same for inference."""
+    objective = Objective(network, loss)
+
+    def evaluation(sums: Any, weights: Array, stats: Array, b: Batch) -> Any:
+        ctx = Context(backend)
+        value, prediction = objective.value(ctx, weights, stats, b)
+        parts = _parts(ctx, value, b, prediction, metrics)
+        return add_up(ctx.xp, sums, parts)
+
+    return backend.jit(evaluation)
+
+
+def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> list[Any]:
+    """Return what a batch adds to the sums (see `ops.add_up`); its loss counts once a row."""
+    rows = float(b.x.shape[0])
+    counts = [c for metric in metrics for c in metric.checked_counts(ctx, b.y, prediction, b.weight)]
+    return [(value, rows), (rows, 1.0), *((c, 1.0) for c in counts)]
+
+
+@np.errstate(all="ignore")
+def read_sums(backend: Backend, sums: Array, names: Sequence[str], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return the mean loss and the results of the metrics by name, as floats or arrays; NaN of no rows."""
+    host = host_sums(backend, sums)
+    loss, rows = host[:2]
+    done, results = 2, [loss / rows]
+    for metric in metrics:
+        pieces = []
+        for shape in metric.sums.values():
+            pieces.append(host[done : done + math.prod(shape)].reshape(shape))
+            done += pieces[-1].size
+        value = metric.compute(np, *pieces)
+        results.append(value if rows else np.full_like(value, np.nan))
+    return {name: float(a) if np.ndim(a) == 0 else np.asarray(a) for name, a in zip(names, results)}
