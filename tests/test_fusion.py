@@ -160,6 +160,25 @@ def test_operations_on_numbers(module, op):
 
 @needs_machines
 @pytest.mark.parametrize("module", MACHINES)
+def test_numbers_in_a_formula(module):
+    """Products and sums of numbers only, in front of and behind what they are added to."""
+
+    def formula(at):
+        return Formula(lambda xp: at, numbers=lambda xp, lr, age: (age, lr))
+
+    for at in (
+        lambda w, g, n, lr: (w - lr * n) + (n * n + g),
+        lambda w, g, n, lr: lr * (n + 1.0) - w * n,
+        lambda w, g, n, lr: (lr + n * 2.0) + n * (w / n),
+    ):
+        same(formula(at), module, "float64", np.random.default_rng(0).standard_normal((2, 9)))
+    # a result that is a number: the weights' shape, which it would not have on arrays
+    (found,) = run(twin_of(module), formula(lambda w, g, n, lr: lr + n), "float64", np.ones((2, 9)))
+    np.testing.assert_allclose(found, np.full(9, 3.3))
+
+
+@needs_machines
+@pytest.mark.parametrize("module", MACHINES)
 def test_booleans_that_are_numbers(module):
     def make(xp):
         def at(w, g, early, lr):
@@ -394,6 +413,26 @@ def test_slots_that_decay():
         lambda w, g, s, lr: (w, lr * s),
     ):
         assert fading(update_graph(Formula(lambda xp, at=at: at, ["s"]), 1)) == ()
+
+
+@needs_machines
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), Momentum(), RMSprop(), Adam(), Adagrad()], ids=repr)
+@pytest.mark.parametrize("module", MACHINES)
+def test_averages_too_small_to_matter_become_0(module, optimizer):
+    """In place, at the latest by the 64th update, in slots that decay; sums of squares stay as they are."""
+    twin, count = twin_of(module), len(optimizer.slots)
+    arrays = [np.ones(8), np.zeros(8), *np.full((count, 8), 1e-36)]
+    for slot in arrays[2:]:
+        slot[0] = 1.0
+    for epsilon, kept in ((1e-7, isinstance(optimizer, Adagrad)), (0.0, True)):
+        if hasattr(optimizer, "epsilon"):
+            optimizer.epsilon = epsilon  # with 0 it may overflow
+        found = run(twin, optimizer, "float32", arrays, age=64.0)[1:]
+        if optimizer.never_overflows:
+            assert [bool(slot[5] != 0) for slot in found] == [kept and hasattr(optimizer, "epsilon")] * count
+        else:
+            assert all(slot[5] != 0 for slot in found)
+        assert all(slot[0] > 0.8 for slot in found)
 
 
 # Recording and the guard ----------------------------------------------------------------------------------------

@@ -31,17 +31,21 @@ class Sign(xn.optimizers.Optimizer):
         return lambda w, g, lr: w - lr * xp.sign(g)
 
 
-model = xn.Sequential([xn.layers.Input((3,)), Dense(4, "relu", name="first"), Scale(0.5), Dense(1)], seed=0)
-model.compile(Adam(0.01, beta_1=0.5, clipnorm=1.0), xn.losses.Huber(2.0), [xn.metrics.Precision(), "mse"])
-history = model.fit([[1.0, 2.0, 3.0]], [1.0], epochs=2, callbacks=[xn.callbacks.EarlyStopping("loss", patience=3)])
-assert_type(history, xn.callbacks.History)
-assert_type(model.layers, tuple[xn.layers.Layer, ...])
-assert_type(xn.load_model("file"), xn.Sequential)
-assert_type(Scale().factor, float)
-assert_type(Dense(3).units, int)
-AdamW(xn.schedules.ExponentialDecay(0.1, 10, 0.5), 0.01)
-Sign(0.1, beta=0.5)
-Dense(units="3")  # type: ignore[arg-type]
-Dense(3, colour="red")  # type: ignore[call-arg]
-xn.losses.BinaryCrossentropy(from_logits="no")  # type: ignore[arg-type]
-xn.regularizers.L2(l1=0.1)  # type: ignore[call-arg]
+def use() -> None:
+    """Is never called: type checkers read it."""
+    model = xn.Sequential([xn.layers.Input((3,)), Dense(4, "relu", name="first"), Scale(0.5), Dense(1)], seed=0)
+    model.compile(Adam(0.01, beta_1=0.5, clipnorm=1.0), xn.losses.Huber(2.0), [xn.metrics.Precision(), "mse"])
+    history = model.fit(
+        [[1.0, 2.0, 3.0]], [1.0], epochs=2, callbacks=[xn.callbacks.EarlyStopping("loss", patience=3)]
+    )
+    assert_type(history, xn.callbacks.History)
+    assert_type(model.layers, tuple[xn.layers.Layer, ...])
+    assert_type(xn.load_model("file"), xn.Sequential)
+    assert_type(Scale().factor, float)
+    assert_type(Dense(3).units, int)
+    AdamW(xn.schedules.ExponentialDecay(0.1, 10, 0.5), 0.01)
+    Sign(0.1, beta=0.5)
+    Dense(units="3")  # type: ignore[arg-type]
+    Dense(3, colour="red")  # type: ignore[call-arg]
+    xn.losses.BinaryCrossentropy(from_logits="no")  # type: ignore[arg-type]
+    xn.regularizers.L2(l1=0.1)  # type: ignore[call-arg]
