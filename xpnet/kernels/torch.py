@@ -16,6 +16,7 @@ from ..backend import Array
 from ..core import ops
 from ..fusion.activation import Z, activation_graphs
 from ..fusion.remember import Remembered
+from ..fusion.trace import Graph
 from ..fusion.update import fading
 from .host.numpy import FLUSH, fused, homes, room_for
 from .torch_calls import filled, number, result_of, writes_of
@@ -31,10 +32,11 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         return ops.affine(ctx, x, kernel, bias, activation)
     x = _plain(x)
     z = _product(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])), bias)
-    y, back = _activated(ctx, z, activation, adopt=True)
+    apply, pull_back = _passes(activation, z.dtype, adopt=True)
+    y = apply(ctx, z)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-        dz = back(dy)
+        dz = pull_back(ctx, _like(dy, z), z, y)
         grads = {"kernel": _product(ctx, x.t(), dz, room_for(ctx, into, "kernel", kernel))}
         if bias is not None:
             grads["bias"] = torch.sum(dz, 0, out=room_for(ctx, into, "bias", bias))
@@ -57,48 +59,52 @@ def _plain(x: Array) -> Array:
     return x.detach() if x.requires_grad else x
 
 
+def _like(dy: Array, z: Array) -> Array:
+    """Return a derivative outside PyTorch's own differentiation, in the dtype of z."""
+    dy = dy.detach() if dy.requires_grad else dy
+    return dy if dy.dtype == z.dtype else dy.to(z.dtype)
+
+
 def activate(ctx: Any, x: Array, activation: Any) -> Any:
     """Twin of `ops.activate`."""
     if not ctx.inplace or x.dtype != ctx.dtype:
         return ops.activate(ctx, x, activation)
-    return _activated(ctx, _plain(x), activation)
+    x = _plain(x)
+    apply, pull_back = _passes(activation, x.dtype, adopt=False)
+    y = apply(ctx, x)
+    return y, lambda dy: pull_back(ctx, _like(dy, x), x, y)
 
 
-def _activated(ctx: Any, z: Array, activation: Any, adopt: bool = False) -> Any:
-    """Return f(z) and the function from dy to dz, by calls made from the formulas if these are elementwise.
+_known = Remembered()
+
+
+def _passes(activation: Any, dtype: Any, adopt: bool) -> tuple[Any, Any]:
+    """Return `apply(ctx, z)`, which returns y = f(z), and `pull_back(ctx, dy, z, y)`, which returns dz.
+
+    They are written from the formulas if these are elementwise.
 
     Args:
-        adopt: whether z may be overwritten.
+        adopt: whether they may overwrite z.
     """
-    known, key = _known.of(activation), (adopt, z.dtype)
+    known, key = _known.of(activation), (dtype, adopt)
     if key not in known:
-        known[key] = _passes(activation, *key)
-    if known[key] is None:
-        y = activation.forward(ctx.xp, z)
-        return y, lambda dy: _plain(activation.backward(ctx.xp, _plain(dy), z, y))
-    apply, pull_back = known[key]
-    y = apply(ctx, z)
-
-    def back(dy: Array) -> Array:
-        dy = _plain(dy)
-        return pull_back(ctx, dy if dy.dtype == z.dtype else dy.to(z.dtype), z, y)
-
-    return y, back
+        graphs = activation_graphs(activation)
+        known[key] = _formulas(activation) if graphs is None else _fused(*graphs, dtype, adopt)
+    return known[key]
 
 
-def _passes(activation: Any, adopt: bool, dtype: Any) -> tuple[Any, Any] | None:
-    """Return the functions that `_activated` calls: y of z, and dz of dy, z and y; None if not elementwise."""
-    graphs = activation_graphs(activation)
-    if graphs is None:
-        return None
-    forward, backward = graphs
+def _fused(forward: Graph, backward: Graph, dtype: Any, adopt: bool) -> tuple[Any, Any]:
     keep = Z in backward.reads
     copied = adopt and keep and forward.nodes[forward.outputs[0]].op != "array"  # else y is z
     apply = result_of(forward, 0 if adopt and not keep else None, dtype)
     return apply, result_of(backward, Z if copied else None, dtype)
 
 
-_known = Remembered()
+def _formulas(activation: Any) -> tuple[Any, Any]:
+    return (
+        lambda ctx, z: activation.forward(ctx.xp, z),
+        lambda ctx, dy, z, y: _plain(activation.backward(ctx.xp, dy, z, y)),
+    )
 
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
