@@ -377,3 +377,26 @@ def test_a_run_that_was_cut_off_goes_on_with_arrays(tmp_path, batch):
     assert set(found) == set(wanted)
     for name in wanted:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+class Counted(metrics.Metric):
+    """Counts hits as integers."""
+
+    sums = {"hits": (), "rows": ()}
+
+    def counts(self, ctx, y, p, weight):
+        hits = ctx.xp.argmax(p, axis=-1) == ctx.xp.astype(y, ctx.xp.int64)
+        return ctx.xp.sum(ctx.xp.astype(hits, ctx.xp.int32)), float(p.shape[0])
+
+    def compute(self, xp, hits, rows):
+        return hits / rows
+
+
+def test_counts_may_be_integers(backend64):
+    metric = Counted()
+    metric.update_state(LABELS, backend64.array(P3))
+    assert float(backend64.host(metric.result())) == pytest.approx(np.mean(P3.argmax(-1) == LABELS))
+    model = xn.Sequential([Dense(3, "softmax")], seed=0)
+    model.compile(SGD(0.1), "sparse_categorical_crossentropy", [Counted(name="own"), "accuracy"])
+    history = model.fit(P3, LABELS, batch_size=7, epochs=2, verbose=0).history
+    assert history["own"] == pytest.approx(history["accuracy"])

@@ -735,3 +735,43 @@ def test_errors(call, error, ends):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value).endswith(ends)
+
+
+def test_who_is_excluded_from_decay_counts_from_the_next_step_on():
+    model = xn.Sequential([xn.layers.Input((3,)), xn.layers.Dense(2, bias_initializer="ones")], seed=0)
+    model.compile(SGD(0.5, weight_decay=0.5), "mse")
+    x = np.ones((4, 3))
+    for excluded in ([], ["bias"]):
+        model.optimizer.exclude_from_weight_decay(excluded)
+        kernel, bias = model.get_weights()
+        model.train_on_batch(x, np.asarray(model.predict(x)))  # the gradient is 0
+        new = model.get_weights()
+        np.testing.assert_allclose(new[0], 0.75 * kernel, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(new[1], bias if excluded else 0.75 * bias, rtol=1e-5)
+
+
+class Hiding(SGD):
+    """A user's formula with an attribute that is no argument."""
+
+    hidden = 1.0
+
+    def formula(self, xp):
+        return lambda w, g, lr: w - self.hidden * lr * g
+
+
+def test_an_attribute_that_is_no_setting_counts_too():
+    """Where steps are recorded, such an optimizer is not: a model can't notice the change."""
+    weights = []
+    for hidden in (1.0, 0.0):
+        opt = Hiding(0.1)
+        opt.hidden = 1.0
+        model = xn.Sequential([xn.layers.Input((3,)), xn.layers.Dense(1)], seed=0)
+        model.compile(opt, "mse")
+        for step in range(4):
+            opt.hidden = hidden if step == 3 else 1.0
+            before = model.get_weights()[0]
+            model.train_on_batch(np.ones((4, 3)), np.zeros((4, 1)))
+        weights.append((before, model.get_weights()[0]))
+    if get_backend().name != "jax":  # which compiles the step
+        assert (weights[1][0] == weights[1][1]).all()
+    assert (weights[0][0] != weights[0][1]).all()

@@ -10,6 +10,7 @@ import xpnet as xn
 from xpnet.backend import get_backend
 from xpnet.callbacks import Callback, EarlyStopping, History
 from xpnet.errors import BusyError, UnknownNameError
+from xpnet.kernels.context import Context
 from xpnet.layers import BatchNormalization, Dense, Dropout, Layer
 from xpnet.metrics import Metric
 from xpnet.optimizers import SGD, Adam
@@ -160,12 +161,12 @@ def test_means_over_many_batches_are_exact():
 
     def many(sums):
         for _ in range(2000):
-            sums = add_up(backend.xp, sums, [(value, 1.0), (1.0, 1.0)])
+            sums = add_up(Context(backend), sums, [(value, 1.0), (1.0, 1.0)])
         return sums
 
     value = backend.scalar(0.1)
     start = zero_sums(backend, ())
-    big = add_up(backend.xp, start, [(backend.scalar(1e6), 1.0), (1e7, 1.0)])
+    big = add_up(Context(backend), start, [(backend.scalar(1e6), 1.0), (1e7, 1.0)])
     total, weight = host_sums(backend, many(big))
     assert total == pytest.approx(1e6 + 2000 * float(np.float32(0.1)), rel=1e-9)
     assert weight == 1e7 + 2000

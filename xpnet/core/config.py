@@ -121,13 +121,11 @@ class Configurable:
         value, kept = declared.checked(name, value), vars(self)
         if declared.fixed:
             self.check_change(name, value)
-        before = dict(kept)
-        kept[name] = value
+        before, kept[name] = kept.get(name), value
         try:
             self.check_settings()
-        except Exception:
-            kept.clear()
-            kept.update(before)
+        except BaseException:  # Ctrl-C too: the setting is as it was, and the exception goes on
+            kept[name] = before
             raise
 
     def get_config(self) -> dict[str, Any]:
@@ -158,10 +156,14 @@ def _given(part: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not isinstance(value, Setting)}
 
 
-def is_described(part: Configurable) -> bool:
-    """Return whether all attributes of a part but its name are constructor arguments: a model notices changes."""
+def is_described(part: Configurable, *others: str) -> bool:
+    """Return whether all attributes of a part but its name are constructor arguments: a model notices changes.
+
+    Args:
+        others: further attributes that a model looks at.
+    """
     cls: Any = type(part)
-    return set(vars(part)) <= {*_arguments(cls), "name"}
+    return set(vars(part)) <= {*_arguments(cls), "name", *others}
 
 
 def fingerprint(value: Any, leave_out: Collection[str] = ()) -> Any:

@@ -265,7 +265,7 @@ def tally(
     return (
         xp.where(ok, next_count(xp, step), step),
         xp.where(ok, age + 1.0, age),
-        xp.where(counted, add_up(xp, sums, parts), sums),
+        xp.where(counted, add_up(ctx, sums, parts), sums),
     )
 
 
@@ -277,7 +277,7 @@ def next_count(xp: Any, step: Array) -> Array:
     return xp.stack([low, step[1] + xp.astype(low == 0, step.dtype)])
 
 
-def add_up(xp: Any, sums: Array, parts: Sequence[tuple[Any, float]]) -> Array:
+def add_up(ctx: Any, sums: Array, parts: Sequence[tuple[Any, float]]) -> Array:
     """Return the sums with a batch's added.
 
     Args:
@@ -288,10 +288,10 @@ def add_up(xp: Any, sums: Array, parts: Sequence[tuple[Any, float]]) -> Array:
     What rounding loses:  t = s + a,  z = t - s,  e = (s - (t - z)) + (a - z)  (D. Knuth, "The art of computer
     programming", volume 2, section 4.2.2).
     """
-    old = sums if sums.ndim == 1 else sums[0, ...]
+    xp, old = ctx.xp, sums if sums.ndim == 1 else sums[0, ...]
     zero = xp.zeros_like(old[:1])  # to it all is added in the sums' dtype
     more = [zero + (a if isinstance(a, (int, float)) else xp.reshape(a, (-1,))) for a, _ in parts]
-    more = xp.concat([a if factor == 1.0 else a * factor for a, (_, factor) in zip(more, parts)])
+    more = ctx.ops.join(ctx, [a if factor == 1.0 else a * factor for a, (_, factor) in zip(more, parts)])
     if sums.ndim == 1:
         return sums + more
     lost = sums[1, ...]
@@ -420,6 +420,13 @@ def at_age(xp: Any, value: Any, age: Array) -> Any:
 def bias_correction(xp: Any, beta: float, age: Array) -> Array:
     """Return 1 - beta^age without the cancellation that costs float32 five digits: -expm1(age log(beta))."""
     return -xp.expm1(age * math.log(beta)) if beta > 0 else xp.ones_like(age)
+
+
+def over_rows(xp: Any, weight: Array, shape: tuple[int, ...]) -> Array:
+    """Return weights of the first axes, such as (batch,), broadcast to a shape (batch, ...)."""
+    while weight.ndim < len(shape):
+        weight = xp.expand_dims(weight, axis=-1)
+    return xp.broadcast_to(weight, shape)
 
 
 def columns(xp: Any, weight: Any) -> Any:

@@ -157,7 +157,7 @@ def _write(path: Path, text: bytes) -> None:
         with open(handle, "wb") as file:
             file.write(text)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # whatever it is: no temporary file stays behind, and the exception goes on
         with suppress(OSError):
             os.unlink(temporary)
         raise

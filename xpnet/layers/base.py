@@ -160,7 +160,7 @@ class Layer(Configurable):
                 raise InvalidValueError(
                     f"layer {self.name} is built: a setting must no longer change its weights, {then}; got {now}"
                 )
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the declarations are as they were, and the exception goes on
             self.specs, self.draws, self.output_shape = before
             raise
         self.input_shape, self._declared = shape, fingerprint(self)

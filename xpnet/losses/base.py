@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..backend import Array, floating, np, traced
 from ..core.config import Configurable, Registry
-from ..core.ops import columns
+from ..core.ops import columns, over_rows
 from ..core.settings import part, setting
 from ..errors import ShapeError, one_of
 from ..kernels.context import Context, enter, numeric
@@ -149,7 +149,7 @@ class Loss(Configurable):
         if weight is not None and (weight.ndim > p.ndim - 1 or weight.shape != p.shape[: weight.ndim]):
             raise ShapeError(f"sample_weight must have shape {shape[:1]}; got {tuple(weight.shape)}")
         if self.reduction == "none":
-            rows = 1.0 if weight is None else _rows(ctx, weight, p)
+            rows = 1.0 if weight is None else over_rows(ctx.xp, weight, p.shape[:-1])
             values, dp = self.terms(ctx, y, p, rows)
             value = values * rows
         else:
@@ -165,7 +165,7 @@ class Loss(Configurable):
         mean = 1.0 if self.reduction == "sum" else 1.0 / max(rows, 1)
         if weight is None:
             return mean
-        weights = _rows(ctx, weight, p)
+        weights = over_rows(ctx.xp, weight, p.shape[:-1])
         if self.reduction == "mean_with_sample_weight":
             total = ctx.xp.sum(weights)
             return weights / ctx.xp.where(total == 0, ctx.xp.ones_like(total), total)
@@ -211,14 +211,6 @@ class Elementwise(Loss):
 def _over_units(xp: Any, value: Array, slope: Array, weight: Any) -> tuple[Array, Array]:
     """Return the means over the last axis, and their derivative times the rows' `weight`."""
     return xp.mean(value, axis=-1), slope * (columns(xp, weight) * (1.0 / value.shape[-1]))
-
-
-def _rows(ctx: Context, weight: Array, p: Array) -> Array:
-    """Return weights (batch,) as weights of p's rows, shape p.shape[:-1]."""
-    xp = ctx.xp
-    while weight.ndim < p.ndim - 1:
-        weight = xp.expand_dims(weight, axis=-1)
-    return xp.broadcast_to(weight, p.shape[:-1])
 
 
 registry: Registry[Loss] = Registry("loss", Loss)

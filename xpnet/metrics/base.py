@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ..backend import Array, floating, np, traced
 from ..core.config import Configurable, Registry, overrides
+from ..core.ops import over_rows
 from ..core.settings import part, setting
 from ..errors import InvalidTypeError, NotBuiltError, ShapeError
 from ..kernels.context import Context, enter
@@ -81,7 +82,7 @@ class Metric(Configurable):
         values = self.rows(ctx, y, p)
         if weight is None:
             return ctx.ops.row_total(ctx, values, None, 1.0), 1.0 * math.prod(values.shape)
-        weight = rows_of(ctx.xp, weight, values)
+        weight = over_rows(ctx.xp, weight, values.shape)
         return ctx.ops.row_total(ctx, values, weight, 1.0), ctx.ops.row_total(ctx, weight, None, 1.0)
 
     def compute(self, xp: Any, *sums: Array) -> Array:
@@ -108,7 +109,7 @@ class Metric(Configurable):
         shapes, wanted = [_shape(count) for count in found], list(self.sums.values())
         if shapes != wanted:
             raise ShapeError(f"{type(self).__name__}.counts must return arrays of shapes {wanted}; got {shapes}")
-        return found
+        return [_floating(ctx, count) for count in found]
 
     @np.errstate(all="ignore")
     def result_shape(self) -> tuple[int, ...]:
@@ -202,14 +203,13 @@ def weighted_total(ctx: Context, values: Array, weight: Array | None) -> Array:
     """
     xp = ctx.xp
     values = xp.astype(values, ctx.dtype, copy=False)
-    return ctx.ops.row_total(ctx, values, None if weight is None else rows_of(xp, weight, values), 1.0)
+    return ctx.ops.row_total(ctx, values, None if weight is None else over_rows(xp, weight, values.shape), 1.0)
 
 
-def rows_of(xp: Any, weight: Array, values: Array) -> Array:
-    """Return weights of the first axes of `values` in its shape."""
-    while weight.ndim < values.ndim:
-        weight = xp.expand_dims(weight, axis=-1)
-    return xp.broadcast_to(weight, values.shape)
+def _floating(ctx: Context, count: Count) -> Count:
+    """Return a count that can be added to the sums: hits may have been counted as integers."""
+    whole = not isinstance(count, (int, float)) and not ctx.xp.isdtype(count.dtype, "real floating")
+    return ctx.xp.astype(count, ctx.dtype) if whole else count
 
 
 def _shape(count: Count) -> tuple[int, ...]:

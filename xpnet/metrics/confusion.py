@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backend import Array
+from ..core.ops import over_rows
 from ..core.settings import optional, setting
 from ..errors import InvalidValueError, ShapeError, number
 from ..kernels.context import Context
 from .accuracy import class_numbers, positive
-from .base import Metric, registry, rows_of, weighted_total
+from .base import Metric, registry, weighted_total
 
 __all__ = ["ConfusionMatrix", "Precision", "Recall"]
 
@@ -171,7 +172,7 @@ class ConfusionMatrix(Metric):
         else:
             found = xp.argmax(p, axis=-1)
             target = xp.argmax(y, axis=-1) if y.shape == p.shape else class_numbers(ctx, y, p)
-        weight = None if weight is None else xp.reshape(rows_of(xp, weight, found), (-1,))
+        weight = None if weight is None else xp.reshape(over_rows(xp, weight, found.shape), (-1,))
         pair = (xp.astype(xp.reshape(a, (-1,)), xp.int32, copy=False) for a in (target, found))
         return (ctx.ops.confusion(ctx, *pair, weight, self.num_classes),)
 

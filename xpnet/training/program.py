@@ -53,7 +53,7 @@ class Compiled(NamedTuple):
 
     def settings(self) -> Any:
         """Return what compares equal as long as no setting changes that a step goes by."""
-        parts = [self.optimizer, self.loss, *self.metrics, *self.weighted_metrics]
+        parts = [self.optimizer, self.optimizer.excluded, self.loss, *self.metrics, *self.weighted_metrics]
         fixed = not isinstance(self.optimizer.learning_rate, Schedule)  # then it is part of a step's state
         return fingerprint(parts, leave_out=("learning_rate", "dtype") if fixed else ("dtype",))
 
@@ -190,6 +190,8 @@ def _is_traced(optimizer: optimizers.Optimizer) -> bool:
     """Return whether all of a user's optimizer that a step runs is a formula, of which the graph runs instead."""
     if _ours(optimizer):
         return True
+    if not is_described(optimizer, "excluded"):
+        return False
     updates = ("apply", "apply_variables", "advance")
     homes = [next(cls for cls in type(optimizer).__mro__ if name in vars(cls)) for name in updates]
     return all(map(_ours, homes)) and update_graph(optimizer, len(optimizer.slots)) is not None

@@ -175,7 +175,7 @@ def make_evaluation(
         ctx = Context(backend)
         value, prediction = objective.value(ctx, weights, stats, b)
         parts = _parts(ctx, value, b, prediction, metrics)
-        return add_up(ctx.xp, sums, parts)
+        return add_up(ctx, sums, parts)
 
     return backend.jit(evaluation)
 

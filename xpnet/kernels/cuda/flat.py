@@ -39,9 +39,9 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
 
 def join(ctx: Any, parts: Sequence[Array]) -> Array:
     """Twin of `ops.join`."""
-    if not (ctx.inplace and parts and all(part.ndim == 1 and part.dtype == ctx.dtype for part in parts)):
+    if not (ctx.inplace and parts and all(a.ndim == 1 and a.dtype == parts[0].dtype for a in parts)):
         return ops.join(ctx, parts)
-    flat, done = ctx.empty((sum(part.size for part in parts),)), 0
+    flat, done = ctx.empty((sum(part.size for part in parts),), parts[0].dtype), 0
     for part in parts:
         flat[done : done + part.size] = part
         done += part.size
