@@ -208,8 +208,9 @@ def weighted_total(ctx: Context, values: Array, weight: Array | None) -> Array:
 
 def _floating(ctx: Context, count: Count) -> Count:
     """Return a count that can be added to the sums: hits may have been counted as integers."""
-    whole = not isinstance(count, (int, float)) and not ctx.xp.isdtype(count.dtype, "real floating")
-    return ctx.xp.astype(count, ctx.dtype) if whole else count
+    if isinstance(count, (int, float)) or count.dtype == ctx.dtype:
+        return count
+    return count if ctx.xp.isdtype(count.dtype, "real floating") else ctx.xp.astype(count, ctx.dtype)
 
 
 def _shape(count: Count) -> tuple[int, ...]:
