@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 import xpnet as xn
-from xpnet.core.config import Configurable, fingerprint
+from xpnet.core.config import Configurable, fingerprint, is_described
 from xpnet.core.settings import flag, optional, part
 from xpnet.errors import InvalidTypeError, InvalidValueError, XpnetError, number, one_of
 from xpnet.layers import Dense, Input
@@ -162,3 +162,13 @@ def test_what_has_decided_shapes_can_not_change(name, value):
 def test_every_layer_can_be_frozen():
     for cls in set(xn.layers.registry.classes.values()):
         assert inspect.signature(cls).parameters["trainable"].default is True, cls
+
+
+def test_a_fingerprint_holds_settings_that_the_constructor_does_not_take():
+    own = Own(1)
+    before = fingerprint(own)
+    own.limit = 5.0
+    assert fingerprint(own) != before
+    assert is_described(Ramp(1))
+    assert not is_described(own)  # `twice`
+    assert is_described(own, "twice")

@@ -6,7 +6,7 @@ import inspect
 import numbers
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform, overload
@@ -149,21 +149,28 @@ class Configurable:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def _given(part: Any) -> dict[str, Any]:
-    """Return the constructor arguments that a part stores as attributes."""
+def _given(part: Any, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the constructor arguments that a part stores as attributes, or the attributes of these names."""
     cls: Any = type(part)
-    values = {name: getattr(part, name) for name in _arguments(cls) if hasattr(part, name)}
+    names = _arguments(cls) if names is None else names
+    values = {name: getattr(part, name) for name in names if hasattr(part, name)}
     return {name: value for name, value in values.items() if not isinstance(value, Setting)}
 
 
 def is_described(part: Configurable, *others: str) -> bool:
-    """Return whether all attributes of a part but its name are constructor arguments: a model notices changes.
+    """Return whether all attributes of a part are settings or arguments, so that a model notices their changes.
 
     Args:
         others: further attributes that a model looks at.
     """
     cls: Any = type(part)
-    return set(vars(part)) <= {*_arguments(cls), "name", *others}
+    return set(vars(part)) <= {*_noticed(cls), "name", *others}
+
+
+@cache
+def _noticed(cls: Any) -> tuple[str, ...]:
+    """Return the names of the arguments and settings, which a constructor of its own need not take."""
+    return tuple(dict.fromkeys((*_arguments(cls), *cls._settings)))
 
 
 def fingerprint(value: Any, leave_out: Collection[str] = ()) -> Any:
@@ -177,7 +184,9 @@ def fingerprint(value: Any, leave_out: Collection[str] = ()) -> Any:
 
 def _own(value: Configurable, leave_out: Collection[str], around: tuple[int, ...]) -> Any:
     around = (*around, id(value))
-    return type(value), [(k, _mark(v, leave_out, around)) for k, v in _given(value).items() if k not in leave_out]
+    cls: Any = type(value)
+    found = _given(value, [name for name in _noticed(cls) if name not in leave_out])
+    return cls, [(k, _mark(v, leave_out, around)) for k, v in found.items()]
 
 
 def _mark(value: Any, leave_out: Collection[str], around: tuple[int, ...]) -> Any:

@@ -64,8 +64,8 @@ class Group(NamedTuple):
 
     start: int
     stop: int
-    lr_factor: float
-    decay: bool
+    lr_factor: float = 1.0
+    decay: bool = True
 
 
 class Variables(tuple[Variable, ...]):

@@ -38,11 +38,12 @@ class Remembered:
     def of(self, part: Any) -> dict[Any, Any]:
         """Return the results for a part with the settings that it has now, to look up and to add to."""
         entry, seen = self._entries.get(id(part)), changes.count
-        if entry is None or entry.seen != seen:
-            settings = fingerprint(dict(vars(part)))
-            if entry is None or entry.settings != settings:
-                while len(self._entries) >= MOST:
-                    self._entries.pop(next(iter(self._entries)), None)
-                entry = self._entries[id(part)] = _Entry(part, seen, settings)
-            entry.seen = seen
+        if entry is not None and entry.seen == seen:
+            return entry.results
+        settings = fingerprint(dict(vars(part)))
+        if entry is None or entry.settings != settings:
+            while len(self._entries) >= MOST:
+                self._entries.pop(next(iter(self._entries)), None)
+            entry = self._entries[id(part)] = _Entry(part, seen, settings)
+        entry.seen = seen
         return entry.results

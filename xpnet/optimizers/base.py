@@ -152,13 +152,13 @@ class Optimizer(Configurable):
 
         A 0-d slot gets the value that the last group gives.
         """
-        groups = variables.groups(self.excluded if self.decay else None)
+        groups = variables.groups(self.excluded if self.weight_decay else None)
         if len(groups) < 2:
-            return self._apply_group(ctx, w, g, slots, lr, age, factor, groups)
+            return self._apply_group(ctx, w, g, slots, lr, age, factor, groups[0] if groups else Group(0, 0))
         given, results = [], []
         for group in groups:
             parts = [a[..., group.start : group.stop] if a.ndim else a for a in (w, g, *slots)]
-            new, new_slots = self._apply_group(ctx, parts[0], parts[1], tuple(parts[2:]), lr, age, factor, [group])
+            new, new_slots = self._apply_group(ctx, parts[0], parts[1], tuple(parts[2:]), lr, age, factor, group)
             given.append([parts[0], *parts[2:]])
             results.append([new, *new_slots])
         w, *kept = (_joined(ctx, *columns) for columns in zip((w, *slots), zip(*given), zip(*results)))
@@ -173,13 +173,13 @@ class Optimizer(Configurable):
         lr: Array,
         age: Array,
         factor: Array | None,
-        groups: Sequence[Group],
+        group: Group,
     ) -> tuple[Array, tuple[Array, ...]]:
-        rate, more = lr, {}
-        for group in groups:  # none, if there are no weights
-            rate = lr if group.lr_factor == 1.0 else lr * group.lr_factor
-            more = {} if group.decay or not self.decay else {"decay": 0.0}
-        return self.apply(ctx, w, g, slots, rate, age, *(() if factor is None else (factor,)), **more)
+        rate = lr if group.lr_factor == 1.0 else lr * group.lr_factor
+        more: dict[str, Any] = {} if group.decay or not self.weight_decay else {"decay": 0.0}
+        if factor is not None:
+            more["factor"] = factor
+        return self.apply(ctx, w, g, slots, rate, age, **more)
 
     # What a step calls --------------------------------------------------------------------------------
 
