@@ -7,6 +7,7 @@ import tempfile
 import pytest
 
 for name, value in {
+    "KERAS_BACKEND": "torch",  # beside which Keras is installed: the session of PyTorch compares with it
     "JAX_ENABLE_X64": "1",  # the suite checks derivatives in float64
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # it compiles many small networks and runs each a few times
     "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "xpnet-jax-cache"),
