@@ -329,7 +329,7 @@ def test_a_formula_must_return_all_slots(ctx):
 
 
 def affine_case(op, ctx, rng, n, m):
-    """Inputs of few bits: x @ w + b is exact in every order of its sums, so no rounding moves a unit over a kink."""
+    """Inputs of few bits: x @ w + b is exact in every order, so no unit is rounded over a kink."""
     out, k = [], m + 2
     for name in (*TRAINABLE, LeakyReLU(-0.3), "softmax"):
         for bias in (True, False):

@@ -25,15 +25,19 @@ class Remembered:
     >>> from xpnet.activations import LeakyReLU
     >>> known, part = Remembered(), LeakyReLU(0.1)
     >>> known.of(part)["key"] = "result"
-    >>> known.of(part)
-    {'key': 'result'}
+    >>> known.get(part, "key")
+    'result'
     >>> part.negative_slope = 0.2
-    >>> known.of(part)
-    {}
+    >>> known.get(part, "key")
     """
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
+
+    def get(self, part: Any, key: Any) -> Any:
+        """Return the result for a part with the settings that it has now; None if there is none yet."""
+        entry = self._entries.get(id(part))
+        return None if entry is None or entry.seen != changes.count else entry.results.get(key)
 
     def of(self, part: Any) -> dict[Any, Any]:
         """Return the results for a part with the settings that it has now, to look up and to add to."""

@@ -17,8 +17,8 @@ from ..core import ops
 from ..fusion.activation import Z, activation_graphs
 from ..fusion.remember import Remembered
 from ..fusion.trace import Graph
-from ..fusion.update import fading
-from .host.numpy import FLUSH, fused, homes, room_for
+from ..fusion.update import fading, update_graph
+from .host.numpy import FLUSH, homes, room_for
 from .torch_calls import filled, number, result_of, writes_of
 
 # One pass over weights and slots, in which `torch.optim.Adam(fused=True)` ends too. It is not public; by the
@@ -32,15 +32,16 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         return ops.affine(ctx, x, kernel, bias, activation)
     x = _plain(x)
     z = _product(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])), bias)
-    apply, pull_back = _passes(activation, z.dtype, adopt=True)
+    apply, pull_back = _known.get(activation, (z.dtype, True)) or _passes(activation, z.dtype, adopt=True)
     y = apply(ctx, z)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-        dz = pull_back(ctx, _like(dy, z), z, y)
+        dy = dy if dy.dtype is z.dtype and not dy.requires_grad else _like(dy, z)
+        dz = pull_back(ctx, dy, z, y)
         grads = {"kernel": _product(ctx, x.t(), dz, room_for(ctx, into, "kernel", kernel))}
         if bias is not None:
             grads["bias"] = torch.sum(dz, 0, out=room_for(ctx, into, "bias", bias))
-        return (_product(ctx, dz, kernel.t(), ctx.empty(x.shape)) if want_dx else None), grads
+        return (_turned_product(ctx, dz, kernel, ctx.empty(x.shape)) if want_dx else None), grads
 
     return y, backward
 
@@ -54,6 +55,13 @@ def _product(ctx: Any, a: Array, b: Array, out: Array, bias: Array | None = None
     return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
 
 
+def _turned_product(ctx: Any, a: Array, b: Array, out: Array) -> Array:
+    """Return a b^T in `out`; few columns as above."""
+    if b.shape[0] <= 24 and a.numel() >= 1 << 14:
+        return _product(ctx, a, b.t(), out)
+    return torch.nn.functional.linear(a, b, out=out)  # turns b on its own, in a third of the time
+
+
 def _plain(x: Array) -> Array:
     """Return `x` outside PyTorch's own differentiation, which writes to no given memory."""
     return x.detach() if x.requires_grad else x
@@ -61,8 +69,7 @@ def _plain(x: Array) -> Array:
 
 def _like(dy: Array, z: Array) -> Array:
     """Return a derivative outside PyTorch's own differentiation, in the dtype of z."""
-    dy = dy.detach() if dy.requires_grad else dy
-    return dy if dy.dtype == z.dtype else dy.to(z.dtype)
+    return _plain(dy).to(z.dtype)
 
 
 def activate(ctx: Any, x: Array, activation: Any) -> Any:
@@ -115,14 +122,18 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     try:
         values = torch.nn.functional.nll_loss(logs, target, reduction="none")
         a = torch.exp(logs, out=logs)
-        dz = ctx.empty(z.shape).copy_(a)
-        dz.scatter_add_(1, target.unsqueeze(1), filled((len(dz), 1), -1.0, dz.dtype))
+        if isinstance(weight, float):
+            factor, minus = filled((), weight, a.dtype), filled((len(a), 1), -weight, a.dtype)
+        else:
+            factor = weight.unsqueeze(-1)
+            minus = -factor
+        dz = torch.mul(a, factor, out=ctx.empty(z.shape)).scatter_add_(1, target.unsqueeze(1), minus)
     except (IndexError, RuntimeError):
         if int(target.min()) >= 0 and int(target.max()) < z.shape[1]:
             raise
         a = dz = values = torch.full_like(z, math.nan)  # a label is no class
         values = values[:, 0]
-    return values, dz.mul_(number(weight, dz.dtype) if isinstance(weight, float) else weight.unsqueeze(-1)), a
+    return values, dz, a
 
 
 def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Any:
@@ -186,8 +197,7 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
         room, i = sums.numpy(), 0
         for a, factor in parts:
             a = _plain(a) if isinstance(a, torch.Tensor) else a
-            shape = getattr(a, "shape", ())
-            if len(shape) == 0:
+            if isinstance(a, float) or a.ndim == 0:
                 room[i] += float(a) * factor
                 i += 1
             else:
@@ -216,47 +226,69 @@ def update(
 
     Nobody may write to tensors that were made under a user's `torch.inference_mode()`: the body makes others.
     """
-    graph = fused(ctx, optimizer, w, slots, decay, factor)
-    if graph is None or any(a.is_inference() for a in (w, *slots)):
-        return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
-    over = ctx.overwrite and optimizer.never_overflows
-    if over and float(age) % FLUSH == 0:
-        for slot in (slots[o - 1] for o in fading(graph)):
-            ctx.later(torch.hardshrink, slot, smallest(slot.dtype), out=slot)
-    if over and optimizer.known_as == "adam" and _fused_adam is not None:
-        _adam(ctx, optimizer, w, g, slots, lr, age, decay, factor)
+    if ctx.inplace and w.ndim == 1 and not (w.is_inference() or (slots and slots[0].is_inference())):
+        key = len(slots), decay, factor is not None, w.dtype, ctx.overwrite
+        prepared = _updates.get(optimizer, key) or _prepare(optimizer, key)
+        if prepared is not None:
+            return prepared(ctx, w, g, slots, lr, age, factor)
+    return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
+
+
+_updates = Remembered()
+
+
+def _prepare(optimizer: Any, key: tuple[Any, ...]) -> Any:
+    """Return the update `(ctx, w, g, slots, lr, age, factor) -> (w', slots')`; None if it can't be fused."""
+    count, decay, scaled, dtype, over = key
+    graph = update_graph(optimizer, count, decay, scaled)
+    if graph is None:
+        return None
+    over = over and optimizer.never_overflows
+    decaying = [output - 1 for output in fading(graph)] if over else []
+    adam = over and optimizer.known_as == "adam" and _fused_adam is not None
+    write = _adam(optimizer, decay) if adam else _formula(writes_of(graph, homes(graph, over), dtype, over), over)
+
+    def update(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, age: Any, factor: Any) -> Any:
+        if decaying and float(age) % FLUSH == 0:
+            for slot in (slots[i] for i in decaying):
+                ctx.later(torch.hardshrink, slot, smallest(dtype), out=slot)
+        return write(ctx, w, g, slots, lr, age, factor)
+
+    _updates.of(optimizer)[key] = update
+    return update
+
+
+def _formula(write: Any, over: bool) -> Any:
+    def update(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, age: Any, factor: Any) -> Any:
+        new = () if over else tuple(torch.empty_like(a) for a in (w, *slots))
+        numbers = float(lr), float(age), 1.0 if factor is None else float(factor)
+        write(ctx, (w, g, *slots, *new), numbers)
+        return (w, slots) if over else (new[0], new[1:])
+
+    return update
+
+
+def _adam(optimizer: Any, decay: Any) -> Any:
+    """Return PyTorch's own update. Its epsilon is the `corrected` one: the other is divided by sqrt(c2)."""
+    beta_1, beta_2, epsilon = optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
+    corrected = optimizer.epsilon_on == "corrected"
+
+    def update(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, age: Any, factor: Any) -> Any:
+        means, squares = ([slot] for slot in slots)
+        scaled = g if factor is None else torch.mul(g, factor, out=ctx.empty(g.shape))
+        shrink = float(ops.at_age(torch, decay, age)) if decay else 0.0
+        ctx.later(
+            _fused_adam,
+            [w], [scaled], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2,
+            weight_decay=shrink, eps=epsilon if corrected else epsilon / math.sqrt(1.0 - beta_2 ** float(age)),
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
         return w, slots
-    new = () if over else tuple(torch.empty_like(a) for a in (w, *slots))
-    numbers = float(lr), float(age), 1.0 if factor is None else float(factor)
-    writes_of(graph, homes(graph, over), w.dtype, over)(ctx, (w, g, *slots, *new), numbers)
-    return (w, slots) if over else (new[0], new[1:])
+
+    return update
 
 
 @lru_cache
 def smallest(dtype: Any) -> float:
     """Return the number below which an average counts as 0, see `numpy._flush`."""
     return 1e8 * torch.finfo(dtype).tiny
-
-
-def _adam(
-    ctx: Any,
-    optimizer: Any,
-    w: Array,
-    g: Array,
-    slots: tuple[Array, ...],
-    lr: Any,
-    age: Any,
-    decay: float,
-    factor: Any,
-) -> None:
-    """Put off PyTorch's own update. Its epsilon is the `corrected` one: the other is divided by sqrt(c2)."""
-    t, beta_1, beta_2, epsilon = float(age), optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
-    means, squares = ([slot] for slot in slots)
-    scaled = g if factor is None else torch.mul(g, factor, out=ctx.empty(g.shape))
-    shrink = float(ops.at_age(torch, decay, age))
-    ctx.later(
-        _fused_adam,
-        [w], [scaled], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2, weight_decay=shrink,
-        eps=epsilon if optimizer.epsilon_on == "corrected" else epsilon / math.sqrt(1.0 - beta_2**t),
-        amsgrad=False, maximize=False,
-    )  # fmt: skip

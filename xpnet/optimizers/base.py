@@ -132,7 +132,8 @@ class Optimizer(Configurable):
         `factor` is handed over only where there is one (with `global_clipnorm`, or under `mixed_float16`), `decay`
         only where some weights are excluded from it: who never meets them need not take them.
         """
-        return ctx.ops.update(ctx, self, w, g, slots, lr, age, self.decay if decay is None else decay, factor)
+        decay = self.weight_decay or 0.0 if decay is None else decay
+        return ctx.ops.update(ctx, self, w, g, slots, lr, age, decay, factor)
 
     def apply_variables(
         self,
@@ -153,6 +154,8 @@ class Optimizer(Configurable):
         A 0-d slot gets the value that the last group gives.
         """
         groups = variables.groups(self.excluded if self.weight_decay else None)
+        if factor is None and groups and groups[0] == (0, w.shape[-1], 1.0, True):  # the usual case, kept short
+            return self.apply(ctx, w, g, slots, lr, age)
         if len(groups) < 2:
             return self._apply_group(ctx, w, g, slots, lr, age, factor, groups[0] if groups else Group(0, 0))
         given, results = [], []

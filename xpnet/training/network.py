@@ -70,8 +70,13 @@ class Network:
         self.output_shape = shape
         self._keys = {id(unit.layer): unit.key for unit in self.units}
         self.layout, self.stats_layout = Layout(trainable), Layout(fixed)
-        keys = {key.rpartition("/")[0] for key in self.layout.slices}
-        self.first_trainable = min((u.position for u in self.units if u.key in keys), default=len(self.units))
+        self._paths: dict[str, dict[str, str]] = {}  # of the trainable parameters, by layer and name
+        for path in self.layout.slices:
+            key, _, name = path.rpartition("/")
+            self._paths.setdefault(key, {})[name] = path
+        self.first_trainable = min(
+            (u.position for u in self.units if u.key in self._paths), default=len(self.units)
+        )
         # backends that update in place use the same few buffers at every step
         self._views: list[tuple[Array, Array, dict[str, dict[str, Array]]]] = []
         self._room: tuple[Array, dict[str, dict[str, Array]], dict[str, Array]] | None = None
@@ -144,21 +149,19 @@ class Network:
 
         def backward(dy: Array) -> Array:
             room = self._room_for(ctx) if ctx.inplace else None
-            into = room[1] if room else {}
+            into = dict(room[1]) if room else {}
             grads: dict[str, Array] = {}
-            used: set[str] = set()
-            for unit, back in reversed(backs):
-                if unit.position < self.first_trainable:
+            for (position, key, _), back in reversed(backs):
+                if position < self.first_trainable:
                     break
-                first_time = unit.key not in used
-                used.add(unit.key)
-                there = into.get(unit.key, {}) if first_time else {}
-                dy, parts = back(dy, there, unit.position > self.first_trainable)
+                # a layer that is used twice writes one of its gradients there, and the other is added
+                dy, parts = back(dy, into.pop(key, {}), position > self.first_trainable)
+                paths = self._paths.get(key, {})
                 for name, part in parts.items():
                     if watch is not None:
-                        watch("gradient", unit.key, part)
-                    path = f"{unit.key}/{name}"
-                    if path in self.layout.slices:
+                        watch("gradient", key, part)
+                    path = paths.get(name)
+                    if path is not None:
                         grads[path] = grads[path] + part if path in grads else part
             if len(grads) != len(self.layout.slices):
                 missing = sorted(set(self.layout.slices) - set(grads))
@@ -174,10 +177,9 @@ class Network:
         flat = ctx.empty((self.layout.size,))
         if self._room is None or self._room[0] is not flat:
             paths = self.layout.views(ctx.xp, flat)
-            by_layer: dict[str, dict[str, Array]] = {}
-            for path, view in paths.items():
-                key, _, name = path.rpartition("/")
-                by_layer.setdefault(key, {})[name] = view
+            by_layer = {
+                key: {name: paths[path] for name, path in names.items()} for key, names in self._paths.items()
+            }
             self._room = (flat, by_layer, paths)
         return self._room
 

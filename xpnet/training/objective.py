@@ -76,8 +76,8 @@ class Objective:
         """
         y, backward = self.network.forward(ctx, weights, stats, batch.x, self.units, watch)
         value, dy, prediction = self.loss.measure(ctx, batch.y, y, batch.weight, self.units is not None)
-        last = self.network.units[-1].key
         if watch is not None:
+            last = self.network.units[-1].key
             watch("loss", last, value)
             watch("gradient of the loss", last, dy)
         factor = None if scale is None else 1.0 / scale
