@@ -334,7 +334,7 @@ class Engine(Eager):
         finally:
             self.alloc = before
 
-    def room(self, shape, dtype):
+    def new_array(self, shape, dtype):
         """Return an array in memory of the current allocator's."""
         size = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
         if size == 0:
@@ -355,7 +355,7 @@ class Engine(Eager):
         found, fresh = [], {}
         for i, r in enumerate(map(np.asarray, results)):
             view = r.size == 0 or any(np.may_share_memory(r, a) for a in flat)
-            found.append(Array(r) if view else self.room(r.shape, r.dtype))
+            found.append(Array(r) if view else self.new_array(r.shape, r.dtype))
             if not view and function not in EMPTY:
                 fresh[i] = found[-1]
         if fresh:
@@ -395,7 +395,7 @@ class Engine(Eager):
         """Note a copy of host memory as it is now."""
         if self.current.is_capturing() and host.ndim:
             self._no_upload()  # a 0-d array is a `fill` (cupy/_core/core.pyx, _array_default)
-        place, host = self.room(host.shape, host.dtype), host.copy()
+        place, host = self.new_array(host.shape, host.dtype), host.copy()
         self.write(lambda room: np.copyto(room, host), place)
         return place
 
@@ -589,7 +589,7 @@ def pretended_cupy(monkeypatch, bindings=True, checked=False):
         may_share_memory=lambda a, b: np.may_share_memory(a.memory, b.memory),
         **vars(cuda_on_host.cupy),
         cuda=cuda,
-        empty=engine.room,
+        empty=engine.new_array,
         get_default_memory_pool=lambda: engine.pool,
         __version__="14, pretended",
     )

@@ -136,8 +136,8 @@ def test_training_goes_on_until_the_goal_is_reached(name, mnist, monkeypatch):
     assert failures == {}
     assert [(r.contestant, r.gflops, r.rows_per_second, r.losses) for r in results] == [(name, None, None, None)]
     monkeypatch.setattr(jobs, "GOAL", 1.01)
-    monkeypatch.setattr(jobs, "MOST", 2)
-    monkeypatch.setattr(ours, "MOST", 2)
+    monkeypatch.setattr(jobs, "MAX_EPOCHS", 2)
+    monkeypatch.setattr(ours, "MAX_EPOCHS", 2)
     failed = measure(TO_BE_LEARNED, [name], rounds=1, seconds=0.0).failures[name]
     assert failed.startswith("XpnetError: accuracy must reach 1.01 within 2 epochs; got ")
 

@@ -42,7 +42,7 @@ ABOUT = {
 @pytest.fixture
 def device(monkeypatch):
     clean_start(monkeypatch)
-    monkeypatch.setattr(gpu, "SIDE", 8)
+    monkeypatch.setattr(gpu, "PEAK_SIZE", 8)
     monkeypatch.setattr(gpu, "kernels_in", notes_of)
     with pretended_cupy(monkeypatch) as engine:
         for name, answer in ABOUT.items():
@@ -131,7 +131,7 @@ def test_training_to_a_goal(device, monkeypatch):
 def test_large_batches_come_alone(device, monkeypatch):
     assert [case._replace(device="cuda").batches for case in (*NETWORKS, *LARGE)] == [50, 50, 50, 50, 50, 1, 1]
     assert LARGE[2].batches == 50
-    monkeypatch.setattr(cases, "STACKED", 6 * 16 - 1)
+    monkeypatch.setattr(cases, "MAX_STACKED", 6 * 16 - 1)
     assert len(STEP.data().x) == 16
     found = measure(STEP, [GPU, SEVERAL], rounds=1, seconds=0.0)
     assert [r.contestant for r in found.results] == [GPU]
@@ -182,15 +182,15 @@ def test_rows_multiply_in_the_precision_of_the_case(device, monkeypatch, name, p
 
 def products_of(monkeypatch, make, case):
     """Return the memory that the products of a row are written to, after one step."""
-    rooms = []
+    results = []
 
-    def captured(step, room):
-        rooms.append(step(room, ()))
+    def captured(step, buffers):
+        results.append(step(buffers, ()))
         return Runner(lambda n: None)
 
     monkeypatch.setattr(gpu, "captured", captured)
     make(case, case.data())
-    return rooms[0]
+    return results[0]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -205,16 +205,16 @@ def test_the_products_are_those_of_a_step(device, monkeypatch, precision):
         return get_backend("cupy").array(a)
 
     monkeypatch.setattr(gpu, "_factor", factor)
-    room = products_of(monkeypatch, gpu.products_only, case)
+    buffers = products_of(monkeypatch, gpu.products_only, case)
     sizes = list(zip(case.layers, case.layers[1:]))
     acts, weights = [drawn[16, n] for n in case.layers], [drawn[size] for size in sizes]
-    for i, found in enumerate(room.grads):
+    for i, found in enumerate(buffers.grads):
         np.testing.assert_array_equal(found.values, acts[i].T @ acts[i + 1])
-    for i, found in enumerate(room.outputs[:-1]):
+    for i, found in enumerate(buffers.outputs[:-1]):
         np.testing.assert_array_equal(found.values, acts[i + 2] @ weights[i + 1].T)
-    np.testing.assert_array_equal(room.outputs[-1].values, acts[-2] @ weights[-1])
-    room = products_of(monkeypatch, gpu.one_product, case)
-    np.testing.assert_array_equal(room.outputs[0].values, drawn[8, 8] @ drawn[8, 8])
+    np.testing.assert_array_equal(buffers.outputs[-1].values, acts[-2] @ weights[-1])
+    buffers = products_of(monkeypatch, gpu.one_product, case)
+    np.testing.assert_array_equal(buffers.outputs[0].values, drawn[8, 8] @ drawn[8, 8])
 
 
 @pytest.mark.parametrize("precision", [*PRECISIONS, "float64"])

@@ -68,7 +68,7 @@ def test_a_torch_step_is_captured_by_hand(pretended_graphs):
     x, y = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
     graph, replay = of_torch.capture(take, x, y)
     assert pretended_graphs == ["wait", "wait", "capture"]
-    assert len(taken) == of_torch.WARM + 1
+    assert len(taken) == of_torch.WARM_UP_STEPS + 1
     inputs = taken[-1]
     assert inputs[0] is not x  # memory of its own, which later batches are copied to
     assert inputs[1] is not y

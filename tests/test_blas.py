@@ -53,8 +53,8 @@ def test_products(only_cublas, dtype, left, right):
     rng = np.random.default_rng(0)
     for m, k, n in SIZES:
         a, b = draw(rng, m, k), draw(rng, k, n)
-        out = only_cublas.room((m, n), dtype)  # full of NaN, which nobody may read
-        assert blas.product(put(only_cublas, a, dtype, left), put(only_cublas, b, dtype, right), out) is out
+        out = only_cublas.new_array((m, n), dtype)  # full of NaN, which nobody may read
+        assert blas.matmul(put(only_cublas, a, dtype, left), put(only_cublas, b, dtype, right), out) is out
         np.testing.assert_array_equal(out.values, a @ b)
 
 
@@ -74,16 +74,16 @@ def test_factors_of_16_bits_add_up_in_float32(only_cublas, monkeypatch, dtype, l
 
     for m, k, n in SIZES:
         a, b = draw(rng, m, k), draw(rng, k, n)
-        out = only_cublas.room((m, n), "float32")
-        assert blas.product(put16(a, left), put16(b, right), out) is out
+        out = only_cublas.new_array((m, n), "float32")
+        assert blas.matmul(put16(a, left), put16(b, right), out) is out
         np.testing.assert_array_equal(out.values, a @ b)
 
 
 def test_gradients_go_to_their_place_in_the_flat_array(only_cublas):
     rng = np.random.default_rng(1)
-    x, dz, flat = draw(rng, 9, 3), draw(rng, 9, 4), only_cublas.room((30,), "float32")
+    x, dz, flat = draw(rng, 9, 3), draw(rng, 9, 4), only_cublas.new_array((30,), "float32")
     xp = get_backend("cupy").xp
-    blas.product(put(only_cublas, x, "float32").T, put(only_cublas, dz, "float32"),
+    blas.matmul(put(only_cublas, x, "float32").T, put(only_cublas, dz, "float32"),
                  xp.reshape(flat[..., 5:17], (3, 4)))  # fmt: skip
     np.testing.assert_array_equal(flat.values[5:17].reshape(3, 4), x.T @ dz)
     assert np.isnan(np.delete(flat.values, slice(5, 17))).all()
@@ -97,9 +97,9 @@ def test_precision(only_cublas, monkeypatch, precision, exact):
     if precision is not None:
         monkeypatch.setenv("XPNET_MATMUL_PRECISION", precision)
     for dtype in DTYPES:
-        out = only_cublas.room((2, 2), dtype)
+        out = only_cublas.new_array((2, 2), dtype)
         a, b = (put(only_cublas, v, dtype) for v in (np.full((2, 1), FINE), np.full((1, 2), 3.0)))
-        blas.product(a, b, out)
+        blas.matmul(a, b, out)
         assert (out.values == (3.0 * FINE if exact or dtype == "float64" else 3.0)).all()
 
 
@@ -110,15 +110,15 @@ def test_unknown_precisions(monkeypatch, dtype, bindings):
     with pretended_cupy(monkeypatch, bindings) as device:
         a = put(device, np.ones((2, 2)), dtype)
         with pytest.raises(UnknownNameError, match=r"XPNET_MATMUL_PRECISION.*did you mean 'tf32'.*got 'tf23'"):
-            blas.product(a, a, device.room((2, 2), dtype))
+            blas.matmul(a, a, device.new_array((2, 2), dtype))
 
 
 def test_without_the_bindings_cupy_does_it(monkeypatch):
     with pretended_cupy(monkeypatch, bindings=False) as device:
         assert not blas.available()
         a, b = draw(np.random.default_rng(2), 3, 4), draw(np.random.default_rng(3), 4, 5)
-        out = device.room((3, 5), "float64")
-        assert blas.product(put(device, a), put(device, b, layout="transposed"), out) is out
+        out = device.new_array((3, 5), "float64")
+        assert blas.matmul(put(device, a), put(device, b, layout="transposed"), out) is out
         np.testing.assert_array_equal(out.values, a @ b)
         assert device.cublas.handles == []
 
@@ -135,11 +135,11 @@ def test_what_is_not_contiguous_is_left_to_cupy(device):
         (put(device, wide).T[:, :4], put(device, a), wide.T[:, :4] @ a),
         (put(device, a), put(device, wide).T[1:7, :], a @ wide.T[1:7]),
     ):
-        out = device.room(wanted.shape, "float64")
-        blas.product(left, right, out)
+        out = device.new_array(wanted.shape, "float64")
+        blas.matmul(left, right, out)
         np.testing.assert_array_equal(out.values, wanted)
-    room = device.room((4, 9), "float64")
-    blas.product(put(device, a), put(device, b), room[:, 2:7])
+    room = device.new_array((4, 9), "float64")
+    blas.matmul(put(device, a), put(device, b), room[:, 2:7])
     np.testing.assert_array_equal(room.values[:, 2:7], a @ b)
     assert np.isnan(room.values[:, [0, 1, 7, 8]]).all()
 
@@ -149,7 +149,7 @@ def test_what_is_not_contiguous_is_left_to_cupy(device):
 
 def square(device):
     a = put(device, np.full((2, 2), 2.0))
-    return blas.product(a, a, device.room((2, 2), "float64"))
+    return blas.matmul(a, a, device.new_array((2, 2), "float64"))
 
 
 def test_a_handle_for_each_stream(only_cublas):
@@ -198,9 +198,9 @@ def test_a_product_is_captured(only_cublas):
     stream = sys.modules["cupy"].cuda.Stream(non_blocking=True)
     with stream:
         a, b, out = (put(only_cublas, np.full((2, 2), v)) for v in (1.0, 3.0, 0.0))
-        blas.product(a, b, out)
+        blas.matmul(a, b, out)
         stream.begin_capture()
-        blas.product(a, a, out)
+        blas.matmul(a, a, out)
         graph = stream.end_capture()
         assert (out.values == 6.0).all()
         a.values[...] = 5.0
@@ -215,7 +215,7 @@ def prepare(device):
     """Return the call that multiplies a 2 x 3 by a 3 x 4 matrix, columns first, with some arguments changed."""
     a, b, c = (put(device, np.arange(float(n)), "float32") for n in (6, 12, 8))
     scalars = np.array([2.0, 0.0], "float32")
-    sound = {
+    valid = {
         "handle": device.cublas.create(), "transa": 0, "transb": 0, "m": 2, "n": 4, "k": 3,
         "alpha": scalars.ctypes.data, "a": a.memory.ctypes.data, "atype": 0, "lda": 2,
         "b": b.memory.ctypes.data, "btype": 0, "ldb": 3,
@@ -224,7 +224,7 @@ def prepare(device):
     }  # fmt: skip
 
     def call(**changes):
-        device.cublas.gemm_ex(*{**sound, **changes}.values())
+        device.cublas.gemm_ex(*{**valid, **changes}.values())
         assert scalars[0] == 2.0
         return c.values
 

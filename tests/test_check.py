@@ -85,7 +85,7 @@ MISTAKES = {
     "hits": ("place == target[row]", "place != target[row]"),
     "row_total": ("*out = scale * total", "*out = scale + total"),
     "penalize": ("2 * l2 * x", "l2 * x"),
-    "sound": ("total <= limit", "total <= limit * limit"),
+    "within_limits": ("total <= limit", "total <= limit * limit"),
     "confusion": ("a == t && b == f", "a == f && b == t"),
     "tally": ("(double)*value * factor", "(double)*value + factor"),
     "tally of arrays": ("(double)more[i] * factor", "(double)more[i] + factor"),

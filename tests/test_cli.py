@@ -52,7 +52,7 @@ def test_parity_prints_a_line_for_each_run(capsys, backend):
 
 
 def test_parity_fails_when_something_differs(capsys, monkeypatch):
-    monkeypatch.setitem(parity.LIMITS, "float32", -1.0)
+    monkeypatch.setitem(parity.MAX_DIFFERENCE, "float32", -1.0)
     assert cli.main(["parity", "--backends", "numpy", "--steps", "1", "--seeds", "0"]) == 1
     out = capsys.readouterr().out
     assert "MORE THAN -1" in out

@@ -53,7 +53,7 @@ def test_draws_and_statistics_are_kept_by_place(backend):
     ctx = Context(backend, True, {"3/keep": mask})
     ctx.place = (3, "bn_1")
     assert ctx.draw("keep") is mask
-    ctx.record("moving_mean", mask)
+    ctx.set_statistic("moving_mean", mask)
     assert ctx.carry == {"bn_1/moving_mean": mask}
     assert ctx.restart({}) is ctx  # the next step's masks; nothing of the last one is left
     assert (ctx.draws, ctx.carry) == ({}, {})

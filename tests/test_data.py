@@ -13,7 +13,7 @@ from xpnet.layers import Dense
 from xpnet.optimizers import SGD
 from xpnet.testing import assert_close
 from xpnet.training import feed
-from xpnet.training.data import BLOCK, Column, Data, blocks, class_weights
+from xpnet.training.data import BLOCK_ELEMENTS, Column, Data, blocks, class_weights
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 100, (20, 3)).astype("float64") / 64  # exact in every floating dtype
@@ -303,17 +303,21 @@ def test_columns_keep_the_array_itself():
     assert library_of(taken) == home.name
 
 
-@pytest.mark.parametrize("shape", [(1,), (BLOCK + 1,), (7, BLOCK), (3, BLOCK + 5), (1000, 999), (5, 0)])
+@pytest.mark.parametrize(
+    "shape", [(1,), (BLOCK_ELEMENTS + 1,), (7, BLOCK_ELEMENTS), (3, BLOCK_ELEMENTS + 5), (1000, 999), (5, 0)]
+)
 def test_blocks_cover_every_row_once(shape):
     rows = [i for part in blocks(shape) for i in range(part.start, part.stop)]
     assert rows == list(range(shape[0]))
-    assert all((p.stop - p.start == 1) or (p.stop - p.start) * np.prod(shape[1:]) <= BLOCK for p in blocks(shape))
+    assert all(
+        (p.stop - p.start == 1) or (p.stop - p.start) * np.prod(shape[1:]) <= BLOCK_ELEMENTS for p in blocks(shape)
+    )
 
 
 def test_the_row_is_named_behind_the_first_block():
-    x = np.zeros((BLOCK + 100,))
-    x[BLOCK + 50] = np.nan
-    with pytest.raises(InvalidValueError, match=f"row {BLOCK + 50} got nan"):
+    x = np.zeros((BLOCK_ELEMENTS + 100,))
+    x[BLOCK_ELEMENTS + 50] = np.nan
+    with pytest.raises(InvalidValueError, match=f"row {BLOCK_ELEMENTS + 50} got nan"):
         Data(x).check(1e30)
 
 
@@ -385,7 +389,7 @@ def test_weights_of_classes_on_a_device_that_feeds_itself():
 
     class Maker:
         fits = staticmethod(lambda device, size: True)
-        own = staticmethod(lambda values, device: True)
+        can_pick = staticmethod(lambda values, device: True)
 
     model = SimpleNamespace(backend=b)
     for y, dtype, shape in ((STEPS, "int32", (3,)), (np.eye(3)[STEPS], None, (3, 3)), (STEPS, None, (3, 1))):

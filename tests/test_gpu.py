@@ -193,7 +193,7 @@ def test_cublas_agrees_with_cupys_products(device, monkeypatch, left, right, dty
     for m, k, n in [(1, 1, 1), (1, 7, 1), (5, 1, 3), (3, 4, 5), (33, 65, 17), (128, 256, 64), (257, 129, 100)]:
         a, b = put(rng.uniform(0.5, 1.5, (m, k)), left), put(rng.uniform(0.5, 1.5, (k, n)), right)
         out, wanted = (backend.array(np.full((m, n), np.nan), dtype) for _ in range(2))
-        assert blas.product(a, b, out) is out
+        assert blas.matmul(a, b, out) is out
         cupy.matmul(a, b, out=wanted)
         np.testing.assert_allclose(backend.host(out), backend.host(wanted), rtol=rtol)
 

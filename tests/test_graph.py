@@ -27,7 +27,7 @@ from xpnet.kernels.cuda.graph import CannotRecord, Recorder
 from xpnet.layers import BatchNormalization, Dense, Dropout, LeakyReLU, PReLU
 from xpnet.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
-from xpnet.training.replay import ATTEMPTS, Replay
+from xpnet.training.replay import MAX_ATTEMPTS, Replay
 
 if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
@@ -443,14 +443,14 @@ def test_recording_takes_one_step(recorder, device):
         seen.append((device.current.is_capturing(), result, [np.array(a.values) for a in state]))
         return result
 
-    with recorder.surroundings():
+    with recorder.step_context():
         play = recorder.record(step, state, batch)
     assert [capturing for capturing, _, _ in seen] == [False, True]
     assert all(a.tolist() in ([1.0] * 3, 0.0) for _, _, values in seen for a in values)
     assert state.total.values.tolist() == [21.0] * 3
     assert state.count.values == 1.0
     batch[0].values[...] = 100.0
-    with recorder.surroundings():
+    with recorder.step_context():
         play()
         play()
     assert state.total.values.tolist() == [421.0] * 3
@@ -629,7 +629,7 @@ def test_the_comparison_sees_any_difference(recorder, expected, captured):
     xp = get_backend("cupy").xp
     state, factors = pair(xp, 5.0, 0.0), iter((expected, captured))
     why = pytest.warns(RuntimeWarning, match="than the step itself, in count$")
-    with why, recorder.surroundings(), pytest.raises(CannotRecord):
+    with why, recorder.step_context(), pytest.raises(CannotRecord):
         recorder.record(lambda s, b: Pair(s.total * 2.0, s.count + next(factors)), state, ())
     assert state.total.values.tolist() == [5.0] * 3
     assert state.count.values == 0.0
@@ -638,7 +638,7 @@ def test_the_comparison_sees_any_difference(recorder, expected, captured):
 def test_nan_is_what_comes_of_nan(recorder):
     xp = get_backend("cupy").xp
     state, batch = pair(xp, np.nan, 0.0), (xp.asarray(np.ones(3)),)
-    with recorder.surroundings():
+    with recorder.step_context():
         recorder.record(add_up, state, batch)()
     assert state.count.values == 2.0
     assert np.isnan(state.total.values).all()
@@ -646,7 +646,7 @@ def test_nan_is_what_comes_of_nan(recorder):
 
 def test_what_is_in_its_place_is_not_stored(recorder, device):
     state = pair(get_backend("cupy").xp, 1.0, 0.0)
-    with recorder.surroundings():
+    with recorder.step_context():
         steps = (lambda s, b: s, lambda s, b: Pair(s.total, s.count + 1.0))
         plays = [recorder.record(step, state, ()) for step in steps]
     assert sorted(len(g.notes) for g in graphs_of(device)) == [0, 2]
@@ -664,7 +664,7 @@ def test_a_capture_that_is_lost_without_an_error(recorder):
         return state
 
     why = "CUDARuntimeError: cudaErrorStreamCaptureInvalidated"
-    with recorder.surroundings(), pytest.warns(RuntimeWarning, match=REFUSED + why), pytest.raises(CannotRecord):
+    with recorder.step_context(), pytest.warns(RuntimeWarning, match=REFUSED + why), pytest.raises(CannotRecord):
         recorder.record(step, state, ())
     assert not recorder.stream.is_capturing()
 
@@ -680,11 +680,11 @@ def test_an_interrupted_capture_leaves_the_stream_as_it_was(recorder):
             raise KeyboardInterrupt
         return add_up(state, batch)
 
-    with pytest.raises(KeyboardInterrupt), recorder.surroundings():
+    with pytest.raises(KeyboardInterrupt), recorder.step_context():
         recorder.record(step, state, batch)
     assert not recorder.stream.is_capturing()
     assert state.total.values.tolist() == [1.0] * 3
-    with recorder.surroundings():
+    with recorder.step_context():
         recorder.record(step, state, batch)
     assert state.total.values.tolist() == [3.0] * 3
 
@@ -695,7 +695,7 @@ def test_an_error_of_the_step_itself_is_no_refusal(recorder):
     def step(state, batch):
         raise ValueError("of the step")
 
-    with recorder.surroundings(), pytest.raises(ValueError, match="of the step"):
+    with recorder.step_context(), pytest.raises(ValueError, match="of the step"):
         recorder.record(step, pair(xp, 1.0, 0.0), ())
     assert recorder.refused == ""
 
@@ -708,7 +708,7 @@ def test_after_a_refusal_nothing_is_tried_again(recorder):
         calls.append(None)
         return Pair(state.total * float(state.count), state.count)
 
-    with recorder.surroundings():
+    with recorder.step_context():
         with pytest.warns(RuntimeWarning, match="D2H"), pytest.raises(CannotRecord, match="D2H"):
             recorder.record(step, state, ())
         assert len(calls) == 2
@@ -716,7 +716,7 @@ def test_after_a_refusal_nothing_is_tried_again(recorder):
             recorder.record(step, state, ())
         assert len(calls) == 2
     run = Replay(lambda s, b, finish: s, recorder)
-    for _ in range(ATTEMPTS + 2):
+    for _ in range(MAX_ATTEMPTS + 2):
         taken(run, state, [(xp.asarray(1.0),)])
     assert run.recordings == {}
 
@@ -748,7 +748,7 @@ def test_the_pool_lives_as_long_as_its_graphs(device):
     xp = get_backend("cupy").xp
     state, batch = pair(xp, 0.0, 0.0), (xp.asarray(np.full(3, 10.0)),)
     recorder = Recorder(sys.modules["cupy"].cuda.Device(0))
-    with recorder.surroundings():
+    with recorder.step_context():
         play = recorder.record(lambda s, b: add_up(add_up(s, b), b), state, batch)
     del recorder
     gc.collect()
@@ -761,7 +761,7 @@ def test_graphs_of_several_shapes_share_a_pool(recorder, device):
     state = pair(xp, 0.0, 0.0)
     batches = [(xp.asarray(np.full(3, value)),) for value in (1.0, 10.0, 100.0)]
     plays, sizes, wanted = [], [], 222.0
-    with recorder.surroundings():
+    with recorder.step_context():
         for batch in batches:
             plays.append(recorder.record(add_up, state, batch))
             sizes.append(recorder.pool.total_bytes())
@@ -780,7 +780,7 @@ def test_no_memory_for_another_graph(recorder, device):
     def step(state, batch):
         return Pair(state.total + xp.sum(xp.reshape(batch[0] * 2.0, (-1, 3)), axis=0), state.count + 1.0)
 
-    with recorder.surroundings():
+    with recorder.step_context():
         play = recorder.record(step, state, batch)
         spare = [a + 1.0 for a in state]  # what the copies of the state will take
         del spare
@@ -799,7 +799,7 @@ def test_batches_wait_for_a_step_that_failed(recorder, device):
     recorder.begin_feeding()
     with recorder.feeding():
         batch = xp.asarray(np.full(3, 10.0))
-    with suppress(ZeroDivisionError), recorder.surroundings():
+    with suppress(ZeroDivisionError), recorder.step_context():
         doubled = batch * 2.0
         raise ZeroDivisionError
     del batch
@@ -849,17 +849,17 @@ def test_work_is_ordered_with_that_of_the_callers_stream(recorder, device):
         with caller:
             state, batch = pair(xp, 1.0, 0.0), (xp.asarray(np.full(3, 10.0)),)
             assert np.isnan(state.total.memory).all()  # not there yet
-            with recorder.surroundings():
+            with recorder.step_context():
                 assert device.current is recorder.stream
                 play = recorder.record(add_up, state, batch)
             assert device.current is caller
             assert state.total.get().tolist() == [21.0] * 3
             more = (xp.asarray(np.full(3, 50.0)),)
-            with recorder.surroundings():
+            with recorder.step_context():
                 recorder.copy(batch[0], more[0])
                 play()
             assert state.total.get().tolist() == [121.0] * 3
-            with pytest.raises(ZeroDivisionError), recorder.surroundings():
+            with pytest.raises(ZeroDivisionError), recorder.step_context():
                 raise ZeroDivisionError(play())
             assert device.current is caller
             assert state.total.get().tolist() == [221.0] * 3
@@ -963,13 +963,13 @@ def test_memory_that_is_freed_is_handed_out_again(device):
     assert view.values.tolist() == [1.0, 2.0, 3.0]
     total = view + 1.0  # reads what is about to be handed out again
     del view
-    c = device.room((4,), "float64")
+    c = device.new_array((4,), "float64")
     assert c.memory.ctypes.data == address
     assert total.values.tolist() == [2.0, 3.0, 4.0]
     assert np.isnan(c.values).all()
     del c
     with sys.modules["cupy"].cuda.Stream(non_blocking=True):
-        d = device.room((4,), "float64")
+        d = device.new_array((4,), "float64")
     assert d.memory.ctypes.data != address
 
 

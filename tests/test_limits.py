@@ -40,7 +40,7 @@ class Fake:
 def blas(request, monkeypatch):
     blas = Fake(request.param)
     monkeypatch.setattr(limits, "_blas", lambda: [blas])
-    monkeypatch.setattr(limits, "DEFAULT", 2)
+    monkeypatch.setattr(limits, "DEFAULT_THREADS", 2)
     return blas
 
 
@@ -73,7 +73,7 @@ def in_thread(function):
 
 def test_one_thread_meanwhile(real):
     def inside():
-        with threads.Alone():
+        with threads.single_threaded_blas():
             assert [b.get() for b in real] == [1] * len(real)
             assert np.geterr()["over"] == "ignore"
             raise KeyError
@@ -106,7 +106,7 @@ def test_whoever_has_asked_threadpoolctl_first(real):
     try:
         for b in real:
             b.set(2)  # also where there is one core
-        with threads.Alone():
+        with threads.single_threaded_blas():
             assert [b.get() for b in real] == [1] * len(real)
         assert [b.get() for b in real] == [2] * len(real)
     finally:
@@ -119,15 +119,15 @@ def test_whoever_has_asked_threadpoolctl_first(real):
 def test_nothing_is_shared_out_where_the_caller_has_limited_blas(real):
     threadpoolctl = pytest.importorskip("threadpoolctl")
     with threadpoolctl.threadpool_limits(1):
-        with threads.Alone():
+        with threads.single_threaded_blas():
             assert limits.allowed() == 1
         assert [b.get() for b in real] == [1] * len(real)
 
 
 def test_what_somebody_else_sets_meanwhile_stays(blas):
-    with threads.Alone():
+    with threads.single_threaded_blas():
         blas.set(3)
-        with threads.Alone():
+        with threads.single_threaded_blas():
             assert blas.get() == 1
             assert limits.allowed() == 3
     assert blas.get() == 3
@@ -138,16 +138,16 @@ def test_blocks_that_overlap(blas):
     entered, leave, numbers = threading.Event(), threading.Event(), []
 
     def other():
-        with threads.Alone():
+        with threads.single_threaded_blas():
             numbers.append((blas.get(), limits.allowed()))
             entered.set()
             assert leave.wait(30)
             numbers.append((blas.get(), limits.allowed()))
         numbers.append((blas.get(), limits.allowed()))
 
-    with threads.Alone():
+    with threads.single_threaded_blas():
         assert (blas.get(), limits.allowed()) == (1, 2)
-        with threads.Alone():
+        with threads.single_threaded_blas():
             assert (blas.get(), limits.allowed()) == (1, 2)
         assert (blas.get(), limits.allowed()) == (1, 2)
         thread = threading.Thread(target=other)
@@ -164,9 +164,9 @@ def test_many_blocks_in_many_threads(blas):
     def work():
         for i in range(200):
             try:
-                with threads.Alone():
+                with threads.single_threaded_blas():
                     assert blas.get() == 1
-                    with threads.Alone():
+                    with threads.single_threaded_blas():
                         assert blas.get() == 1
                     if i % 3:
                         raise KeyError
@@ -203,13 +203,13 @@ def test_blocks_that_ended_without_leaving(blas, nested, monkeypatch):
         with monkeypatch.context() as m:
             m.setattr(limits, name, struck)
             try:
-                with threads.Alone():
+                with threads.single_threaded_blas():
                     if nested or name == "_clear":
-                        with threads.Alone():
+                        with threads.single_threaded_blas():
                             limits._here.entries.append(limits._here.entries[0])
             except BaseException as error:  # noqa: BLE001
                 kept.append(error)
-        with threads.Alone():
+        with threads.single_threaded_blas():
             assert blas.get() == 1
             assert limits.allowed() == 2
         assert (blas.get(), np.geterr()) == (2, errors)
@@ -219,14 +219,14 @@ def test_blocks_that_ended_without_leaving(blas, nested, monkeypatch):
 
 def test_what_a_thread_left_behind_when_it_ended(blas, monkeypatch):
     def work():
-        with threads.Alone():
+        with threads.single_threaded_blas():
             monkeypatch.setattr(limits, "_settle", None)
 
     before = limits._settle
     with pytest.raises(TypeError):
         in_thread(work)
     monkeypatch.setattr(limits, "_settle", before)
-    with threads.Alone():
+    with threads.single_threaded_blas():
         assert blas.get() == 1
     assert blas.get() == 2
 
@@ -235,7 +235,7 @@ def test_what_a_thread_left_behind_when_it_ended(blas, monkeypatch):
 def attacked(blas, monkeypatch):
     """Return a function that begins and ends blocks and shares work until told to stop, and one that checks."""
     monkeypatch.setattr(threads, "count", lambda: 2)
-    monkeypatch.setattr(turns, "SLICE", 1e-4)
+    monkeypatch.setattr(turns, "MAX_TURN", 1e-4)
     helpers.forget()
     helpers.free(1)
     gc.collect()  # an exception that strikes in what the collector calls is lost
@@ -255,14 +255,14 @@ def attacked(blas, monkeypatch):
 
         try:
             while go_on():
-                with threads.Alone():
+                with threads.single_threaded_blas():
                     threads.share([piece] * 4)
         except Struck:
             late.extend(running)
             raise
 
     def check():
-        with threads.Alone():
+        with threads.single_threaded_blas():
             assert (blas.get(), limits.allowed()) == (1, 2)
             assert set(np.geterr().values()) == {"ignore"}
         assert (blas.get(), np.geterr()) == (2, errors)
@@ -271,7 +271,7 @@ def attacked(blas, monkeypatch):
         assert not running
         assert helpers.free(1)
         together = threading.Barrier(2)
-        with threads.Alone():
+        with threads.single_threaded_blas():
             threads.share([lambda: together.wait(30)] * 2)
 
     yield work, check
@@ -359,11 +359,11 @@ def test_signal_handlers_that_raise(attacked):
 
 
 def test_a_thread_that_rests_lets_others_have_its_turn(monkeypatch):
-    monkeypatch.setattr(turns, "SLICE", 60.0)
+    monkeypatch.setattr(turns, "MAX_TURN", 60.0)
     monkeypatch.setattr(turns, "_turn", turns.Turn(lock=threading.Lock()))
     for _ in range(3):
-        turns.pass_on(turns.take())  # this thread's turn, which lasts a minute
-        other = threading.Thread(target=lambda: turns.pass_on(turns.take()), daemon=True)
+        turns.release(turns.acquire())  # this thread's turn, which lasts a minute
+        other = threading.Thread(target=lambda: turns.release(turns.acquire()), daemon=True)
         other.start()
         other.join(20)
         assert not other.is_alive()
@@ -375,7 +375,7 @@ SCRIPT = """
 import hashlib, os, signal, sys, threading, time
 import numpy as np, xpnet as xn
 from xpnet.kernels.host import limits, threads
-threads.PIECE, threads.PART = 1000, 100
+threads.MIN_PRODUCT, threads.MIN_PASS = 1000, 100
 x = np.random.default_rng(0).standard_normal((256, 40))
 y = x[:, :1] ** 2
 
@@ -453,7 +453,7 @@ def test_the_number_of_parts_is_what_blas_uses_by_default(real):
 
 
 FORKS = """
-limits.DEFAULT = 2
+limits.DEFAULT_THREADS = 2
 expected, before, stop = fit(), limits.blas_threads(), False
 
 def train():
@@ -465,7 +465,7 @@ def child():
     assert (limits._inside, limits._before, limits._here.entries) == ([], {}, [])
     assert fit() == expected
     together = threading.Barrier(2)
-    with threads.Alone():
+    with threads.single_threaded_blas():
         assert limits.blas_threads() == 1
         threads.share([lambda: together.wait(30)] * 2, 2)
     assert limits.blas_threads() == before
@@ -512,7 +512,7 @@ slow.get_num_threads, slow.set_num_threads = slow.get, slow.set
 limits._blas = lambda: [slow]
 
 def enter():
-    with threads.Alone(): pass
+    with threads.single_threaded_blas(): pass
 
 worker = threading.Thread(target=enter)
 worker.start()
@@ -539,38 +539,38 @@ def test_a_child_forked_while_another_thread_enters_a_block():
 def slow_turns(monkeypatch):
     monkeypatch.setattr(turns, "_turn", turns.Turn(lock=threading.Lock()))
     monkeypatch.setattr(turns, "_last", turns._Last())
-    monkeypatch.setattr(turns, "SLICE", 0.2)
-    monkeypatch.setattr(turns, "SHORT", 0.1)
+    monkeypatch.setattr(turns, "MAX_TURN", 0.2)
+    monkeypatch.setattr(turns, "SHORT_STEP", 0.1)
 
 
 def test_a_turn_lasts_for_more_than_a_step(slow_turns):
-    turns.pass_on(turns.take())
+    turns.release(turns.acquire())
     assert turns._turn.thread == threading.get_ident()
     time.sleep(0.25)
-    turns.pass_on(turns.take())
+    turns.release(turns.acquire())
     assert turns._turn.thread == 0
     assert not turns._turn.lock.locked()
 
 
 def test_a_turn_that_nobody_ends_is_over(slow_turns):
-    in_thread(turns.take)
+    in_thread(turns.acquire)
     begun = time.monotonic()
-    turns.take()
+    turns.acquire()
     assert time.monotonic() - begun > 0.1
     assert turns._turn.thread == threading.get_ident()
 
 
 def test_long_steps_take_no_turns(slow_turns):
-    begun = turns.take()
+    begun = turns.acquire()
     time.sleep(0.15)
-    turns.pass_on(begun)
+    turns.release(begun)
     assert turns._turn.thread == 0
-    turns.take()
+    turns.acquire()
     assert turns._turn.thread == 0
 
 
 def test_a_lock_that_an_exception_has_left_locked(slow_turns):
     turns._turn.lock.acquire()
-    turns.take()
+    turns.acquire()
     assert turns._turn.thread == threading.get_ident()
     assert turns._turn.lock.locked()

@@ -226,7 +226,7 @@ def test_from_scores_it_is_the_loss_of_the_activation(backend64, name, activatio
     assert loss.fuses == activation
     assert_close(case(name, from_logits=True)[0](y, scores), wanted)
     target = backend64.array(y) if name != "sparse" else backend64.array(y, "int32")
-    value, dz, a = loss.measure(Context(backend64), target, scores, None, fused=True)
+    value, dz, a = loss.value_and_slope(Context(backend64), target, scores, None, fused=True)
     assert_close(value, wanted, check_dtype=False)
     assert_close(a, activations.get(activation)(scores))
     hot = HOT if name == "sparse" else y
@@ -419,7 +419,7 @@ def test_infinite_scores_in_training(monkeypatch, backend, kernels, loss, y, z, 
     target = target if loss.sparse else backend.xp.reshape(target, z.shape)
     ctx = Context(backend, True, arena=arena)
     with np.errstate(all="ignore"):
-        found = loss().measure(ctx, target, backend.array(z, "float32"), None, fused=True)
+        found = loss().value_and_slope(ctx, target, backend.array(z, "float32"), None, fused=True)
     assert_close(backend.array(backend.host(found[0])), backend.array(value, "float32"))
     assert_close(backend.array(backend.host(found[1])), backend.array(np.reshape(grad, z.shape), "float32"))
 

@@ -215,16 +215,16 @@ def test_pack(ctx):
 @pytest.mark.parametrize("op", ["body", *kernels.TWINS.get(os.environ.get("XPNET_BACKEND") or "numpy", ())])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2e18, None])
 def test_sound(backend, op, bad):
-    if op != "body" and "sound" not in kernels.TWINS[backend.name][op]:
+    if op != "body" and "within_limits" not in kernels.TWINS[backend.name][op]:
         pytest.skip("no twin of its own")
-    sound = ops.sound if op == "body" else twin_of(op, "sound")
+    within_limits = ops.within_limits if op == "body" else twin_of(op, "within_limits")
     ctx = Context(backend, True, None, Arena(backend.xp) if op != "body" else None)
     numbers = ([5e17, -5e17, 5e17], [1.0, 9e17, 1.0], 0.0, np.full((3, 4), 3e38, np.float32))
     arrays = [at(ctx, a, "float32") for a in numbers]
 
     def well(flats, *others, ok=True, rate=1e6):
         flag, lr = backend.scalar(ok, backend.xp.bool), at(ctx, rate, "float32")
-        return bool(sound(ctx, flag, lr, 1e18, flats, *others))
+        return bool(within_limits(ctx, flag, lr, 1e18, flats, *others))
 
     with np.errstate(all="ignore"):
         first, second, *others = arrays
@@ -243,8 +243,8 @@ def test_sound(backend, op, bad):
 
 def test_sound_of_several_models(ctx):
     flat, ok = np.array([[1.0, 2.0], [3.0, 4.0]]), ctx.backend.scalar(True, ctx.xp.bool)
-    assert bool(ops.sound(ctx, ok, at(ctx, 0.1), 5.0, (at(ctx, flat),)))
-    assert not bool(ops.sound(ctx, ok, at(ctx, 0.1), 4.9, (at(ctx, flat),)))
+    assert bool(ops.within_limits(ctx, ok, at(ctx, 0.1), 5.0, (at(ctx, flat),)))
+    assert not bool(ops.within_limits(ctx, ok, at(ctx, 0.1), 4.9, (at(ctx, flat),)))
 
 
 @pytest.mark.parametrize("scale", [None, 0.5])
@@ -444,7 +444,7 @@ def pack_case(op, ctx, rng, n, m):
     return out
 
 
-def sound_case(op, ctx, rng, n, m):
+def within_limits_case(op, ctx, rng, n, m):
     a, b = rng.standard_normal(m), rng.standard_normal((n, m))
     bad = np.where(np.arange(m) == m - 1, np.nan, a)
     a, b, bad, rate, much = (at(ctx, x, ctx.backend.dtype_name) for x in (a, b, bad, 0.1, 2e6))
@@ -572,7 +572,7 @@ CASES = {
     "penalize": penalize_case,
     "join": join_case,
     "pack": pack_case,
-    "sound": sound_case,
+    "within_limits": within_limits_case,
     "tally": tally_case,
     "update": update_case,
 }

@@ -12,7 +12,7 @@ from xpnet import activations, kernels, layers, losses, metrics, optimizers
 from xpnet.backend.tree import leaves
 from xpnet.callbacks import Callback
 from xpnet.layers import BatchNormalization, Dense, Dropout
-from xpnet.training.replay import ATTEMPTS, MOST, Replay
+from xpnet.training.replay import MAX_ATTEMPTS, MAX_SHAPES, Replay
 
 if xn.get_backend().name != "numpy" or os.environ.get("XPNET_KERNELS") in ("0", "bodies"):
     pytest.skip("steps are recorded on NumPy, with its twins", allow_module_level=True)
@@ -316,10 +316,10 @@ def test_a_step_that_cannot_be_recorded_is_tried_a_few_times(monkeypatch):
         class CannotRecord(Exception):
             pass
 
-        surroundings = nullcontext
-        together = False
+        step_context = nullcontext
+        records_stacks = False
         release = staticmethod(lambda: None)
-        own = new = staticmethod(np.array)
+        adopt = new = staticmethod(np.array)
         copy = staticmethod(np.copyto)
 
         @staticmethod
@@ -332,7 +332,7 @@ def test_a_step_that_cannot_be_recorded_is_tried_a_few_times(monkeypatch):
     for _ in range(10):
         state = taken(run, state, [(np.ones(2),), (np.ones(3),)])
     assert state[0] == 50.0
-    assert tries == [(2,), (3,)] * (ATTEMPTS - 2)
+    assert tries == [(2,), (3,)] * (MAX_ATTEMPTS - 2)
 
 
 def test_many_shapes_do_not_pile_up(monkeypatch):
@@ -340,16 +340,16 @@ def test_many_shapes_do_not_pile_up(monkeypatch):
     model = xn.Sequential(dense()(), seed=1)
     model.compile("adam", "categorical_crossentropy")
     for _ in range(2):
-        for rows in range(1, MOST + 5):
+        for rows in range(1, MAX_SHAPES + 5):
             for _ in range(2):
                 model.train_on_batch(X[:rows], ONE_HOT[:rows])
     run = model.session.program().run
-    assert len(run.recordings) == MOST
-    assert (0, (MOST + 4, 6), (MOST + 4, 4)) in run.recordings
+    assert len(run.recordings) == MAX_SHAPES
+    assert (0, (MAX_SHAPES + 4, 6), (MAX_SHAPES + 4, 4)) in run.recordings
     reference = xn.Sequential(dense()(), seed=1)
     reference.compile("adam", "categorical_crossentropy", graph=False)
     for _ in range(2):
-        for rows in range(1, MOST + 5):
+        for rows in range(1, MAX_SHAPES + 5):
             for _ in range(2):
                 reference.train_on_batch(X[:rows], ONE_HOT[:rows])
     for a, b in zip(model.get_weights(), reference.get_weights()):

@@ -164,7 +164,7 @@ def test_parts_cover_everything_once(count, size, piece):
 @pytest.mark.parametrize("shape", [(40, 30, 200), (200, 30, 40), (17, 1, 301)])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_product_in_pieces(count, monkeypatch, shape, transposed):
-    monkeypatch.setattr(threads, "PIECE", 1000)
+    monkeypatch.setattr(threads, "MIN_PRODUCT", 1000)
     m, k, n = shape
     a, b = RNG.standard_normal((m, k)), RNG.standard_normal((k, n))
     if transposed:
@@ -172,7 +172,7 @@ def test_a_product_in_pieces(count, monkeypatch, shape, transposed):
     assert (threads.pieces(a, b) is None) == (count == 1)
     if count > 1:
         out = np.full((m, n), np.nan)
-        threads.product(a, b, out)
+        threads.matmul_in_pieces(a, b, out)
         np.testing.assert_allclose(out, a @ b, rtol=1e-12)
 
 
@@ -181,7 +181,7 @@ def test_small_products_stay_whole(count):
 
 
 def test_a_sum_in_parts(count, monkeypatch):
-    monkeypatch.setattr(threads, "PART", 10)
+    monkeypatch.setattr(threads, "MIN_PASS", 10)
     a = RNG.standard_normal(1003)
     assert threads.sum_of_squares(a) == pytest.approx((a * a).sum(), rel=1e-12)
     a[700] = np.nan
@@ -190,7 +190,7 @@ def test_a_sum_in_parts(count, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(100,), (100, 3), (100, 2, 5)])
 def test_rows_in_parts(count, monkeypatch, shape):
-    monkeypatch.setattr(threads, "ROWS", 16)
+    monkeypatch.setattr(threads, "MIN_GATHER", 16)
     monkeypatch.setattr(threads, "blas_threads", lambda: count)
     parts, share = [], threads.share
     monkeypatch.setattr(threads, "share", lambda calls, most: (parts.extend(calls), share(parts, most)))
@@ -202,7 +202,7 @@ def test_rows_in_parts(count, monkeypatch, shape):
 
 
 def test_arrays_in_parts(count, monkeypatch):
-    monkeypatch.setattr(threads, "PART", 100)
+    monkeypatch.setattr(threads, "MIN_PASS", 100)
     x, y = np.arange(1000.0), np.empty(1000)
     parts = threads.parts_of((x, y))
     assert len(parts) == count
@@ -276,9 +276,9 @@ def test_a_network_learns_the_same_with_threads(count, monkeypatch, optimizer):
     with monkeypatch.context() as m:
         m.setattr(threads, "count", lambda: 1)
         expected = weights()
-    monkeypatch.setattr(threads, "PIECE", 1000)
-    monkeypatch.setattr(threads, "PART", 100)
-    monkeypatch.setattr(tape, "surroundings", nullcontext)  # it asks BLAS, which this test does not
+    monkeypatch.setattr(threads, "MIN_PRODUCT", 1000)
+    monkeypatch.setattr(threads, "MIN_PASS", 100)
+    monkeypatch.setattr(tape, "step_context", nullcontext)  # it asks BLAS, which this test does not
     first, second = weights(), weights()
     for a, b, c in zip(first, second, expected):
         assert a.tobytes() == b.tobytes()

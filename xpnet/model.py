@@ -110,7 +110,7 @@ class Sequential:
         *rest, last = self._layers
         key, flats = session.network.units[-1].key, session.flats()
         if rest:
-            session.lay_out(Network(rest, self.input_shape), keep=False)
+            session.adopt_network(Network(rest, self.input_shape), keep=False)
         else:
             session.clear()
         del self._layers[-1]

@@ -69,7 +69,7 @@ class CupyBackend(Backend):  # needs a GPU
         return bool(importlib.import_module("cupy").may_share_memory(x, y))
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
-        """Choose on the device; what was written in place, the kernels have held back themselves (`ctx.gate`)."""
+        """Choose on the device; kernels that write in place have chosen themselves (`ctx.apply_update`)."""
         return tree_map(lambda new, old: new if new is old else self.xp.where(ok, new, old), update(kept), kept)
 
     def here(self) -> AbstractContextManager[Any]:

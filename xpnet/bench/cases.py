@@ -8,11 +8,11 @@ from .. import datasets
 from ..backend import np
 from ..errors import DownloadError, MissingExtraError
 
-__all__ = ["JOBS", "LARGE", "NETWORKS", "PRECISIONS", "SCAN", "TO_98", "Case", "DataSet"]
+__all__ = ["JOBS", "LARGE", "NETWORKS", "PRECISIONS", "STEPS_PER_CALL", "TO_98", "Case", "DataSet"]
 
-SCAN = 50  # steps per call, for contestants that take several at once
-TESTED = 10_000  # rows on which the loss of a whole job is computed
-STACKED = 1 << 20  # largest batch, in numbers, of which a GPU gets several at once
+STEPS_PER_CALL = 50  # steps per call, for contestants that take several at once
+TEST_ROWS = 10_000  # rows on which the loss of a whole job is computed
+MAX_STACKED = 1 << 20  # largest batch, in numbers, of which a GPU gets several at once
 PRECISIONS = ("float32", "tf32", "bfloat16")  # of matrix products on a GPU
 
 
@@ -109,7 +109,7 @@ class Case(NamedTuple):
     @property
     def batches(self) -> int:
         """The number of batches in the data of a step."""
-        return 1 if self.device != "cpu" and self.batch * self.layers[0] > STACKED else SCAN
+        return 1 if self.device != "cpu" and self.batch * self.layers[0] > MAX_STACKED else STEPS_PER_CALL
 
     def weights(self) -> list[np.ndarray]:
         """Return a kernel (inputs, outputs) and a bias for each layer in turn, for `predict`."""
@@ -131,8 +131,8 @@ class Case(NamedTuple):
                 pass  # `source` says so
             else:
                 x, xt = (a.reshape(-1, 784).astype(self.stored) / np.asarray(255, self.stored) for a in (x, xt))
-                return DataSet(x[: self.rows], y[: self.rows], xt[:TESTED], yt[:TESTED], "MNIST")
-        tested = min(TESTED, self.rows)
+                return DataSet(x[: self.rows], y[: self.rows], xt[:TEST_ROWS], yt[:TEST_ROWS], "MNIST")
+        tested = min(TEST_ROWS, self.rows)
         x, y = self._synthetic(self.rows + tested)
         split = self.rows
         return DataSet(x[:split], y[:split], x[split:], y[split:], "random numbers in place of MNIST")

@@ -16,8 +16,8 @@ from .jobs import Runner
 
 __all__ = ["by_cupy", "by_torch", "describe", "kernels_in", "kernels_of", "one_product", "products_only"]
 
-SIDE = 4096  # size of the square product that defines the measured peak
-KERNEL = 0  # CU_GRAPH_NODE_TYPE_KERNEL, cuda.h
+PEAK_SIZE = 4096  # size of the square product that defines the measured peak
+KERNEL_NODE = 0  # CU_GRAPH_NODE_TYPE_KERNEL, cuda.h
 
 
 # Clocks -------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def kernels_in(handle: int) -> int | None:
     for node in nodes:
         if driver.cuGraphNodeGetType(ctypes.c_void_p(node), ctypes.byref(kind)):
             return None
-        found += kind.value == KERNEL
+        found += kind.value == KERNEL_NODE
     return found
 
 
@@ -93,21 +93,21 @@ def kernels_of(run: Any, steps: int = 1) -> float | None:
 # Products -----------------------------------------------------------------------------------------------
 
 
-class Room(NamedTuple):
+class Buffers(NamedTuple):
     """Buffers for products: gradients of kernels; outputs of layers, then the derivatives with respect to them."""
 
     grads: tuple[Any, ...]
     outputs: tuple[Any, ...]
 
 
-def captured(step: Callable[[Room, Any], Room], room: Room) -> Runner:
+def captured(step: Callable[[Buffers, Any], Buffers], buffers: Buffers) -> Runner:
     """Return a contestant that launches some products as one graph."""
     recorder = graph.Recorder(get_backend("cupy").device)
-    with recorder.surroundings():
-        play: Any = recorder.record(step, room, ())
+    with recorder.step_context():
+        play: Any = recorder.record(step, buffers, ())
 
-    def run(n: int, kept: Any = (step, room)) -> None:  # `kept`: a graph does not keep its memory alive
-        with recorder.surroundings():
+    def run(n: int, kept: Any = (step, buffers)) -> None:  # `kept`: a graph does not keep its memory alive
+        with recorder.step_context():
             for _ in range(n):
                 play()
         recorder.stream.synchronize()
@@ -116,14 +116,14 @@ def captured(step: Callable[[Room, Any], Room], room: Room) -> Runner:
 
 
 def _factor(case: Case, *shape: int) -> Any:
-    """Return normal random numbers on the GPU, in the form that `blas.product` takes for the case's precision."""
+    """Return normal random numbers on the GPU, in the form that `blas.matmul` takes for the case's precision."""
     values = np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
     if case.precision == "bfloat16":  # the upper half of float32
         return get_backend("cupy").array(values.view(np.uint32) >> 16, "uint16")
     return get_backend("cupy").array(values, case.stored)
 
 
-def _rooms(case: Case, *shapes: tuple[int, ...]) -> tuple[Any, ...]:
+def _buffers(case: Case, *shapes: tuple[int, ...]) -> tuple[Any, ...]:
     """Return buffers for results."""
     return tuple(get_backend("cupy").array(np.zeros(shape, case.stored)) for shape in shapes)
 
@@ -134,16 +134,18 @@ def products_only(case: Case, data: DataSet) -> Runner:
     weights = [_factor(case, *size) for size in sizes]
     acts = [_factor(case, case.batch, n) for n in case.layers]
 
-    def step(room: Room, batch: Any) -> Room:
+    def step(buffers: Buffers, batch: Any) -> Buffers:
         for i, w in enumerate(weights):
-            blas.product(acts[i], w, room.outputs[i])
+            blas.matmul(acts[i], w, buffers.outputs[i])
         for i in range(len(weights) - 1, -1, -1):
-            blas.product(acts[i].T, acts[i + 1], room.grads[i])
+            blas.matmul(acts[i].T, acts[i + 1], buffers.grads[i])
             if i:
-                blas.product(acts[i + 1], weights[i].T, room.outputs[i - 1])
-        return room
+                blas.matmul(acts[i + 1], weights[i].T, buffers.outputs[i - 1])
+        return buffers
 
-    return captured(step, Room(_rooms(case, *sizes), _rooms(case, *((case.batch, n) for n in case.layers[1:]))))
+    return captured(
+        step, Buffers(_buffers(case, *sizes), _buffers(case, *((case.batch, n) for n in case.layers[1:])))
+    )
 
 
 def one_product(case: Case, data: DataSet) -> Runner:
@@ -151,13 +153,13 @@ def one_product(case: Case, data: DataSet) -> Runner:
 
     The result of bfloat16 factors is float32, as in a step.
     """
-    a, b = _factor(case, SIDE, SIDE), _factor(case, SIDE, SIDE)
+    a, b = _factor(case, PEAK_SIZE, PEAK_SIZE), _factor(case, PEAK_SIZE, PEAK_SIZE)
 
-    def step(room: Room, batch: Any) -> Room:
-        blas.product(a, b, room.outputs[0])
-        return room
+    def step(buffers: Buffers, batch: Any) -> Buffers:
+        blas.matmul(a, b, buffers.outputs[0])
+        return buffers
 
-    return captured(step, Room((), _rooms(case, (SIDE, SIDE))))._replace(flops=2 * SIDE**3)
+    return captured(step, Buffers((), _buffers(case, (PEAK_SIZE, PEAK_SIZE))))._replace(flops=2 * PEAK_SIZE**3)
 
 
 # The machine --------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from ..backend import host_of, np
 from ..errors import XpnetError
-from .cases import SCAN, Case, DataSet
+from .cases import STEPS_PER_CALL, Case, DataSet
 
 __all__ = [
     "GOAL",
-    "MOST",
+    "MAX_EPOCHS",
     "Make",
     "Runner",
     "check_reached",
@@ -24,8 +24,8 @@ __all__ = [
     "wall",
 ]
 
-CHECKED = 1000  # rows whose predictions are compared with the formula's
-GOAL, MOST = 0.98, 30  # share of the test images to classify correctly, and the maximum number of epochs
+CHECKED_ROWS = 1000  # rows whose predictions are compared with the formula's
+GOAL, MAX_EPOCHS = 0.98, 30  # share of the test images to classify correctly, and the maximum number of epochs
 
 
 def wall(action: Callable[[], None]) -> float:
@@ -64,8 +64,10 @@ def stacks(case: Case) -> None:
     Raises:
         ImportError: which leaves the contestant out.
     """
-    if case.batches < SCAN:
-        raise ImportError(f"batches of {case.batch} x {case.layers[0]} numbers are not stacked {SCAN} at a time")
+    if case.batches < STEPS_PER_CALL:
+        raise ImportError(
+            f"batches of {case.batch} x {case.layers[0]} numbers are not stacked {STEPS_PER_CALL} at a time"
+        )
 
 
 def epochs(run: Callable[[int], None], probabilities: Callable[[np.ndarray], Any], data: DataSet) -> Runner:
@@ -99,7 +101,7 @@ def goal_of(data: DataSet) -> float:
 def check_reached(accuracy: float, goal: float) -> None:
     """Raise if training has ended below its goal."""
     if not accuracy >= goal:
-        raise XpnetError(f"accuracy must reach {goal:g} within {MOST} epochs; got {accuracy:.4f}")
+        raise XpnetError(f"accuracy must reach {goal:g} within {MAX_EPOCHS} epochs; got {accuracy:.4f}")
 
 
 def until(make: Make) -> Make:
@@ -119,7 +121,7 @@ def until(make: Make) -> Make:
         def train() -> None:
             runner, accuracy = make(case, data), 0.0
             assert runner.accuracy is not None
-            for _ in range(MOST):
+            for _ in range(MAX_EPOCHS):
                 runner.run(1)
                 accuracy = runner.accuracy()
                 if accuracy >= goal:
@@ -158,11 +160,11 @@ def _check(p: np.ndarray, case: Case, data: DataSet) -> None:
     if p.shape != (len(data.x), case.layers[-1]):
         raise XpnetError(f"predictions must have shape {(len(data.x), case.layers[-1])}; got {p.shape}")
     weights = case.weights()
-    a = data.x[:CHECKED].astype(np.float64)
+    a = data.x[:CHECKED_ROWS].astype(np.float64)
     for kernel, bias in zip(weights[:-2:2], weights[1:-2:2]):
         a = np.maximum(a @ kernel + bias, 0)
     z = a @ weights[-2] + weights[-1]
     e = np.exp(z - z.max(axis=1, keepdims=True))
-    worst = float(np.abs(p[:CHECKED] - e / e.sum(axis=1, keepdims=True)).max())
+    worst = float(np.abs(p[:CHECKED_ROWS] - e / e.sum(axis=1, keepdims=True)).max())
     if not worst < 1e-3:
         raise XpnetError(f"predictions must be within 1e-3 of the formula's; got a difference of {worst:.2g}")

@@ -23,7 +23,7 @@ PACKAGES = (
     "scikit-learn",
     "keras",
 )
-VARIABLES = (
+RELEVANT_VARIABLES = (
     "OPENBLAS_CORETYPE",
     "XPNET_KERNELS",
     "XPNET_GRAPH",
@@ -40,7 +40,7 @@ def describe() -> dict[str, Any]:
         "usable_cores": usable,
         "system": f"{platform.system()} {platform.machine()}",
         "blas": _blas(),
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "variables": {name: os.environ[name] for name in RELEVANT_VARIABLES if name in os.environ},
         "versions": {"python": platform.python_version(), **_versions()},
     }
 

@@ -18,7 +18,7 @@ __all__ = ["Measured", "Result", "measure"]
 
 
 PAUSE = 0.3  # seconds before a turn, in which spinning threads of the previous contestant go to sleep
-TRAININGS = 3  # maximum number of rounds of "to98"
+MAX_TRAININGS = 3  # maximum number of rounds of "to98"
 
 
 class Result(NamedTuple):
@@ -82,7 +82,7 @@ def measure(
     """
     data = case.data()
     names = choose(case.kind, device=case.device) if contestants is None else contestants
-    rounds = min(rounds, TRAININGS) if case.kind == "to98" else rounds
+    rounds = min(rounds, MAX_TRAININGS) if case.kind == "to98" else rounds
     contest = _Contest(case, data, seconds, pause=threads != 1 and case.device == "cpu")
     for name in names:
         contest.attempt(contest.make, name)

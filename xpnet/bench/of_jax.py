@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from ..backend import np
-from .cases import SCAN, Case, DataSet
+from .cases import STEPS_PER_CALL, Case, DataSet
 from .jobs import Make, Runner, epochs, passes, stacks
 
 __all__ = ["epoch", "prediction", "step"]
@@ -105,14 +105,17 @@ def step(scan: bool = False) -> Make:
         x, y = data.x[: case.batch], data.y[: case.batch]
         if scan:
             stacks(case)
-            rows = SCAN * case.batch
-            x, y = data.x[:rows].reshape(SCAN, case.batch, -1), data.y[:rows].reshape(SCAN, case.batch)
+            rows = STEPS_PER_CALL * case.batch
+            x, y = (
+                data.x[:rows].reshape(STEPS_PER_CALL, case.batch, -1),
+                data.y[:rows].reshape(STEPS_PER_CALL, case.batch),
+            )
         x, y = jax.device_put(x, device), jax.device_put(y, device)
 
         def many(state: Any, xs: Any, ys: Any) -> Any:
             return jax.lax.scan(lambda s, batch: (one(s, *batch), None), state, (xs, ys))[0]
 
-        fast, unit = jax.jit(many if scan else one, donate_argnums=0), SCAN if scan else 1
+        fast, unit = jax.jit(many if scan else one, donate_argnums=0), STEPS_PER_CALL if scan else 1
 
         def run(n: int) -> None:
             for _ in range(n // unit):
@@ -138,11 +141,11 @@ def jitted(case: Case, scan: bool) -> Any:
         return one(state, x[rows], y[rows])
 
     def on_epoch(state: Any, x: Any, y: Any, key: Any) -> Any:
-        whole = len(x) // case.batch * case.batch
+        full = len(x) // case.batch * case.batch
         order = jax.random.permutation(key, len(x))
-        batches = order[:whole].reshape(-1, case.batch)
+        batches = order[:full].reshape(-1, case.batch)
         state = jax.lax.scan(lambda s, rows: (on_rows(s, x, y, rows), None), state, batches)[0]
-        return on_rows(state, x, y, order[whole:]) if whole < len(x) else state
+        return on_rows(state, x, y, order[full:]) if full < len(x) else state
 
     return jax.jit(on_epoch if scan else on_rows, donate_argnums=0)
 

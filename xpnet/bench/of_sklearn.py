@@ -11,7 +11,7 @@ from .jobs import Make, Runner, epochs, passes
 
 __all__ = ["epoch", "prediction", "step"]
 
-BATCHES = 20  # per epoch of "sklearn fit" in the table of steps
+BATCHES_PER_EPOCH = 20  # per epoch of "sklearn fit" in the table of steps
 
 
 def network(case: Case, data: DataSet, shuffle: bool = True) -> Any:
@@ -48,17 +48,17 @@ def step(method: str) -> Make:
     def make(case: Case, data: DataSet) -> Runner:
         model = network(case, data, shuffle=False)
         model.set_params(warm_start=method == "fit")
-        rows = slice(0, case.batch * BATCHES if method == "fit" else case.batch)
+        rows = slice(0, case.batch * BATCHES_PER_EPOCH if method == "fit" else case.batch)
         x, y = data.x[rows], data.y[rows]
 
         def run(n: int) -> None:
             if method == "fit":
-                fit(model, x, y, n // BATCHES)
+                fit(model, x, y, n // BATCHES_PER_EPOCH)
                 return
             for _ in range(n):
                 model.partial_fit(x, y)
 
-        return epochs(run, model.predict_proba, data)._replace(unit=BATCHES if method == "fit" else 1)
+        return epochs(run, model.predict_proba, data)._replace(unit=BATCHES_PER_EPOCH if method == "fit" else 1)
 
     return make
 

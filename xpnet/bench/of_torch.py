@@ -13,7 +13,7 @@ from .jobs import Make, Runner, epochs, passes, wall
 
 __all__ = ["epoch", "prediction", "step"]
 
-WARM = 3  # warm-up steps before a capture, as in PyTorch's notes
+WARM_UP_STEPS = 3  # warm-up steps before a capture, as in PyTorch's notes
 
 
 def place(case: Case) -> Any:
@@ -116,7 +116,7 @@ def capture(take: Callable[[Any, Any], Any], x: Any, y: Any) -> tuple[Any, Calla
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
-        for _ in range(WARM):
+        for _ in range(WARM_UP_STEPS):
             take(x, y)
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph(keep_graph=True)

@@ -18,7 +18,7 @@ from ..training.data import Data
 from ..training.step import zero_sums
 from .cases import Case, DataSet
 from .gpu import by_cupy, kernels_of
-from .jobs import MOST, Make, Runner, check_reached, epochs, goal_of, passes, stacks
+from .jobs import MAX_EPOCHS, Make, Runner, check_reached, epochs, goal_of, passes, stacks
 
 __all__ = ["bare_epoch", "epoch", "prediction", "products_only", "step", "to98", "twins"]
 
@@ -138,7 +138,7 @@ def to98(backend: str, twin: str | None = None) -> Make:
             reached, tested = Reached(), (data.x_test, data.y_test)
             with twins(twin):
                 model = network(case, backend, ["accuracy"])
-                model.fit(data.x, data.y, batch_size=case.batch, epochs=MOST, verbose=0, callbacks=[reached],
+                model.fit(data.x, data.y, batch_size=case.batch, epochs=MAX_EPOCHS, verbose=0, callbacks=[reached],
                           validation_data=tested, validation_batch_size=len(data.x_test))  # fmt: skip
             check_reached(reached.accuracy, goal)
 
@@ -198,15 +198,15 @@ def products_only(case: Case, data: DataSet) -> Runner:
     acts = [data.x[: case.batch]]
     acts += [rng.standard_normal((case.batch, n)).astype(case.dtype) for n in case.layers[1:]]
     grads = [np.empty_like(w) for w in weights]
-    room = [np.empty_like(a) for a in acts]
+    outputs = [np.empty_like(a) for a in acts]
 
     def run(n: int) -> None:
         for _ in range(n):
             for i, w in enumerate(weights):
-                np.matmul(acts[i], w, out=room[i + 1])
+                np.matmul(acts[i], w, out=outputs[i + 1])
             for i in range(len(weights) - 1, -1, -1):
                 np.matmul(acts[i].T, acts[i + 1], out=grads[i])
                 if i:
-                    np.matmul(acts[i + 1], weights[i].T, out=room[i])
+                    np.matmul(acts[i + 1], weights[i].T, out=outputs[i])
 
     return Runner(run)

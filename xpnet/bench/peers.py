@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from ..backend import BACKENDS
 from ..errors import unknown_name
 from . import gpu, of_jax, of_keras, of_sklearn, of_torch, ours
-from .cases import SCAN, Case
+from .cases import STEPS_PER_CALL, Case
 from .jobs import Make, until
 
 __all__ = ["BASE", "CONTESTANTS", "FAST", "GPU", "ON_GPU", "PEAK", "PRODUCTS", "Contestant", "choose", "rows_for"]
 
 PRODUCTS, BASE, FAST = "products only", "xpnet numpy", "xpnet fast"
-PEAK, GPU = f"one {gpu.SIDE}-wide product", "xpnet cupy"
+PEAK, GPU = f"one {gpu.PEAK_SIZE}-wide product", "xpnet cupy"
 
 
 class Contestant(NamedTuple):
@@ -52,12 +52,12 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
     "step": {
         PRODUCTS: Contestant(ours.products_only, "numpy"),
         **_on_backends(ours.step),
-        f"xpnet jax, {SCAN} steps a scan": _ours(ours.step("jax", None, SCAN), "jax"),
+        f"xpnet jax, {STEPS_PER_CALL} steps a scan": _ours(ours.step("jax", None, STEPS_PER_CALL), "jax"),
         "torch eager": Contestant(of_torch.step("eager"), "torch"),
         "torch fused": Contestant(of_torch.step("fused"), "torch"),
         "torch compiled": Contestant(of_torch.step("compiled"), "torch", usual=False),
         "jax jit": Contestant(of_jax.step(), "jax"),
-        f"jax, {SCAN} steps a scan": Contestant(of_jax.step(scan=True), "jax"),
+        f"jax, {STEPS_PER_CALL} steps a scan": Contestant(of_jax.step(scan=True), "jax"),
         "sklearn partial_fit": Contestant(of_sklearn.step("partial_fit"), "sklearn"),
         "sklearn fit": Contestant(of_sklearn.step("fit"), "sklearn"),
         "keras train_on_batch": Contestant(of_keras.step, "keras", usual=False),
@@ -66,7 +66,7 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
         **_on_backends(ours.epoch),
         f"{BASE}, bare steps": _ours(ours.bare_epoch("numpy"), "numpy"),
         f"{FAST}, bare steps": _ours(ours.bare_epoch("fast"), "numpy"),
-        f"xpnet jax, {SCAN} steps a scan": _ours(ours.epoch("jax", None, SCAN), "jax"),
+        f"xpnet jax, {STEPS_PER_CALL} steps a scan": _ours(ours.epoch("jax", None, STEPS_PER_CALL), "jax"),
         "torch eager": Contestant(of_torch.epoch("eager"), "torch"),
         "torch fused": Contestant(of_torch.epoch("fused"), "torch"),
         "torch fused, DataLoader": Contestant(of_torch.epoch("fused", loader=True), "torch"),
@@ -104,12 +104,12 @@ ON_GPU: dict[str, dict[str, Contestant]] = {  # instead of CONTESTANTS, with the
         PEAK: Contestant(gpu.one_product, "cublas"),
         PRODUCTS: Contestant(gpu.products_only, "cublas"),
         GPU: _ours(ours.step("cupy"), "cupy"),
-        f"{GPU}, {SCAN} steps a graph": _ours(ours.step("cupy", None, SCAN), "cupy"),
+        f"{GPU}, {STEPS_PER_CALL} steps a graph": _ours(ours.step("cupy", None, STEPS_PER_CALL), "cupy"),
         "torch fused": Contestant(of_torch.step("fused"), "torch"),
         "torch compiled": Contestant(of_torch.step("compiled"), "torch"),
         "torch graph": Contestant(of_torch.step("graph"), "torch"),
         "jax jit": Contestant(of_jax.step(), "jax"),
-        f"jax, {SCAN} steps a scan": Contestant(of_jax.step(scan=True), "jax"),
+        f"jax, {STEPS_PER_CALL} steps a scan": Contestant(of_jax.step(scan=True), "jax"),
     },
     "mnist": {GPU: _ours(ours.epoch("cupy"), "cupy"), **_EPOCHS_ON_GPU},
     "to98": {

@@ -10,8 +10,8 @@ from ..errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["check_real", "is_table", "kind_of", "numeric"]
 
-NUMBERS = "fiub"  # NumPy's letters for floats, integers and booleans
-ENCODE = "; encode text as numbers first, labels for example with np.unique(labels, return_inverse=True)[1]"
+NUMERIC_KINDS = "fiub"  # NumPy's letters for floats, integers and booleans
+ENCODE_HINT = "; encode text as numbers first, labels for example with np.unique(labels, return_inverse=True)[1]"
 
 
 def numeric(x: Any, what: str = "the argument") -> np.ndarray:
@@ -31,20 +31,20 @@ def numeric(x: Any, what: str = "the argument") -> np.ndarray:
             f"{what} must not have masked values: fill them with x.filled(value), or remove their rows; got "
             f"{int(np.sum(x.mask))} masked"
         )
-    if library_of(x) is None and not _is_whole(x):
+    if library_of(x) is None and not _is_complete(x):
         raise InvalidTypeError(
             f"{what} must hold all rows: an array, a list, or a table of pandas, polars or pyarrow (to train on "
             f"single batches, call train_on_batch); got {kind}"
         )
     try:
         host = host_of(x)
-        if host.dtype.kind not in NUMBERS and is_table(x):
+        if host.dtype.kind not in NUMERIC_KINDS and is_table(x):
             return _from_columns(x, what)
     except ValueError as error:  # ragged lists
         if isinstance(error, InvalidValueError):
             raise
         raise InvalidTypeError(f"{what} must be an array of numbers ({error}); got {kind}") from error
-    if host.dtype.kind not in NUMBERS:
+    if host.dtype.kind not in NUMERIC_KINDS:
         raise InvalidTypeError(
             f"{what} must be an array of numbers{_to_encode(host)}; got dtype {host.dtype} ({kind})"
         )
@@ -82,7 +82,7 @@ def _check_dense(x: Any, what: str) -> None:
         raise InvalidTypeError(f"{what} must be dense: call its .{way}() first; got a sparse {type(x).__name__}")
 
 
-def _is_whole(x: Any) -> bool:
+def _is_complete(x: Any) -> bool:
     """Return whether `x` holds all its elements, unlike a generator, loader or dictionary."""
     if is_table(x) or isinstance(x, (Sequence, str, bytes, memoryview)):
         return True
@@ -94,7 +94,7 @@ def _is_whole(x: Any) -> bool:
 def _to_encode(x: Any) -> str:
     kind = getattr(x.dtype, "kind", None)
     text = kind == "O" and any(isinstance(element, str) for element in x.reshape(-1)[:100])
-    return ENCODE if text or kind in ("U", "S", "T") else ""
+    return ENCODE_HINT if text or kind in ("U", "S", "T") else ""
 
 
 def _from_columns(table: Any, what: str) -> np.ndarray:
@@ -132,7 +132,7 @@ def _numbers(column: Any) -> np.ndarray | None:
     host = np.asarray(column)
     if host.dtype.kind == "O":
         host = np.array([_plain(e) for e in host])
-    return host if host.dtype.kind in NUMBERS else None
+    return host if host.dtype.kind in NUMERIC_KINDS else None
 
 
 def _plain(element: Any) -> Any:

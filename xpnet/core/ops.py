@@ -36,9 +36,9 @@ __all__ = [
     "rescale",
     "row_total",
     "softmax_cross_entropy",
-    "sound",
     "tally",
     "update",
+    "within_limits",
 ]
 
 Backward = Callable[..., tuple[Array, dict[str, Array]]]
@@ -222,10 +222,10 @@ def penalize(
     return value, xp.concat([*parts, g[..., done:]], axis=-1)
 
 
-def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: tuple[Array, dict[str, Array]] | None) -> Array:
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: tuple[Array, dict[str, Array]] | None) -> Array:
     """Return the gradients by path as one flat array, in the layout's order (see `xpnet.core.params`).
 
-    `room` is the flat array whose views were offered as `into`, and those views by path; or None.
+    `out` is the flat array whose views were offered as `into`, and those views by path; or None.
     """
     return layout.pack(ctx.xp, parts)
 
@@ -235,7 +235,7 @@ def join(ctx: Any, parts: Sequence[Array]) -> Array:
     return ctx.xp.concat(list(parts), axis=-1)
 
 
-def sound(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[Array], *others: Array) -> Array:
+def within_limits(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[Array], *others: Array) -> Array:
     """Return whether a step may be taken: a 0-d boolean array, left on the device.
 
     Args:
@@ -399,12 +399,12 @@ def update(
 
 # The guard's limits by precision: of the norm of the gradient, and of the weights. With LARGEST_RATE and
 # `never_overflows` they keep every update and every moving average far from the largest number.
-LIMITS = {"float32": 1e18, "float64": 1e150}
+MAX_NORM = {"float32": 1e18, "float64": 1e150}
 LARGEST_RATE = 1e6
 
 
 def never_overflows(beta: float, epsilon: float = 1.0, decay: Any = 0.0) -> bool:
-    """Return whether an optimizer with these numbers turns what is within `LIMITS` into finite numbers.
+    """Return whether an optimizer with these numbers turns what is within `MAX_NORM` into finite numbers.
 
     The largest update is LARGEST_RATE * 1e18 / epsilon, the largest decay LARGEST_RATE * decay * 1e18, the largest
     average or sum 1e18^2 / (1 - beta). A `factor`, at most 1, makes none of them larger.

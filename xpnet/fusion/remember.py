@@ -9,7 +9,7 @@ from ..core.settings import changes
 
 __all__ = ["Remembered"]
 
-MOST = 64  # parts whose results are kept
+MAX_PARTS = 64  # parts whose results are kept
 
 
 class _Entry:
@@ -46,7 +46,7 @@ class Remembered:
             return entry.results
         settings = fingerprint(dict(vars(part)))
         if entry is None or entry.settings != settings:
-            while len(self._entries) >= MOST:
+            while len(self._entries) >= MAX_PARTS:
                 self._entries.pop(next(iter(self._entries)), None)
             entry = self._entries[id(part)] = _Entry(part, seen, settings)
         entry.seen = seen

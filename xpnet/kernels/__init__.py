@@ -21,11 +21,11 @@ import numpy as np
 
 from ..core import ops
 from ..errors import NO, YES, MissingExtraError, switch, unknown_name
-from .host.threads import Alone
+from .host.threads import single_threaded_blas
 
 __all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "recorder_for", "records", "using"]
 
-_GRADIENT = ("pack", "penalize", "sound", "tally")
+_GRADIENT = ("pack", "penalize", "within_limits", "tally")
 _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
@@ -90,11 +90,11 @@ def inference_ops(backend_name: str) -> SimpleNamespace:
     return _inference(chosen()) if backend_name == "numpy" else BODIES
 
 
-def surroundings(backend: Any) -> AbstractContextManager[Any]:
+def inference_context(backend: Any) -> AbstractContextManager[Any]:
     """Return a context for inference: on NumPy BLAS works as in a step, whoever trains meanwhile."""
     if backend.name != "numpy" or chosen() == "bodies":
         return np.errstate(all="ignore")
-    return Alone()
+    return single_threaded_blas()
 
 
 def records(backend: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from ..backend import Backend, NumpyBackend, np
 from ..core.random import Stream, keep_mask
 from . import chosen, maker_for, recorder_for
-from .compare import SHARE, close
+from .compare import TOLERANCE, close
 from .context import Arena, Context
 from .cuda.blas import precision
 from .finish import make
@@ -51,7 +51,7 @@ def right(backend: Backend) -> bool:
 def _right(backend: Backend, of_products: str) -> bool:
     try:
         recorder = recorder_for(backend)  # its stream, with the handle of cuBLAS, goes on to the next one
-        with recorder.surroundings():
+        with recorder.step_context():
             wrong = list(_wrong(backend))
     except Exception as error:  # noqa: BLE001 - of the libraries' own kinds; told in the warning
         wrong = [f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"]
@@ -75,7 +75,7 @@ def _wrong(backend: Backend) -> Iterator[str]:
     wanted["batches"], found["batches"] = _batches(backend)
     for name, arrays in wanted.items():
         pairs = zip((backend.host(a) for a in found[name]), map(np.asarray, arrays), strict=True)
-        if not all(close(a, b, SHARE[backend.dtype_name]) for a, b in pairs):
+        if not all(close(a, b, TOLERANCE[backend.dtype_name]) for a, b in pairs):
             yield name
 
 
@@ -123,16 +123,19 @@ def _flat(ctx: Context) -> Arrays:
     def draws(count: int) -> list[Any]:
         return [put(rng.uniform(0.1, 4.0, SIZE)) for _ in range(count)]
 
-    def sound(rate: float, value: float, *flats: Any) -> Any:
-        return ops.sound(ctx, flag(True), scalar(rate), 1e6, flats, scalar(value), put(np.ones(UNITS)))
+    def within_limits(rate: float, value: float, *flats: Any) -> Any:
+        return ops.within_limits(ctx, flag(True), scalar(rate), 1e6, flats, scalar(value), put(np.ones(UNITS)))
 
     segments = ((0, SIZE // 2, 0.01, 0.02), (SIZE // 2, SIZE, 0.0, 0.1))
     bad = put(np.where(np.arange(SIZE) == SIZE - 1, np.nan, 1.0))
     norm = ops.clip_factor(ctx, *draws(1), 1.0, scalar(2.0))
     found = {
         "penalize": [*ops.penalize(ctx, *draws(2), segments)],
-        "sound": [sound(0.1, 1.0, *draws(2)), sound(0.1, 1.0, bad), sound(0.1, np.inf, *draws(1)),
-                  sound(1e30, 1.0, *draws(1)), sound(0.1, 1.0, *(1e6 * a for a in draws(2)))],
+        "within_limits": [
+            within_limits(0.1, 1.0, *draws(2)), within_limits(0.1, 1.0, bad),
+            within_limits(0.1, np.inf, *draws(1)), within_limits(1e30, 1.0, *draws(1)),
+            within_limits(0.1, 1.0, *(1e6 * a for a in draws(2))),
+        ],
         "clipping": [norm, ops.clip_parts(ctx, *draws(1), 1.0, None, (slice(0, 9), slice(9, SIZE)))],
     }  # fmt: skip
     if ctx.backend.narrow == "float16":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["SHARE", "close"]
+__all__ = ["TOLERANCE", "close"]
 
-SHARE = {"float32": 1e-4, "float64": 1e-10}  # of the largest number: what rounding may change
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest number: what rounding may change
 
 
 def close(a: np.ndarray, b: np.ndarray, share: float) -> bool:

@@ -52,22 +52,21 @@ class Context:
         place: (position in the model, path) of the layer that is being computed.
         frozen: the paths of the layers that were not trainable when the model was laid out; None: a layer alone.
         inplace: whether there is memory for twins to write to.
-        gate: 0-d boolean: whether the update that is being computed will be taken over. Where nobody may wait for
-            it, twins that write over weights look at it on the device.
-        overwrite: whether twins may write over weights and slots, by calls that are put off (`later`).
-        finish: the calls that were put off, which end the step (see `xpnet.kernels.finish`).
+        apply_update: 0-d boolean: whether the update is applied. Twins that write in place on a GPU read it there.
+        overwrite: whether twins may write over weights and slots, by deferred calls (`defer`).
+        finish: the deferred calls, which end the step (see `xpnet.kernels.finish`).
         tape: what records this step, or None (see `xpnet.training.replay`).
     """
 
     __slots__ = (
         "_arena",
+        "apply_update",
         "backend",
         "carry",
         "draws",
         "dtype",
         "finish",
         "frozen",
-        "gate",
         "inplace",
         "ops",
         "overwrite",
@@ -90,7 +89,7 @@ class Context:
         self.training = training
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}
-        self.gate: Array | None = None
+        self.apply_update: Array | None = None
         self.overwrite = self.inplace
         self.finish: list[Any] = []
         self.tape: Any = None
@@ -110,11 +109,11 @@ class Context:
         """Return the mask that the current layer declared with `add_draw`, for this batch."""
         return self.draws[f"{self.place[0]}/{name}"]
 
-    def record(self, name: str, value: Array) -> None:
+    def set_statistic(self, name: str, value: Array) -> None:
         """Pass on a new value of a running statistic of the current layer."""
         self.carry[f"{self.place[1]}/{name}"] = value
 
-    def recorded(self, name: str, otherwise: Array) -> Array:
+    def statistic(self, name: str, otherwise: Array) -> Array:
         """Return what an earlier use of the current layer has recorded in this step, or that."""
         return self.carry.get(f"{self.place[1]}/{name}", otherwise)
 
@@ -132,7 +131,7 @@ class Context:
         else:
             self.tape.launch(kernel, *args)
 
-    def later(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def defer(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Put off a call that writes over the state to the end of the step.
 
         Args:
@@ -141,9 +140,9 @@ class Context:
         if self.tape is None:
             self.finish.append(partial(function, *args, **kwargs))
         else:
-            self.tape.later(function, *args, **kwargs)
+            self.tape.defer(function, *args, **kwargs)
 
-    def later_when(self, flag: Array, block: Callable[[], Any]) -> None:
+    def defer_when(self, flag: Array, block: Callable[[], Any]) -> None:
         """Put off what the block puts off, to be left out if the flag (0-d, on the host) is not set by then."""
         home = self if self.tape is None else self.tape
         before, home.finish = home.finish, []
@@ -154,7 +153,7 @@ class Context:
             home.finish = before
         home.finish.append(Branch(flag if self.tape is None else self.tape.plain(flag), calls))
 
-    def later_in_parts(self, loop: Callable[..., None], numbers: Array, arrays: Sequence[Array]) -> None:
+    def defer_in_parts(self, loop: Callable[..., None], numbers: Array, arrays: Sequence[Array]) -> None:
         """Put off `loop(numbers, *arrays)` on 1-D arrays; large ones may be shared out among threads."""
         pieces = parts_of(arrays)
         if self.tape is not None:

@@ -9,7 +9,7 @@ import jax
 from ..core import ops
 
 
-def pack(ctx: Any, layout: Any, parts: dict[str, Any], room: Any) -> Any:
+def pack(ctx: Any, layout: Any, parts: dict[str, Any], out: Any) -> Any:
     """Twin of `ops.pack`: the parts written one after the other into one array.
 
     On a CPU with several threads XLA's concatenation took a step up to ten times as long (jaxlib 0.10.2). One
@@ -17,7 +17,7 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Any], room: Any) -> Any:
     gradient a thing of its own.
     """
     if not parts or jax.default_backend() != "cpu":
-        return ops.pack(ctx, layout, parts, room)
+        return ops.pack(ctx, layout, parts, out)
     first = next(iter(layout.shapes))
     lead = parts[first].shape[: parts[first].ndim - len(layout.shapes[first])]
     flat = jax.lax.optimization_barrier(ctx.xp.zeros((*lead, layout.size), dtype=ctx.dtype))

@@ -18,7 +18,7 @@ from ..fusion.activation import Z, activation_graphs
 from ..fusion.remember import Remembered
 from ..fusion.trace import Graph
 from ..fusion.update import fading, update_graph
-from .host.numpy import FLUSH, homes, room_for
+from .host.numpy import FLUSH_INTERVAL, homes, out_for
 from .torch_calls import filled, number, result_of, writes_of
 
 # One pass over weights and slots, in which `torch.optim.Adam(fused=True)` ends too. It is not public; by the
@@ -38,9 +38,9 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
         dy = dy if dy.dtype is z.dtype and not dy.requires_grad else _like(dy, z)
         dz = pull_back(ctx, dy, z, y)
-        grads = {"kernel": _product(ctx, x.t(), dz, room_for(ctx, into, "kernel", kernel))}
+        grads = {"kernel": _product(ctx, x.t(), dz, out_for(ctx, into, "kernel", kernel))}
         if bias is not None:
-            grads["bias"] = torch.sum(dz, 0, out=room_for(ctx, into, "bias", bias))
+            grads["bias"] = torch.sum(dz, 0, out=out_for(ctx, into, "bias", bias))
         return (_turned_product(ctx, dz, kernel, ctx.empty(x.shape)) if want_dx else None), grads
 
     return y, backward
@@ -143,11 +143,11 @@ def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> An
     return torch.dot(_plain(values), filled(tuple(values.shape), scale, values.dtype))
 
 
-def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: Any) -> Array:
     """Twin of `ops.pack`: copies only what is not in its place already."""
-    if room is None:
-        return ops.pack(ctx, layout, parts, room)
-    flat, views = room
+    if out is None:
+        return ops.pack(ctx, layout, parts, out)
+    flat, views = out
     for path, part in parts.items():
         if part is not views[path]:
             views[path].copy_(_plain(part))
@@ -170,10 +170,10 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
     return value, g
 
 
-def sound(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) -> Any:
-    """Twin of `ops.sound`: the host looks at the numbers, which are in its memory."""
+def within_limits(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) -> Any:
+    """Twin of `ops.within_limits`: the host looks at the numbers, which are in its memory."""
     if not ctx.inplace or any(flat.ndim != 1 for flat in flats):
-        return ops.sound(ctx, ok, lr, limit, flats, *others)
+        return ops.within_limits(ctx, ok, lr, limit, flats, *others)
     well = bool(ok) and float(lr) <= ops.LARGEST_RATE
     for flat in flats:
         well = well and float(torch.dot(flat, flat)) <= limit * limit
@@ -194,14 +194,14 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
         step, age = torch.add(step, number(1, step.dtype)), torch.add(age, number(1.0, age.dtype))
     if taken if counted is ok else counted:
         sums = sums.clone()
-        room, i = sums.numpy(), 0
+        out, i = sums.numpy(), 0
         for a, factor in parts:
             a = _plain(a) if isinstance(a, torch.Tensor) else a
             if isinstance(a, float) or a.ndim == 0:
-                room[i] += float(a) * factor
+                out[i] += float(a) * factor
                 i += 1
             else:
-                room[i : i + a.numel()] += factor * a.reshape(-1).numpy()
+                out[i : i + a.numel()] += factor * a.reshape(-1).numpy()
                 i += a.numel()
     return step, age, sums
 
@@ -249,9 +249,9 @@ def _prepare(optimizer: Any, key: tuple[Any, ...]) -> Any:
     write = _adam(optimizer, decay) if adam else _formula(writes_of(graph, homes(graph, over), dtype, over), over)
 
     def update(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, age: Any, factor: Any) -> Any:
-        if decaying and float(age) % FLUSH == 0:
+        if decaying and float(age) % FLUSH_INTERVAL == 0:
             for slot in (slots[i] for i in decaying):
-                ctx.later(torch.hardshrink, slot, smallest(dtype), out=slot)
+                ctx.defer(torch.hardshrink, slot, smallest(dtype), out=slot)
         return write(ctx, w, g, slots, lr, age, factor)
 
     _updates.of(optimizer)[key] = update
@@ -277,7 +277,7 @@ def _adam(optimizer: Any, decay: Any) -> Any:
         means, squares = ([slot] for slot in slots)
         scaled = g if factor is None else torch.mul(g, factor, out=ctx.empty(g.shape))
         shrink = float(ops.at_age(torch, decay, age)) if decay else 0.0
-        ctx.later(
+        ctx.defer(
             _fused_adam,
             [w], [scaled], means, squares, [], [age], lr=float(lr), beta1=beta_1, beta2=beta_2,
             weight_decay=shrink, eps=epsilon if corrected else epsilon / math.sqrt(1.0 - beta_2 ** float(age)),

@@ -31,7 +31,7 @@ def writes_of(graph: Graph, homes: tuple[int | None, ...], dtype: Any, later: bo
     one shape; and the graph's numbers.
 
     Args:
-        homes: see `fusion.calls.plan`. later: whether the calls are deferred by `ctx.later`.
+        homes: see `fusion.calls.plan`. later: whether the calls are deferred by `ctx.defer`.
     """
     arrays, lines, space = _lines(graph, homes, dtype, later)
     return _compiled("ctx, arrays, numbers", [f"{', '.join(arrays)}, = arrays", *lines], space)
@@ -124,9 +124,9 @@ class _Writer:
         elif op == "keep":
             given, target = [self._bits(given[1]), given[0]], self._bits(target)
         elif op in ("copy", "astype"):
-            return f"ctx.later({target}.copy_, {given[0]})" if later else f"{target}.copy_({given[0]})"
+            return f"ctx.defer({target}.copy_, {given[0]})" if later else f"{target}.copy_({given[0]})"
         arguments = f"{', '.join(given)}{more}, out={target}"
-        return f"ctx.later({name}, {arguments})" if later else f"{name}({arguments})"
+        return f"ctx.defer({name}, {arguments})" if later else f"{name}({arguments})"
 
     def _bits(self, name: str) -> str:
         self.bits[name] = None

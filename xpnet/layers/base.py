@@ -287,7 +287,7 @@ class Layer(Configurable):
             self._alone, self._left = flats.values(key, [spec.name for spec in self.specs]), None
         return self._alone
 
-    def taken(self) -> None:
+    def drop_weights(self) -> None:
         """Drop the layer's own copy of its weights: its model now holds them."""
         self._alone = self._left = None
 

@@ -68,7 +68,7 @@ class BatchNormalization(Layer):
             y, batch_mean, batch_var, backward = ctx.ops.batch_norm(ctx, x, gamma, beta, axes, self.epsilon)
             keep = self.momentum
             for name, new in (("moving_mean", batch_mean), ("moving_variance", batch_var)):
-                ctx.record(name, keep * ctx.recorded(name, params[name]) + (1.0 - keep) * new)
+                ctx.set_statistic(name, keep * ctx.statistic(name, params[name]) + (1.0 - keep) * new)
             return y, backward
         factor = 1.0 / xp.sqrt(rows["moving_variance"] + self.epsilon)
         xh = (x - rows["moving_mean"]) * factor

@@ -102,7 +102,7 @@ class Loss(Configurable):
 
     # What the training step calls ---------------------------------------------------------------------
 
-    def measure(
+    def value_and_slope(
         self, ctx: Context, y: Array, p: Array, weight: Array | None, fused: bool
     ) -> tuple[Array, Array, Array]:
         """Return the reduced loss, its derivative by p, and the prediction (p, or f(p) when `fused`)."""
@@ -153,7 +153,7 @@ class Loss(Configurable):
             values, dp = self.terms(ctx, y, p, rows)
             value = values * rows
         else:
-            value, dp, _ = self.measure(ctx, y, p, weight, fused=False)
+            value, dp, _ = self.value_and_slope(ctx, y, p, weight, fused=False)
         return leave(value), leave(ctx.xp.reshape(dp, shape))
 
     def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

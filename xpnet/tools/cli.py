@@ -14,7 +14,7 @@ from .. import __version__, kernels
 from ..backend import BACKENDS, get_backend, np, probe
 from ..bench import run as bench
 from ..errors import XpnetError
-from .parity import LIMITS, compare
+from .parity import MAX_DIFFERENCE, compare
 
 __all__ = ["main"]
 
@@ -88,7 +88,7 @@ def _parity(options: argparse.Namespace) -> int:
     print("backend            dtype    seed  weights batches masks   losses differ by at most")
     for row in compare(options.backends, seeds=options.seeds, steps=options.steps):
         bits = ["equal" if b else "DIFFER" for b in row[3:6]]
-        verdict = "ok" if row.passed else f"MORE THAN {LIMITS[row.dtype]:g}"
+        verdict = "ok" if row.passed else f"MORE THAN {MAX_DIFFERENCE[row.dtype]:g}"
         print(
             f"{row.backend:<18} {row.dtype} {row.seed:>5}  {bits[0]:<7} {bits[1]:<7} {bits[2]:<7} "
             f"{row.difference:.1e}  {verdict}",

@@ -22,9 +22,9 @@ from ..training import loop
 from ..training.data import Data
 from ..training.step import zero_sums
 
-__all__ = ["LIMITS", "Run", "compare", "run"]
+__all__ = ["MAX_DIFFERENCE", "Run", "compare", "run"]
 
-LIMITS = {"float64": 1e-9, "float32": 1e-4}
+MAX_DIFFERENCE = {"float64": 1e-9, "float32": 1e-4}
 ROWS, FEATURES, CLASSES, BATCH = 480, 20, 5, 32
 
 
@@ -52,7 +52,7 @@ class Row(NamedTuple):
     def passed(self) -> bool:
         """Whether all bits are equal and the losses agree."""
         bits = self.weights_equal and self.batches_equal and self.masks_equal
-        return bits and self.difference <= LIMITS[self.dtype]
+        return bits and self.difference <= MAX_DIFFERENCE[self.dtype]
 
 
 def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = True) -> Run:

@@ -26,10 +26,10 @@ class Access:
     """
 
     def __init__(self) -> None:
-        self.renew()
+        self.reset()
         _all.add(self)
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """Drop the trainer and all readers: a forked process has none of its parent's threads."""
         self.lock = threading.RLock()
         self.readers: set[object] = set()
@@ -41,7 +41,7 @@ class Access:
         return self._trainer is not None
 
     @property
-    def taken(self) -> bool:
+    def trained_elsewhere(self) -> bool:
         """Whether another thread is training the model."""
         return self._trainer is not None and self._trainer.thread is not threading.current_thread()
 
@@ -143,7 +143,7 @@ _all: WeakSet[Access] = WeakSet()
 
 def _after_fork() -> None:
     for access in list(_all):
-        access.renew()
+        access.reset()
 
 
 if hasattr(os, "register_at_fork"):

@@ -19,8 +19,8 @@ __all__ = ["Column", "Data", "blocks", "class_factors", "class_weights", "weigh"
 
 Rows = Any  # a slice, or an array of row numbers
 
-BLOCK = 1 << 18  # elements that are checked at a time
-LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
+BLOCK_ELEMENTS = 1 << 18  # elements that are checked at a time
+MAX_FINITE = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 
 
 class Column:
@@ -48,7 +48,7 @@ class Column:
         if values.ndim == 0 or values.shape[0] == 0:
             raise ShapeError(f"{what} must have rows; got shape {tuple(values.shape)}")
         self.what, self.values, self.home = what, values, home_of(values)
-        self._room: np.ndarray | None = None
+        self._buffer: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
@@ -71,9 +71,9 @@ class Column:
                 return self.values[rows]
             if not reuse:
                 return np.take(self.values, rows, axis=0)
-            if self._room is None or len(self._room) < len(rows):
-                self._room = np.empty((len(rows), *self.shape), self.values.dtype)
-            return gather(self.values, rows, self._room[: len(rows)])
+            if self._buffer is None or len(self._buffer) < len(rows):
+                self._buffer = np.empty((len(rows), *self.shape), self.values.dtype)
+            return gather(self.values, rows, self._buffer[: len(rows)])
         return self.home.xp.take(self.values, self.home.array(rows), axis=0)
 
     def move(self, taken: Array, backend: Backend, dtype: str) -> Array:
@@ -94,7 +94,7 @@ class Column:
         """
         if not self.kind.startswith(("float", "bfloat")):
             return
-        xp, limit = self.home.xp, min(limit, LARGEST.get(self.kind, limit))
+        xp, limit = self.home.xp, min(limit, MAX_FINITE.get(self.kind, limit))
         for rows in blocks(self.values.shape):
             block = self.values[rows, ...]
             if not (self._small(block, limit) or bool(xp.all(xp.abs(block) <= limit))):
@@ -113,7 +113,7 @@ class Column:
         flat = self.home.xp.reshape(block, (-1,))
         with np.errstate(all="ignore"):
             square = self.home.xp.vecdot(flat, flat)
-        return bool(square <= min(limit * limit, LARGEST.get(self.kind, sys.float_info.max)))
+        return bool(square <= min(limit * limit, MAX_FINITE.get(self.kind, sys.float_info.max)))
 
 
 class Data:
@@ -209,12 +209,12 @@ class Data:
 
 
 def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Yield the rows of an array of this shape in blocks of about `BLOCK` elements.
+    """Yield the rows of an array of this shape in blocks of about `BLOCK_ELEMENTS` elements.
 
     >>> [(s.start, s.stop) for s in blocks((5, 1 << 17))]
     [(0, 2), (2, 4), (4, 5)]
     """
-    rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    rows = max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield slice(start, min(start + rows, shape[0]))
 

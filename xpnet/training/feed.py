@@ -156,7 +156,7 @@ def _hold(
 
 def _kept(column: Column | None, dtype: str, backend: Backend, maker: Any) -> str | None:
     """Return the dtype in which to copy a column to the device; None if there is nothing to copy."""
-    if column is None or (column.home.name == backend.name and maker.own(column.values, backend.device)):
+    if column is None or (column.home.name == backend.name and maker.can_pick(column.values, backend.device)):
         return None
     return "uint8" if column.kind == "uint8" else dtype  # keep bytes: a quarter of the memory
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..backend import Array, Backend, np
-from ..core.ops import LARGEST_RATE, LIMITS
+from ..core.ops import LARGEST_RATE, MAX_NORM
 from ..errors import XpnetError
 from ..kernels.context import Context
 from ..losses import Loss
@@ -14,7 +14,7 @@ from .network import Network
 from .objective import Batch, Objective
 from .step import TrainState
 
-__all__ = ["first_concerned"]
+__all__ = ["diagnose"]
 
 
 REMEDY = "a smaller learning rate or scaled inputs may help"
@@ -28,11 +28,9 @@ class _Found(Exception):
         super().__init__(f"{what}; {remedy}")
 
 
-def first_concerned(
-    backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch
-) -> str:
+def diagnose(backend: Backend, network: Network, loss: Loss, optimizer: Optimizer, s: TrainState, b: Batch) -> str:
     """Return the first problem in the step, such as "the loss is not finite", and a remedy."""
-    limit = LIMITS[backend.dtype_name]
+    limit = MAX_NORM[backend.dtype_name]
 
     try:
         with np.errstate(all="ignore"):
@@ -42,7 +40,7 @@ def first_concerned(
     return f"the norm of the gradient or of the weights exceeds {limit:g}; {REMEDY}"
 
 
-def _look(what: str, a: np.ndarray, limit: float = math.inf, remedy: str | None = None) -> None:
+def _check(what: str, a: np.ndarray, limit: float = math.inf, remedy: str | None = None) -> None:
     if not np.isfinite(a).all():
         raise _Found(f"{what} is not finite", remedy or REMEDY)
     if not (np.abs(a) <= limit).all():
@@ -52,11 +50,11 @@ def _look(what: str, a: np.ndarray, limit: float = math.inf, remedy: str | None 
 def _replay(backend: Backend, objective: Objective, optimizer: Optimizer, s: TrainState, b: Batch) -> None:
     """Repeat the step, and check every array on the host."""
     ctx, network, loss = Context(backend, True, b.draws), objective.network, objective.loss
-    limit = LIMITS[backend.dtype_name]
+    limit = MAX_NORM[backend.dtype_name]
     # checked before the first step, but the user may have changed the arrays since
-    _look("the batch's input", backend.host(b.x), remedy=CHANGED)
+    _check("the batch's input", backend.host(b.x), remedy=CHANGED)
     if b.weight is not None:
-        _look("a sample weight of the batch", backend.host(b.weight), remedy=CHANGED)
+        _check("a sample weight of the batch", backend.host(b.weight), remedy=CHANGED)
     try:
         loss.check(backend.host(b.y), (b.x.shape[0], *network.output_shape))
     except XpnetError as error:
@@ -69,13 +67,13 @@ def _replay(backend: Backend, objective: Objective, optimizer: Optimizer, s: Tra
     def watch(what: str, key: str, a: Array) -> None:
         host = backend.host(a)
         if what in ("output", "gradient"):
-            _look(f"the {what} of layer {key!r}", host, limit if what == "gradient" else math.inf)
+            _check(f"the {what} of layer {key!r}", host, limit if what == "gradient" else math.inf)
             output[:] = [host]
         elif what == "penalty":
-            _look("the penalty on the weights", host)
+            _check("the penalty on the weights", host)
         else:
             remedy = loss.objection(output[0]) if objective.units is None else None
-            _look(f"the {what}, after layer {key!r},", host, remedy=remedy)
+            _check(f"the {what}, after layer {key!r},", host, remedy=remedy)
 
     g = objective.gradient(ctx, s.weights, s.stats, b, watch=watch).flat
     slots = tuple(backend.copy(slot) for slot in s.slots)
@@ -84,7 +82,7 @@ def _replay(backend: Backend, objective: Objective, optimizer: Optimizer, s: Tra
     for layout, flat in ((network.layout, weights), (network.stats_layout, network.new_stats(ctx, s.stats))):
         for path, values in layout.host_parts(backend, flat).items():
             key, _, name = path.rpartition("/")
-            _look(f"the new {name} of layer {key!r}", values)
+            _check(f"the new {name} of layer {key!r}", values)
     for path, values in network.layout.host_parts(backend, s.weights).items():
         key, _, name = path.rpartition("/")
-        _look(f"the {name} of layer {key!r}", values, limit)
+        _check(f"the {name} of layer {key!r}", values, limit)

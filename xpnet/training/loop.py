@@ -14,7 +14,7 @@ from ..core.settings import changes
 from ..errors import NonFiniteError
 from .data import Data
 from .feed import Feed, make_batches, make_feed
-from .guard import first_concerned
+from .guard import diagnose
 from .job import Job
 from .program import Program
 from .run import Run, Unfinished
@@ -73,7 +73,7 @@ def fit(session: Session, job: Job, model: Any) -> History:
             run.end_epoch(number, logs)
     except BaseException:  # a callback's, or Ctrl-C
         if epoch is not None:
-            session.well()
+            session.all_accepted()
         raise
     finally:
         progress.close()
@@ -102,7 +102,7 @@ class _Epoch:
 
     def __init__(self, session: Session, feed: Feed, job: Job, number: int, unfinished: Unfinished | None) -> None:
         self.session, self.feed, self.job, self.number = session, feed, job, number
-        self._look()
+        self._apply_settings()
         rows, size = len(job.data), job.batch_size
         self.step = session.step
         sums = zero_sums(session.backend, self.program.metrics)
@@ -136,7 +136,7 @@ class _Epoch:
     def execute(self, start: int, stop: int, count: int) -> None:
         """Take one step for each of `count` batches of equal size."""
         if changes.count != self._seen:  # callbacks may change settings at any time
-            self._look()
+            self._apply_settings()
         session, rate = self.session, self.program.optimizer.fixed_rate
         if rate != self.rate:
             session.replace_state(lr=session.backend.scalar(rate))
@@ -145,7 +145,7 @@ class _Epoch:
         self.feed.run(session.state, batches, self.commit)
         self.feed.step += count
 
-    def _look(self) -> None:
+    def _apply_settings(self) -> None:
         """Apply settings that have changed."""
         self._seen = changes.count
         program = self.session.program()
@@ -164,7 +164,7 @@ class _Epoch:
             NonFiniteError: the guard has rejected a step.
         """
         session = self.session
-        if not session.well():
+        if not session.all_accepted():
             self._stop()
         return read_sums(session.backend, session.state.sums, self.program.names, self.program.metrics)
 
@@ -179,9 +179,7 @@ class _Epoch:
 
 def non_finite(session: Session, program: Program, batch: Batch, where: str) -> NonFiniteError:
     """Return the error for a step that the guard rejected, after replaying it to find the cause."""
-    culprit = first_concerned(
-        session.backend, session.network, program.loss, program.optimizer, session.state, batch
-    )
+    culprit = diagnose(session.backend, session.network, program.loss, program.optimizer, session.state, batch)
     return NonFiniteError(
         f"training stopped in {where}: {culprit}. Weights, optimizer and statistics are as they "
         f"were before that step; got learning rate {_text(program.optimizer.learning_rate)}"
@@ -198,12 +196,12 @@ def _groups(done: int, rows: int, batch_size: int, per_execution: int) -> Iterat
     Args:
         done: number of batches to skip.
     """
-    whole = rows - rows % batch_size
-    for start in range(done * batch_size, whole, batch_size * per_execution):
-        stop = min(start + batch_size * per_execution, whole)
+    full = rows - rows % batch_size
+    for start in range(done * batch_size, full, batch_size * per_execution):
+        stop = min(start + batch_size * per_execution, full)
         yield start, stop, (stop - start) // batch_size
-    if whole < rows and done * batch_size < rows:
-        yield whole, rows, 1
+    if full < rows and done * batch_size < rows:
+        yield full, rows, 1
 
 
 @_on_its_device
@@ -214,7 +212,7 @@ def evaluate(session: Session, data: Data, batch_size: int) -> dict[str, Any]:
     with session.reading() as (weights, stats):
         for start in range(0, len(data), batch_size):
             rows = slice(start, min(start + batch_size, len(data)))
-            with kernels.surroundings(backend):
+            with kernels.inference_context(backend):
                 x, y, weight = data.batch(rows, backend, program.target_shape, program.target_dtype)
                 sums = program.evaluation(sums, weights, stats, Batch(x, y, weight, {}))
     return read_sums(backend, sums, program.names, program.metrics)
@@ -228,7 +226,7 @@ def predict(session: Session, data: Data, batch_size: int) -> Array:
     with session.reading() as (weights, stats):
         for start in range(0, len(data), batch_size):
             rows = slice(start, min(start + batch_size, len(data)))
-            with kernels.surroundings(backend):
+            with kernels.inference_context(backend):
                 y = forward(weights, stats, data.batch(rows, backend)[0])
             parts.append(y if home.name == backend.name else home.array(backend.host(y)))
     return parts[0] if len(parts) == 1 else home.xp.concat(parts, axis=0)
@@ -246,7 +244,7 @@ def train_on_batch(session: Session, data: Data, class_weight: Mapping[int, floa
     session.run = None
     session.end_epoch(0)
     program.run(state, batches, session.commit)
-    if not session.well():
+    if not session.all_accepted():
         batch = make_batches(session, program, data, rows, step, 1, class_weight)[0]
         raise non_finite(session, program, batch, f"step {session.step + 1}")
     session.unfinished = None  # an interrupted epoch can't be resumed after this step

@@ -79,7 +79,7 @@ class Network:
         )
         # backends that update in place use the same few buffers at every step
         self._views: list[tuple[Array, Array, dict[str, dict[str, Array]]]] = []
-        self._room: tuple[Array, dict[str, dict[str, Array]], dict[str, Array]] | None = None
+        self._gradient_buffers: tuple[Array, dict[str, dict[str, Array]], dict[str, Array]] | None = None
 
     @staticmethod
     def settings_of(layers: Sequence[Layer]) -> Any:
@@ -148,8 +148,8 @@ class Network:
             backs.append((unit, back))
 
         def backward(dy: Array) -> Array:
-            room = self._room_for(ctx) if ctx.inplace else None
-            into = dict(room[1]) if room else {}
+            out = self._gradient_out(ctx) if ctx.inplace else None
+            into = dict(out[1]) if out else {}
             grads: dict[str, Array] = {}
             for (position, key, _), back in reversed(backs):
                 if position < self.first_trainable:
@@ -168,20 +168,20 @@ class Network:
                 raise InvalidValueError(
                     f"a layer's backward must return all its gradients; got none for {missing}"
                 )
-            return ctx.ops.pack(ctx, self.layout, grads, room and room[::2]) if grads else weights
+            return ctx.ops.pack(ctx, self.layout, grads, out and out[::2]) if grads else weights
 
         return x, backward
 
-    def _room_for(self, ctx: Context) -> Any:
+    def _gradient_out(self, ctx: Context) -> Any:
         """Return the buffer of the flat gradient, and its views by layer and by path."""
         flat = ctx.empty((self.layout.size,))
-        if self._room is None or self._room[0] is not flat:
+        if self._gradient_buffers is None or self._gradient_buffers[0] is not flat:
             paths = self.layout.views(ctx.xp, flat)
             by_layer = {
                 key: {name: paths[path] for name, path in names.items()} for key, names in self._paths.items()
             }
-            self._room = (flat, by_layer, paths)
-        return self._room
+            self._gradient_buffers = (flat, by_layer, paths)
+        return self._gradient_buffers
 
     def new_stats(self, ctx: Context, stats: Array) -> Array:
         """Return the flat statistics after a step, updated with the carried values."""

@@ -53,7 +53,7 @@ class Objective:
     def value(self, ctx: Context, weights: Array, stats: Array, batch: Batch) -> tuple[Array, Array]:
         """Return the objective, 0-d, and the prediction."""
         y, _ = self.network.forward(ctx, weights, stats, batch.x, self.units)
-        value, _, prediction = self.loss.measure(ctx, batch.y, y, batch.weight, self.units is not None)
+        value, _, prediction = self.loss.value_and_slope(ctx, batch.y, y, batch.weight, self.units is not None)
         if self.segments:
             value = value + ctx.ops.penalize(ctx, weights, ctx.xp.zeros_like(weights), self.segments)[0]
         return value, prediction
@@ -75,7 +75,7 @@ class Objective:
             watch: sees every output, the loss, the penalty and every derivative.
         """
         y, backward = self.network.forward(ctx, weights, stats, batch.x, self.units, watch)
-        value, dy, prediction = self.loss.measure(ctx, batch.y, y, batch.weight, self.units is not None)
+        value, dy, prediction = self.loss.value_and_slope(ctx, batch.y, y, batch.weight, self.units is not None)
         if watch is not None:
             last = self.network.units[-1].key
             watch("loss", last, value)

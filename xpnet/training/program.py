@@ -152,7 +152,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
     recorded = compiled.graph and kernels.records(backend) and usable(backend)
     recorder = kernels.recorder_for(backend) if recorded else None
     parts = (*network.parts(), loss, *plain, *weighted)
-    if recorder and not (recorder.foreign or (_is_traced(optimizer) and all(map(_is_pure, parts)))):
+    if recorder and not (recorder.records_user_code or (_is_traced(optimizer) and all(map(_is_pure, parts)))):
         recorder = None
     maker = kernels.maker_for(backend) if recorder else None
     if maker:

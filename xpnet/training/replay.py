@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 from ..backend.tree import Stack, Tree, leaves, tree_map
-from .step import MOST
+from .step import MAX_SHAPES
 
 __all__ = ["Replay"]
 
-ATTEMPTS = 5  # batches of a shape after which recording is no longer attempted
+MAX_ATTEMPTS = 5  # batches of a shape after which recording is no longer attempted
 Step = Callable[..., Tree]
 Commit = Callable[[Tree, Any], None]
 
@@ -25,14 +25,14 @@ class Replay:
     """Run steps from recordings: `run(state, batches, commit)` takes one step per batch (see `Backend.compile`).
 
     The first batch of a shape runs directly, because many shapes occur only once (a short last batch, a single
-    `train_on_batch`). The second is recorded, later ones are replayed. If `recorder.together`, a `Stack` of
+    `train_on_batch`). The second is recorded, later ones are replayed. If `recorder.records_stacks`, a `Stack` of
     batches is one recording.
 
     Args:
         step: (state, batch, finish) -> state, see `training.step.make_step`.
         recorder: `record(step, state, batch)` returns a `play` or raises `CannotRecord`; `play()` takes the step
-            again and returns the calls that end it, `play.finish`. `own`, `new` and `copy` handle permanent
-            arrays. `surroundings()` is a context in which steps run; `release()` is called when a batch has been
+            again and returns the calls that end it, `play.finish`. `adopt`, `new` and `copy` handle permanent
+            arrays. `step_context()` is a context in which steps run; `release()` is called when a batch has been
             read.
     """
 
@@ -44,8 +44,8 @@ class Replay:
 
     def __call__(self, state: Tree, batches: Sequence[Tree], commit: Commit) -> None:
         """Take one step per batch and commit each state."""
-        with self.recorder.surroundings():
-            if self.recorder.together and isinstance(batches, Stack):
+        with self.recorder.step_context():
+            if self.recorder.records_stacks and isinstance(batches, Stack):
                 self._take(state, batches.tree, commit, len(batches))
                 return
             for batch in batches:
@@ -61,9 +61,9 @@ class Replay:
             commit(state, finish)
             self.recorder.release()
             return state
-        play, room = recording
+        play, buffers = recording
         state = self._settle(state)
-        for place, a in zip(room, given):
+        for place, a in zip(buffers, given):
             self.recorder.copy(place, a)
         self.recorder.release()
         commit(state, play())
@@ -72,19 +72,19 @@ class Replay:
     def _without(self, key: Any, state: Tree, batch: Tree) -> tuple[Tree, Any]:
         """Take a step without a recording, recording it if due; return the state and the calls that end it."""
         step = self.step if key[0] == 0 else partial(_steps, self.step, key[0])
-        if len(self.seen) >= 256 * MOST:
+        if len(self.seen) >= 256 * MAX_SHAPES:
             self.seen.clear()
         seen = self.seen[key] = self.seen.get(key, 0) + 1
-        if 1 < seen < ATTEMPTS:
-            settled, room = self._settle(state), tree_map(self.recorder.new, batch)
+        if 1 < seen < MAX_ATTEMPTS:
+            settled, buffers = self._settle(state), tree_map(self.recorder.new, batch)
             try:
-                play = self.recorder.record(step, settled, room)
+                play = self.recorder.record(step, settled, buffers)
             except self.recorder.CannotRecord:
                 state = settled
             else:
-                while len(self.recordings) >= MOST:  # drop the oldest
+                while len(self.recordings) >= MAX_SHAPES:  # drop the oldest
                     del self.recordings[next(iter(self.recordings))]
-                self.recordings[key] = (play, leaves(room))
+                self.recordings[key] = (play, leaves(buffers))
                 return settled, play.finish
         finish: list[Any] = []
         return step(state, batch, finish), finish
@@ -94,7 +94,7 @@ class Replay:
         if state is self.state:
             return state
         if self.state is None:
-            self.state = tree_map(self.recorder.own, state)
+            self.state = tree_map(self.recorder.adopt, state)
         else:
             tree_map(self._keep, self.state, state)
         return self.state

@@ -24,19 +24,19 @@ from ..errors import FileFormatError, InvalidTypeError, InvalidValueError, Xpnet
 from ..layers import registry
 from .run import Run, Unfinished
 from .session import HostState, Progress
-from .tensorfile import TYPES, TensorFile, raw, read_json, reading, type_of, write
+from .tensorfile import NUMPY_TYPES, TensorFile, raw, read_json, reading, type_of, write
 
 __all__ = ["read_model", "save_model"]
 
 FORMAT, VERSION = "xpnet", "2"
-SLOTS = {"1": "optimizer/{}", "2": "optimizer.{}"}  # tensor names of the optimizer's slots, by version
-DTYPES = {  # of the tensors, by policy
+SLOT_NAMES = {"1": "optimizer/{}", "2": "optimizer.{}"}  # tensor names of the optimizer's slots, by version
+TENSOR_DTYPES = {  # of the tensors, by policy
     "float32": "float32",
     "float64": "float64",
     "mixed_float16": "float32",
     "mixed_bfloat16": "float32",
 }
-ARRAY = "__array__"  # in a callback's state, {ARRAY: name} stands for a tensor
+ARRAY_KEY = "__array__"  # in a callback's state, {ARRAY_KEY: name} stands for a tensor
 
 
 # Saving -----------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def _tensors(model: Any, host: HostState) -> dict[str, np.ndarray]:
     for layout, flat in zip(model.network.layouts, (host.weights, host.stats)):
         tensors.update(layout.views(np, flat))
     count = len(model.optimizer.slots) if model.optimizer is not None else 0
-    tensors.update((SLOTS[VERSION].format(i), slot) for i, slot in enumerate(host.slots[:count]))
+    tensors.update((SLOT_NAMES[VERSION].format(i), slot) for i, slot in enumerate(host.slots[:count]))
     return tensors
 
 
@@ -150,7 +150,7 @@ def _without_arrays(value: Any, tensors: dict[str, np.ndarray]) -> Any:
     if isinstance(value, np.ndarray):
         name = f"callback.{len(tensors)}"
         tensors[name] = value
-        return {ARRAY: name}
+        return {ARRAY_KEY: name}
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise InvalidTypeError(f"the keys in a callback's state must be strings; got {list(value)!r:.300}")
@@ -209,7 +209,7 @@ def read_model(
         with _understood(file), custom_object_scope(custom_objects):
             description = read_json(text)
             counters = _counters(description["counters"])
-            stored = np.dtype(DTYPES[description["dtype"]]).newbyteorder("<")
+            stored = np.dtype(TENSOR_DTYPES[description["dtype"]]).newbyteorder("<")
             model = _make_model(make, description, backend, device, dtype)
             arrays: dict[str, np.ndarray] = {}
             unfinished = _run(description.get("unfinished"), file, arrays)
@@ -220,8 +220,8 @@ def read_model(
         for layout, flat in zip(model.network.layouts, (weights, stats)):
             tensors.update(layout.views(np, flat))
         tensors.update(arrays)
-        for key, room in tensors.items():
-            file.read_into(key, room)
+        for key, out in tensors.items():
+            file.read_into(key, out)
     if _checksum(tensors, text) != file.metadata.get("sha256"):
         raise FileFormatError(
             f"{file.name} was altered: its checksum does not match; got {file.metadata.get('sha256')!r}"
@@ -239,13 +239,13 @@ def _description(file: TensorFile) -> tuple[str, str]:
     if metadata.get("format") != FORMAT:
         raise FileFormatError(f"{file.name} is not a model file of xpnet; got format {metadata.get('format')!r}")
     version = metadata.get("version", "")
-    if version not in SLOTS:
+    if version not in SLOT_NAMES:
         raise FileFormatError(
             f"{file.name} was written by a newer xpnet: this one reads versions 1 to {VERSION}; got {version!r}"
         )
     if "description" not in metadata:
         raise FileFormatError(f"{file.name} must contain a description of its model; got {sorted(metadata)}")
-    return metadata["description"], SLOTS[version]
+    return metadata["description"], SLOT_NAMES[version]
 
 
 @contextmanager
@@ -349,9 +349,9 @@ def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinis
 
 def _with_arrays(value: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Any:
     """Return a value with tensor names replaced by arrays, which are filled later."""
-    if isinstance(value, dict) and set(value) == {ARRAY}:
-        entry = file.entries[value[ARRAY]]
-        return arrays.setdefault(value[ARRAY], np.empty(entry.shape, TYPES[entry.dtype]))
+    if isinstance(value, dict) and set(value) == {ARRAY_KEY}:
+        entry = file.entries[value[ARRAY_KEY]]
+        return arrays.setdefault(value[ARRAY_KEY], np.empty(entry.shape, NUMPY_TYPES[entry.dtype]))
     if isinstance(value, dict):
         return {key: _with_arrays(v, file, arrays) for key, v in value.items()}
     return [_with_arrays(v, file, arrays) for v in value] if isinstance(value, list) else value

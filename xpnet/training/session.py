@@ -122,7 +122,7 @@ class Session:
     @property
     def network(self) -> Network:
         """The built layers and the layout of their weights."""
-        return _there(self._network)
+        return _required(self._network)
 
     def build(self, shape: tuple[int, ...]) -> None:
         """Make the weights for inputs of this shape; if they exist, check the shape."""
@@ -157,9 +157,9 @@ class Session:
             host = host._replace(weights=weights, stats=stats)
         self.place(host)
         for unit in network.units:
-            unit.layer.taken()
+            unit.layer.drop_weights()
 
-    def lay_out(self, network: Network, keep: bool) -> None:
+    def adopt_network(self, network: Network, keep: bool) -> None:
         """Adopt another layout of the same layers, or of the first of them, and rearrange the weights.
 
         Args:
@@ -201,7 +201,7 @@ class Session:
         if self._network is not None:
             check_head(self._network, compiled.loss)
             if self._state is not None:
-                self.lay_out(Network(self.layers, self._network.input_shape), keep)
+                self.adopt_network(Network(self.layers, self._network.input_shape), keep)
         self.compiled, self._program = compiled, None
 
     # The state ------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ class Session:
     def state(self) -> TrainState:
         """The arrays that a step updates."""
         state = self._state
-        return state if type(state) is TrainState else TrainState._make(_there(state))
+        return state if type(state) is TrainState else TrainState._make(_required(state))
 
     @state.setter
     def state(self, state: TrainState) -> None:
@@ -277,7 +277,7 @@ class Session:
         with self.access.read(copied, lambda: (self.state.weights, self.state.stats)) as found:
             yield found
 
-    def well(self) -> bool:
+    def all_accepted(self) -> bool:
         """Return whether the guard accepted all steps; if not, reset its flag."""
         ok = bool(self.backend.host(self.state.ok))
         if not ok:
@@ -334,11 +334,11 @@ class Session:
         if self._seen == changes.count or self._network is None or self._state is None:
             return
         with self.access.lock:
-            if self.access.taken:  # the training thread does this itself before its next step
+            if self.access.trained_elsewhere:  # the training thread does this itself before its next step
                 return
             seen, network = changes.count, self._network
             if network.settings != Network.settings_of(self.layers):
-                self.lay_out(Network(self.layers, network.input_shape, network.learns), keep=True)
+                self.adopt_network(Network(self.layers, network.input_shape, network.learns), keep=True)
             elif self._program is not None and self._program.settings != self.need_compiled().settings():
                 self._program = None
                 if self._slots:
@@ -463,7 +463,7 @@ class Session:
             self.progress = Progress(self.progress.epoch)
 
 
-def _there(part: T | None) -> T:
+def _required(part: T | None) -> T:
     """Return `part`, which building makes, or raise if it is None."""
     if part is None:
         raise NotBuiltError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..backend import Array, Backend, np
 from ..backend.tree import tree_map
-from ..core.ops import FIRST_SCALE, LIMITS, add_up
+from ..core.ops import FIRST_SCALE, MAX_NORM, add_up
 from ..kernels.check import usable
 from ..kernels.context import Arena, Context
 from ..kernels.finish import make
@@ -20,7 +20,7 @@ from .objective import Batch, Objective
 
 __all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
 
-MOST = 16  # batch shapes whose memory for twins, and whose recordings, are kept
+MAX_SHAPES = 16  # batch shapes whose memory for twins, and whose recordings, are kept
 
 
 class TrainState(NamedTuple):
@@ -56,7 +56,7 @@ def _contexts(backend: Backend) -> Callable[..., Context]:
     def context(draws: dict[str, Array], shape: tuple[int, ...], tape: Any) -> Context:
         found = contexts.get(shape)
         if found is None:
-            while len(contexts) >= MOST:
+            while len(contexts) >= MAX_SHAPES:
                 del contexts[next(iter(contexts))]
             found = contexts[shape] = Context(backend, True, draws, Arena(backend.xp, backend.device))
         return found.restart(draws, tape)
@@ -98,17 +98,17 @@ def make_step(
 ) -> Callable[..., TrainState]:
     """Return `step(state, batch, finish=None) -> state`: forward, loss, backward, guard, update.
 
-    The update is held back, on the device, when the loss or the statistics are not finite, or gradient, weights
-    or rate are so large that an update might overflow (`ops.LIMITS`). The result of an optimizer that can overflow
-    all the same is looked at before it is taken over, and before it counts. Where the loss is scaled, an
-    update that is held back makes the scale smaller, and ends nothing as long as the scale is larger than 1.
+    The guard rejects the update, on the device, if the loss or the statistics are not finite, or if gradient,
+    weights or rate are so large that an update might overflow (`ops.MAX_NORM`). The result of an optimizer that
+    can overflow even so is checked before it is applied and counted. Where the loss is scaled, a rejected update
+    lowers the scale, and ends the training only if the scale is 1.
 
-    A step leaves the state that it is given as it is. Twins that update weights in place append the calls that do
-    it to the list `finish`: once these are made, the state that was returned holds, and the former one is lost.
-    Without a list they are made before the step returns.
+    A step does not change the state it is given. Twins that update weights in place append the calls that do so to
+    the list `finish`: after these calls the returned state is valid and the former one is lost. Without a list
+    the step makes them before it returns.
     """
     objective, context = Objective(network, loss), _contexts(backend)
-    limit = LIMITS[backend.dtype_name]
+    limit = MAX_NORM[backend.dtype_name]
     variables = network.layout.variables
     here = backend.inplace and not backend.pooled  # the gradient's memory comes back at every step
 
@@ -121,11 +121,11 @@ def make_step(
         )
         new_stats = network.new_stats(ctx, s.stats)
         parts = _parts(ctx, value, b, prediction, metrics)
-        ok = ctx.ops.sound(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
+        ok = ctx.ops.within_limits(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
         # a step that only costs itself counts in the logs, if its loss is a number
         counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
         sure = optimizer.never_overflows
-        ctx.gate, ctx.overwrite = ok, sure and ctx.inplace
+        ctx.apply_update, ctx.overwrite = ok, sure and ctx.inplace
 
         def tally(taken: Array) -> tuple[Array, Array, Array]:
             return ctx.ops.tally(ctx, taken, counted, s.step, s.age, s.sums, parts)
@@ -144,7 +144,7 @@ def make_step(
             weights, slots, stats = backend.when(ok, lambda kept: update(kept, now), kept)
         else:
             new = update(kept, s.age + 1.0)
-            ok = ctx.ops.sound(ctx, ok, lr, limit, new[:1])
+            ok = ctx.ops.within_limits(ctx, ok, lr, limit, new[:1])
             counted = ok if alive is None else counted
             number, age, sums = tally(ok)
             weights, slots, stats = backend.when(ok, lambda _: new, kept)

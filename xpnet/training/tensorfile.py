@@ -24,12 +24,12 @@ __all__ = ["Entry", "TensorFile", "raw", "read_json", "reading", "type_of", "wri
 
 MAX_HEADER = 100_000_000  # bytes; this and MAX_SIZE are safetensors' own limits
 MAX_SIZE = 2**64 - 1
-TYPES = {  # safetensors' names -> NumPy's
+NUMPY_TYPES = {  # safetensors' names -> NumPy's
     "F64": "<f8", "F32": "<f4", "F16": "<f2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "|b1",
 }  # fmt: skip
-KINDS = {
+FILE_KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -56,10 +56,10 @@ def type_of(dtype: Any) -> str:
     'F32'
     """
     wanted = np.dtype(dtype).newbyteorder("<")
-    for name, known in TYPES.items():
+    for name, known in NUMPY_TYPES.items():
         if np.dtype(known) == wanted:
             return name
-    raise InvalidTypeError(f"a file takes arrays of {', '.join(TYPES)}; got {dtype}")
+    raise InvalidTypeError(f"a file takes arrays of {', '.join(NUMPY_TYPES)}; got {dtype}")
 
 
 # Reading ----------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def _entry(found: dict[str, Any]) -> Entry:
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n <= MAX_SIZE for n in numbers):
             raise ValueError(f"shape and data_offsets must be lists of sizes, not {str(numbers)[:100]}")
     first, last = offsets
-    if dtype not in TYPES or first > last:
+    if dtype not in NUMPY_TYPES or first > last:
         raise ValueError(f"a tensor of dtype {dtype!r} at offsets {first} to {last}")
     return Entry(dtype, tuple(shape), first, last)
 
@@ -164,7 +164,7 @@ def _entry(found: dict[str, Any]) -> Entry:
 def _bytes(entry: Entry) -> int:
     """Return the size in bytes of a tensor of this type and shape; -1 if it exceeds 64 bits."""
     size = 1
-    for n in (*entry.shape, np.dtype(TYPES[entry.dtype]).itemsize * 8):
+    for n in (*entry.shape, np.dtype(NUMPY_TYPES[entry.dtype]).itemsize * 8):
         size *= n
         if size > MAX_SIZE:
             return -1
@@ -306,7 +306,7 @@ def _target(path: str) -> tuple[str, os.stat_result | None]:
 
 
 def _kind(mode: int) -> str:
-    return KINDS.get(stat.S_IFMT(mode), "something else")
+    return FILE_KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def _take_over(descriptor: int, former: os.stat_result) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 
 from ...errors import unknown_name
 
-__all__ = ["PRECISIONS", "available", "precision", "product"]
+__all__ = ["MATMUL_PRECISIONS", "available", "matmul", "precision"]
 
-PRECISIONS = ("highest", "tf32")
+MATMUL_PRECISIONS = ("highest", "tf32")
 WORKSPACE = 32 << 20  # bytes: what cuBLAS asks for on Hopper; it must not allocate during a capture
 
 
@@ -37,11 +37,11 @@ def precision() -> str:
     """Return the precision of float32 products.
 
     Raises:
-        UnknownNameError: XPNET_MATMUL_PRECISION is not one of `PRECISIONS`.
+        UnknownNameError: XPNET_MATMUL_PRECISION is not one of `MATMUL_PRECISIONS`.
     """
     name = os.environ.get("XPNET_MATMUL_PRECISION") or "highest"
-    if name not in PRECISIONS:
-        raise unknown_name("XPNET_MATMUL_PRECISION", name, PRECISIONS)
+    if name not in MATMUL_PRECISIONS:
+        raise unknown_name("XPNET_MATMUL_PRECISION", name, MATMUL_PRECISIONS)
     return name
 
 
@@ -67,7 +67,7 @@ def _factor(a: Any) -> tuple[int, bool, int] | None:
     return None
 
 
-def product(a: Any, b: Any, out: Any) -> Any:
+def matmul(a: Any, b: Any, out: Any) -> Any:
     """Return out = a b, shapes (m, k) and (k, n), of one dtype; `out` is contiguous.
 
     Factors of float16, or of bfloat16 in arrays of uint16 (CuPy has no such dtype of its own), need the bindings;
@@ -82,7 +82,7 @@ def product(a: Any, b: Any, out: Any) -> Any:
     from nvmath.bindings import cublas
 
     transpose, compute = cublas.Operation, cublas.ComputeType
-    kind = _KINDS[a.dtype.name]
+    kind = _CUDA_TYPES[a.dtype.name]
     (one, zero), way = _ONE_ZERO[0], compute.COMPUTE_32F
     if a.dtype.name == "float64":
         (one, zero), way = _ONE_ZERO[1], compute.COMPUTE_64F
@@ -106,7 +106,7 @@ def product(a: Any, b: Any, out: Any) -> Any:
         left[2],
         zero.ctypes.data,
         out.data.ptr,
-        _KINDS[out.dtype.name],
+        _CUDA_TYPES[out.dtype.name],
         n,
         way,
         cublas.GemmAlgo.DEFAULT,
@@ -114,7 +114,7 @@ def product(a: Any, b: Any, out: Any) -> Any:
     return out
 
 
-_KINDS = {
+_CUDA_TYPES = {
     "float32": 0,
     "float64": 1,
     "float16": 2,

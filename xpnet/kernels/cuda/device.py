@@ -13,7 +13,7 @@ import numpy as np
 
 from .launch import SOURCES, kernel_of, over
 
-__all__ = ["fits", "gather", "hold", "keep_mask", "own", "pick", "with_masks"]
+__all__ = ["can_pick", "fits", "gather", "hold", "keep_mask", "pick", "with_masks"]
 
 Array = Any  # a CuPy array
 
@@ -49,7 +49,7 @@ def fits(device: Any, size: int) -> bool:
     return size <= free // 2
 
 
-def own(values: Array, device: Any) -> bool:
+def can_pick(values: Array, device: Any) -> bool:
     """Return whether `pick` can read a CuPy array as it is: it lies on the device, row by row."""
     return values.device == device and values.dtype.name in SOURCES and values.flags.c_contiguous
 

@@ -1,8 +1,8 @@
 """CuPy twins of what works on flat arrays: gradient, guard, counters, clipping and optimizers (see `layers.py`).
 
-An update is written over weights and slots where it can't overflow, unless the context's `gate` holds it back.
-Flag, counters and sums are written over too, so that a captured step need not copy them to where they stay. All
-but the flag by launches that end the step (`ctx.later`).
+An update that can't overflow overwrites weights and slots if `ctx.apply_update` is true on the device. Flag,
+counters and sums are overwritten too, so a captured step need not copy them. All but the flag are written by
+launches that end the step (`ctx.defer`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Array = Any  # a CuPy array
 # `cupy.concatenate` copies the addresses of more than 8 arrays from the host, which no capture allows.
 
 
-def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: Any) -> Array:
     """Twin of `ops.pack`: copies only what is not in its place already."""
-    if room is None and not ctx.inplace:
-        return ops.pack(ctx, layout, parts, room)
-    flat = ctx.empty((layout.size,)) if room is None else room[0]
-    views = layout.views(ctx.xp, flat) if room is None else room[1]
+    if out is None and not ctx.inplace:
+        return ops.pack(ctx, layout, parts, out)
+    flat = ctx.empty((layout.size,)) if out is None else out[0]
+    views = layout.views(ctx.xp, flat) if out is None else out[1]
     for path, part in parts.items():
         if part is not views[path]:
             views[path][...] = part
@@ -64,11 +64,11 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
     return total(ctx, sums), g
 
 
-def sound(ctx: Any, ok: Array, lr: Array, limit: float, flats: Any, *others: Array) -> Array:
-    """Twin of `ops.sound`: one pass over what is given, the result written over `ok`."""
+def within_limits(ctx: Any, ok: Array, lr: Array, limit: float, flats: Any, *others: Array) -> Array:
+    """Twin of `ops.within_limits`: one pass over what is given, the result written over `ok`."""
     alike = len(flats) <= 2 and all(flat.ndim == 1 and flat.size == flats[0].size for flat in flats)
     if not (alike and flats and fit(ctx, lr, *flats, *others)):
-        return ops.sound(ctx, ok, lr, limit, flats, *others)
+        return ops.within_limits(ctx, ok, lr, limit, flats, *others)
     dtype, real = lr.dtype.name, lr.dtype.type
     squares, count = _squares(ctx, *flats) if flats[0].size else (NULL, 0)
     value = next((a for a in others if a.ndim == 0), NULL)
@@ -88,41 +88,41 @@ def _squares(ctx: Any, a: Array, b: Any = NULL) -> tuple[Array, int]:
     return partial, grid[0]
 
 
-NUMBERS = 8  # of sums that one launch of `tally` adds to
+SUMS_PER_LAUNCH = 8  # of sums that one launch of `tally` adds to
 
 
 def tally(
     ctx: Any, ok: Array, counted: Array, step: Array, age: Array, sums: Array, parts: Any
 ) -> tuple[Array, Array, Array]:
-    """Twin of `ops.tally`, in place: a kernel for the counters and up to `NUMBERS` numbers, one for each array."""
+    """Twin of `ops.tally`, in place: a kernel for counters and up to `SUMS_PER_LAUNCH` numbers, one per array."""
     arrays = [a for a, _ in parts if not isinstance(a, (int, float))]
     kinds = step.dtype == np.int64 and sums.dtype == np.float64 and all(a.size for a in arrays)
     if not (kinds and sums.ndim == 1 and sums.flags.c_contiguous and fit(ctx, age, *arrays)):
         return ops.tally(ctx, ok, counted, step, age, sums, parts)
     real, clock, done = age.dtype.type, (step, age), 0
     for group in _groups(parts):
-        room, size = sums[done:], sum(getattr(a, "size", 1) for a, _ in group)
+        out, size = sums[done:], sum(getattr(a, "size", 1) for a, _ in group)
         if size > len(group):
             ((a, factor),) = group
-            args = (counted, room, a, real(factor), np.int64(size))
-            ctx.later(kernel_of("tally_array", age.dtype.name), *over(size), args)
+            args = (counted, out, a, real(factor), np.int64(size))
+            ctx.defer(kernel_of("tally_array", age.dtype.name), *over(size), args)
         else:
             pairs = [(NULL, real(a * f)) if isinstance(a, (int, float)) else (a, real(f)) for a, f in group]
-            pairs += [(NULL, real(0))] * (NUMBERS - len(pairs))
-            args = (ok, counted, *clock, room, np.int32(size), *(x for pair in pairs for x in pair))
-            ctx.later(kernel_of("tally", age.dtype.name), (1,), (1,), args)
+            pairs += [(NULL, real(0))] * (SUMS_PER_LAUNCH - len(pairs))
+            args = (ok, counted, *clock, out, np.int32(size), *(x for pair in pairs for x in pair))
+            ctx.defer(kernel_of("tally", age.dtype.name), (1,), (1,), args)
             clock = (NULL, NULL)
         done += size
     return step, age, sums
 
 
 def _groups(parts: Any) -> list[list[Any]]:
-    """Return the parts in groups, one a launch: up to `NUMBERS` numbers, or an array; the first is of numbers."""
+    """Return the parts in groups, one per launch: up to `SUMS_PER_LAUNCH` numbers (first), or one array."""
     groups: list[list[Any]] = [[]]
     after_array = False
     for a, factor in parts:
         is_array = getattr(a, "size", 1) > 1
-        if is_array or after_array or len(groups[-1]) == NUMBERS:
+        if is_array or after_array or len(groups[-1]) == SUMS_PER_LAUNCH:
             groups.append([])
         groups[-1].append((a, factor))
         after_array = is_array
@@ -135,7 +135,7 @@ def rescale(ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak
         return ops.rescale(ctx, ok, alive, step, scale, streak)
     real = scale.dtype.type
     args = (ok, alive, step, scale, streak, real(ops.GOOD_STEPS), real(ops.LARGEST_SCALE))
-    ctx.later(kernel_of("rescale", scale.dtype.name), (1,), (1,), args)
+    ctx.defer(kernel_of("rescale", scale.dtype.name), (1,), (1,), args)
     return ok, step, scale, streak
 
 
@@ -181,8 +181,8 @@ def update(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Twin of `ops.update`: one kernel, made from the formula.
 
-    Where no update can overflow it writes over weights and slots, unless the gate is closed, at the end of the
-    step; else into other memory, since the guard looks at the result first.
+    An update that can't overflow overwrites weights and slots at the end of the step, if `ctx.apply_update` holds.
+    Any other goes to new memory, since the guard checks the result first.
     """
     arrays, in_place = (w, g, *slots), ctx.overwrite and optimizer.never_overflows
     alike = all(a.ndim == 1 and a.size == w.size for a in arrays)
@@ -194,7 +194,7 @@ def update(
     numbers = (lr, age, factor)
     if in_place:
         if w.size:
-            ctx.later(made.kernel, *made.launch(arrays, (), numbers, ctx.gate))
+            ctx.defer(made.kernel, *made.launch(arrays, (), numbers, ctx.apply_update))
         return w, slots
     new = [ctx.empty(w.shape) for _ in (w, *slots)]
     if w.size:

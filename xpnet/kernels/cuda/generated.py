@@ -18,8 +18,8 @@ from ...core import ops
 from ...fusion.activation import Z, activation_graphs
 from ...fusion.cuda import activation_source, derivative_source, update_source
 from ...fusion.update import update_graph
-from ..compare import SHARE, close
-from .launch import KEPT_IN, NULL, WARPS, kernel_made_by, over
+from ..compare import TOLERANCE, close
+from .launch import NULL, STORAGE_DTYPE, WARPS, kernel_made_by, over
 
 __all__ = ["ActivationKernels", "UpdateKernel", "activation_kernels", "update_kernel"]
 
@@ -87,11 +87,11 @@ def activation_kernels(backend: Backend, activation: Any) -> ActivationKernels |
 
 
 def _activation_right(backend: Backend, activation: Any, kernels: ActivationKernels) -> bool:
-    host, share = NumpyBackend(dtype=backend.dtype_name), SHARE[backend.dtype_name]
+    host, share = NumpyBackend(dtype=backend.dtype_name), TOLERANCE[backend.dtype_name]
     rng = np.random.default_rng(0)
     z, dy, bias = (rng.normal(0, 2, shape).astype(host.dtype) for shape in ((ROWS, UNITS), (ROWS, UNITS), UNITS))
     on_z, on_dy, on_bias, on_y, on_sums = (backend.array(a) for a in (z, dy, bias, z, bias))
-    on_dz = backend.array(dy.astype(KEPT_IN[backend.narrow]) if backend.narrow else dy)
+    on_dz = backend.array(dy.astype(STORAGE_DTYPE[backend.narrow]) if backend.narrow else dy)
     kernels.forward(on_z, on_bias, on_y)
     kernels.backward(on_dy, on_z, on_y, on_dz, on_sums)
     with np.errstate(all="ignore"):
@@ -167,7 +167,7 @@ def _update_right(
     numbers = [None if a is None else backend.scalar(float(a)) for a in (lr, age, factor)]
     for ok in (False, True):
         made.kernel(*made.launch(arrays, new, numbers, backend.scalar(ok, backend.xp.bool)))
-    share = SHARE[backend.dtype_name]
+    share = TOLERANCE[backend.dtype_name]
     results = new or [arrays[0], *arrays[2:]]
     return all(close(backend.host(a), np.asarray(b), share) for a, b in zip(results, (w, *slots), strict=True))
 

@@ -37,8 +37,8 @@ class Recorder:
     """
 
     CannotRecord = CannotRecord
-    foreign = True  # code of users may be captured: every graph is checked
-    together = True  # several steps may be one graph
+    records_user_code = True  # code of users may be captured: every graph is checked
+    records_stacks = True  # several steps may be one graph
 
     def __init__(self, device: Any) -> None:
         import cupy
@@ -52,7 +52,7 @@ class Recorder:
         weakref.finalize(self, idle.append, (self.stream, self.feeder))
 
     @contextmanager
-    def surroundings(self) -> Iterator[None]:
+    def step_context(self) -> Iterator[None]:
         """Work on the recorder's stream: after what the caller's has been asked to do, before what comes."""
         with self.device:
             caller = self.cupy.cuda.get_current_stream()
@@ -84,7 +84,7 @@ class Recorder:
         """Note that what has been asked for so far is the last to read the batch."""
         self._read = self.stream.record()
 
-    def own(self, a: Any) -> Any:
+    def adopt(self, a: Any) -> Any:
         """Return the array: its memory may stay, for state is donated."""
         return a
 

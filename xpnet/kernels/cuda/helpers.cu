@@ -61,13 +61,13 @@ __device__ inline A warp_sum(A x) {
     return x;
 }
 
-// The sum of x over a block of whole warps, for thread 0. `room` is shared memory.
-__device__ inline A block_sum(A x, A* room) {
+// The sum of x over a block of whole warps, for thread 0. `scratch` is shared memory.
+__device__ inline A block_sum(A x, A* scratch) {
     const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
     x = warp_sum(x);
-    if (lane == 0) room[warp] = x;
+    if (lane == 0) scratch[warp] = x;
     __syncthreads();
-    return warp == 0 ? warp_sum(lane < warps ? room[lane] : A(0)) : A(0);
+    return warp == 0 ? warp_sum(lane < warps ? scratch[lane] : A(0)) : A(0);
 }
 
 // The sums of a block's 32 columns, of which this thread has added up every 8th row. `part` is shared memory.

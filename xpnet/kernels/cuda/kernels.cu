@@ -51,7 +51,7 @@ extern "C" __global__ void dropout(const A* __restrict__ x, const bool* __restri
 // bit for bit as NumPy's: 1 B. A thread makes the 8 floats of one block of the stream.
 extern "C" __global__ void keep_mask(bool* keep, i64 n, u64 key0, u64 key1, u64 slot,
                                      const i64* __restrict__ step, float threshold) {
-    const bool whole = (u64)keep % 8 == 0;  // 8 bytes may be stored as one word
+    const bool aligned = (u64)keep % 8 == 0;  // 8 bytes may be stored as one word
     for (EACH(block, (n + 7) / 8)) {
         // NumPy adds 1 to the counter before its first block
         u64 word[4] = {1 + (u64)block, slot, (u64)*step, 2}, k0 = key0, k1 = key1;
@@ -70,7 +70,7 @@ extern "C" __global__ void keep_mask(bool* keep, i64 n, u64 key0, u64 key1, u64 
             const unsigned u = (unsigned)(word[i / 2] >> (i % 2 * 32)) >> 8;
             bytes |= (u64)((float)u * 5.9604644775390625e-8f >= threshold) << (8 * i);  // u / 2^24
         }
-        if (whole && 8 * block + 8 <= n)
+        if (aligned && 8 * block + 8 <= n)
             *(u64*)(keep + 8 * block) = bytes;
         else
             for (int i = 0; i < 8 && 8 * block + i < n; i++) keep[8 * block + i] = bytes >> (8 * i) & 1;
@@ -156,10 +156,10 @@ extern "C" __global__ void confusion(const int* __restrict__ target, const int* 
 // out = scale * sum(values * weight): 8 B. weight may be null. One block, of up to 32 whole warps.
 extern "C" __global__ void sum_scaled(const A* __restrict__ values, const A* __restrict__ weight, A scale, A* out,
                                       int n) {
-    __shared__ A room[LANES];
+    __shared__ A scratch[LANES];
     A total = 0;
     for (EACH(i, n)) total += weight ? values[i] * weight[i] : values[i];
-    total = block_sum(total, room);
+    total = block_sum(total, scratch);
     if (threadIdx.x == 0) *out = scale * total;
 }
 
@@ -167,23 +167,23 @@ extern "C" __global__ void sum_scaled(const A* __restrict__ values, const A* __r
 
 // ok = false if an element is not finite, else as it was: 4 B.
 extern "C" __global__ void all_finite(const A* __restrict__ a, i64 n, bool* ok) {
-    bool sound = true;
-    for (EACH(i, n)) sound &= is_finite(a[i]);
-    if (!sound) *ok = false;  // whoever writes writes the same
+    bool valid = true;
+    for (EACH(i, n)) valid &= is_finite(a[i]);
+    if (!valid) *ok = false;  // whoever writes writes the same
 }
 
 // partial[block] = the block's share of sum(a^2), and partial[blocks + block] that of sum(b^2): 8 B. b may be null
 // (4 B). Block: whole warps.
 extern "C" __global__ void sum_squares(const A* __restrict__ a, const A* __restrict__ b, A* __restrict__ partial,
                                        i64 n) {
-    __shared__ A room[2][LANES];
+    __shared__ A scratch[2][LANES];
     A first = 0, second = 0;
     for (EACH(i, n)) {
         first += a[i] * a[i];
         if (b) second += b[i] * b[i];
     }
-    first = block_sum(first, room[0]);
-    second = block_sum(second, room[1]);
+    first = block_sum(first, scratch[0]);
+    second = block_sum(second, scratch[1]);
     if (threadIdx.x == 0) {
         partial[blockIdx.x] = first;
         if (b) partial[gridDim.x + blockIdx.x] = second;
@@ -194,16 +194,16 @@ extern "C" __global__ void sum_squares(const A* __restrict__ a, const A* __restr
 // *lr not at most `rate`, or *value not finite (may be null): 4 B. One block, of up to 32 whole warps.
 extern "C" __global__ void within(const A* __restrict__ partial, A limit, const A* lr, A rate, const A* value,
                                   bool* ok, int rows, int n) {
-    __shared__ A room[LANES];
-    bool sound = *lr <= rate && (!value || is_finite(*value));  // false of NaN, as all of these
+    __shared__ A scratch[LANES];
+    bool valid = *lr <= rate && (!value || is_finite(*value));  // false of NaN, as all of these
     for (int row = 0; row < rows; row++) {
         A total = 0;
         for (EACH(i, n)) total += partial[(i64)row * n + i];
-        total = block_sum(total, room);
-        sound &= total <= limit;
-        __syncthreads();  // before the room is used again
+        total = block_sum(total, scratch);
+        valid &= total <= limit;
+        __syncthreads();  // before the scratch is used again
     }
-    if (threadIdx.x == 0 && !sound) *ok = false;
+    if (threadIdx.x == 0 && !valid) *ok = false;
 }
 
 // sums[i] += *value * factor, or the factor where value is null; unless i is not below n.
@@ -241,10 +241,10 @@ extern "C" __global__ void tally_array(const bool* counted, double* __restrict__
 // out = f min(1, most / (f sqrt(sum(partial)))), where f is *factor, or 1: 4 B. factor may be null. One block, of up
 // to 32 whole warps.
 extern "C" __global__ void clip_factor(const A* __restrict__ partial, A most, const A* factor, A* out, int n) {
-    __shared__ A room[LANES];
+    __shared__ A scratch[LANES];
     A total = 0;
     for (EACH(i, n)) total += partial[i];
-    total = block_sum(total, room);
+    total = block_sum(total, scratch);
     const A f = factor ? *factor : A(1);
     if (threadIdx.x == 0) *out = f * (most / larger(most, f * sqrt(total)));  // nothing is divided by 0
 }
@@ -276,14 +276,14 @@ extern "C" __global__ void rescale(bool* ok, const bool* alive, i64* step, A* sc
 // g += l1 sign(w) + 2 l2 w, and partial[block] = the block's share of sum(l1 |w| + l2 w^2): 12 B. Block: whole warps.
 extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, A* __restrict__ partial, A l1, A l2,
                                     i64 n) {
-    __shared__ A room[LANES];
+    __shared__ A scratch[LANES];
     A total = 0;
     for (EACH(i, n)) {
         const A x = w[i];
         total += l1 * fabs(x) + l2 * (x * x);
         g[i] += l1 * ((x > 0) - (x < 0)) + 2 * l2 * x;  // NaN comes through the second term
     }
-    total = block_sum(total, room);
+    total = block_sum(total, scratch);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 

@@ -17,20 +17,30 @@ import numpy as np
 from ...fusion.trace import Graph
 
 __all__ = [
-    "GRID", "KEPT_IN", "NULL", "SOURCES", "WARPS", "by_warp", "fit", "kernel_made_by", "kernel_of", "module",
-    "over", "total",
+    "MAX_BLOCKS",
+    "NULL",
+    "SOURCES",
+    "STORAGE_DTYPE",
+    "WARPS",
+    "by_warp",
+    "fit",
+    "kernel_made_by",
+    "kernel_of",
+    "module",
+    "over",
+    "total",
 ]  # fmt: skip
 
 Array = Any  # a CuPy array
 
-BLOCK = 256  # threads
-GRID = 2048  # blocks at most where a kernel takes any number; more than a GPU has at work at a time
+THREADS_PER_BLOCK = 256  # threads
+MAX_BLOCKS = 2048  # blocks at most where a kernel takes any number; more than a GPU has at work at a time
 WARPS = (32, 8)  # the block of kernels that work by warps or add up columns
 NULL = np.uintp(0)  # CuPy takes None for a pointer, but not for a null pointer
 
 _COMPUTED = {"float32": "float", "float64": "double", "int32": "int"}  # int32: for `gather`
 _ROUNDS = {"float16": "to_float16", "bfloat16": "to_bfloat16"}  # functions of `helpers.cu`
-KEPT_IN = {"float16": np.dtype("float16"), "bfloat16": np.dtype("uint16")}  # CuPy has no bfloat16 of its own
+STORAGE_DTYPE = {"float16": np.dtype("float16"), "bfloat16": np.dtype("uint16")}  # CuPy has no bfloat16 of its own
 SOURCES = {
     "float32": "float",
     "float64": "double",
@@ -91,12 +101,12 @@ def _text(name: str) -> str:
 
 def over(n: int) -> tuple[tuple[int], tuple[int]]:
     """Return grid and block for n elements."""
-    return (min(-(-n // BLOCK), GRID),), (BLOCK,)
+    return (min(-(-n // THREADS_PER_BLOCK), MAX_BLOCKS),), (THREADS_PER_BLOCK,)
 
 
 def by_warp(rows: int) -> tuple[tuple[int], tuple[int, int]]:
     """Return grid and block for a warp per row."""
-    return (min(-(-rows // WARPS[1]), GRID),), WARPS
+    return (min(-(-rows // WARPS[1]), MAX_BLOCKS),), WARPS
 
 
 def fit(ctx: Any, *arrays: Array) -> bool:

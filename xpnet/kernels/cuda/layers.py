@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ...core import ops
-from .blas import available, product
+from .blas import available, matmul
 from .generated import ActivationKernels, activation_kernels
-from .launch import GRID, KEPT_IN, NULL, WARPS, by_warp, fit, kernel_of, over, total
+from .launch import MAX_BLOCKS, NULL, STORAGE_DTYPE, WARPS, by_warp, fit, kernel_of, over, total
 
 Array = Any  # a CuPy array
 
@@ -26,9 +26,9 @@ def _solid(ctx: Any, a: Array) -> Array:
     """Return a derivative as the kernels can take it."""
     if a.dtype == ctx.dtype and a.flags.c_contiguous:
         return a
-    room = ctx.empty(a.shape)
-    room[...] = a
-    return room
+    out = ctx.empty(a.shape)
+    out[...] = a
+    return out
 
 
 # Layers ---------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         return ops.affine(ctx, x, kernel, bias, activation)
     rows, units = x.shape[0], kernel.shape[1]
     x16, kernel16 = _factor(ctx, x), _factor(ctx, kernel)
-    z = product(x16, kernel16, ctx.empty((rows, units)))
+    z = matmul(x16, kernel16, ctx.empty((rows, units)))
     y = ctx.empty(z.shape) if passes.keeps_scores else z
     if bias is not None or not passes.linear:
         passes.forward(z, bias, y)
@@ -68,15 +68,15 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         if fused is None:
             dy = activation.backward(ctx.xp, dy, z, y)
         dy = _solid(ctx, dy)
-        dz = dy if passes.linear and not narrow else ctx.empty(dy.shape, narrow and KEPT_IN[narrow])
+        dz = dy if passes.linear and not narrow else ctx.empty(dy.shape, narrow and STORAGE_DTYPE[narrow])
         grads = {}
         if bias is not None:
             grads["bias"] = into["bias"] if "bias" in into else ctx.empty(bias.shape)
         if dz is not dy or grads:
             _pull_back(ctx, passes, (dy, z, y), None if dz is dy else dz, grads.get("bias"))
         grads["kernel"] = into["kernel"] if "kernel" in into else ctx.empty(kernel.shape)
-        product(x16.T, dz, grads["kernel"])
-        return (product(dz, kernel16.T, ctx.empty(x.shape)) if want_dx else None), grads
+        matmul(x16.T, dz, grads["kernel"])
+        return (matmul(dz, kernel16.T, ctx.empty(x.shape)) if want_dx else None), grads
 
     return y, backward
 
@@ -86,7 +86,7 @@ def _factor(ctx: Any, a: Array) -> Array:
     narrow = ctx.backend.narrow
     if narrow is None:
         return a
-    out = ctx.empty(a.shape, KEPT_IN[narrow])
+    out = ctx.empty(a.shape, STORAGE_DTYPE[narrow])
     kernel_of("narrow", a.dtype.name, None, narrow)(*over(a.size), (a, out, np.int64(a.size)))
     return out
 
@@ -108,7 +108,7 @@ def _pull_back(
 ) -> None:
     """Write dz and the sums of its columns (None: not wanted), in chunks of rows if there are many rows."""
     rows, units = given[0].shape
-    chunks = max(1, min(rows // 256, GRID // -(-units // WARPS[0])))
+    chunks = max(1, min(rows // 256, MAX_BLOCKS // -(-units // WARPS[0])))
     partial = ctx.empty((chunks, units)) if chunks > 1 and sums is not None else sums
     passes.backward(*given, dz, partial, chunks)
     if partial is not sums:

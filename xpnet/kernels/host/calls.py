@@ -124,7 +124,7 @@ def run(
 
     Args:
         arrays: those that the graph takes, then those for results that overwrite none; all of one shape.
-        numbers: those that change, 0-d. do: `now`, or `ctx.later`.
+        numbers: those that change, 0-d. do: `now`, or `ctx.defer`.
     """
     whole = blocks(*arrays)
     scratch = [ctx.empty(whole[0][0].shape, kind) for kind in made.scratch]

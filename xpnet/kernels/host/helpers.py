@@ -23,9 +23,9 @@ import numpy as np
 
 __all__ = ["Helper", "Job", "drain", "free"]
 
-LOOKS = 400  # polls, half a microsecond each, before a thread sleeps
-GRACE = 10  # polls, likewise, between a request and taking the GIL
-NAP = 5e-5  # seconds between polls after the first `LOOKS`
+MAX_POLLS = 400  # polls, half a microsecond each, before a thread sleeps
+GRACE_POLLS = 10  # polls, likewise, between a request and taking the GIL
+POLL_INTERVAL = 5e-5  # seconds between polls after the first `MAX_POLLS`
 
 Queue = deque[Callable[[], Any]]
 
@@ -72,7 +72,7 @@ class Helper:
         self.bell: SimpleQueue[None] = SimpleQueue()  # written in C: an exception can't leave it locked
         threading.Thread(target=self._live, args=[_spin()], name=f"xpnet-{number}", daemon=True).start()
 
-    def taken(self) -> bool:
+    def busy(self) -> bool:
         """Return whether its job is unfinished; a job that was garbage-collected counts as done."""
         job = self.job()
         return job is not None and not job.done
@@ -87,9 +87,9 @@ class Helper:
     def wait(self) -> None:
         """Wait until the helper runs no call."""
         spin = _spin()
-        if spin is None or not spin.reached(self.free, 1, LOOKS):
+        if spin is None or not spin.reached(self.free, 1, MAX_POLLS):
             while not self.free[0]:
-                time.sleep(NAP)
+                time.sleep(POLL_INTERVAL)
 
     def _live(self, spin: Any) -> None:
         try:
@@ -112,7 +112,7 @@ class Helper:
 
     def _asked(self, spin: Any, seen: int) -> bool:
         if spin is not None:
-            return bool(spin.asked(self.free, self.turns, seen, LOOKS, GRACE))
+            return bool(spin.asked(self.free, self.turns, seen, MAX_POLLS, GRACE_POLLS))
         more = int(self.turns[0]) > seen
         self.free[0] = not more
         return more
@@ -144,7 +144,7 @@ def free(number: int) -> list[Helper]:
     """Return the free ones among the first `number` helpers."""
     while len(_helpers) < number:
         _helpers.append(Helper(len(_helpers)))
-    return [helper for helper in _helpers[:number] if not helper.taken()]
+    return [helper for helper in _helpers[:number] if not helper.busy()]
 
 
 def forget() -> None:

@@ -25,9 +25,15 @@ import numpy as np
 
 from . import turns
 
-__all__ = ["Alone", "allowed", "blas_threads", "count"]
+__all__ = ["allowed", "blas_threads", "count", "single_threaded_blas"]
 
-VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
+THREAD_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "GOTO_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+)
 
 
 @dataclass(eq=False)
@@ -42,19 +48,19 @@ class Library:
 def _default() -> int:
     """Return how many threads BLAS uses by default: one per core, or as set in the environment."""
     cores = len(os.sched_getaffinity(os.getpid())) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for name in VARIABLES:
+    for name in THREAD_VARIABLES:
         number = re.match(r"\s*0*([1-9]\d*)", os.environ.get(name, ""))
         if number:
             return min(cores, int(number[1]))
     return cores
 
 
-DEFAULT = _default()  # fixed at import: limiting BLAS later must not change results
+DEFAULT_THREADS = _default()  # fixed at import: limiting BLAS later must not change results
 
 
 def count() -> int:
     """Return the number of parts to split work into: the threads of an unlimited BLAS."""
-    return DEFAULT if _blas() else 1
+    return DEFAULT_THREADS if _blas() else 1
 
 
 @lru_cache
@@ -107,7 +113,7 @@ class _Entry:
 
     __slots__ = ("before", "began", "block", "errors", "state")
 
-    block: Callable[[], Any]  # weak reference to the `Alone` held by the `with` statement
+    block: Callable[[], Any]  # weak reference to the `single_threaded_blas` held by the `with` statement
     began: float
     errors: Any  # NumPy's previous error settings
 
@@ -126,7 +132,7 @@ class _Here(threading.local):
 _here = _Here()
 
 
-class Alone(partial[None]):
+class single_threaded_blas(partial[None]):
     """Limit BLAS to one thread and silence NumPy's floating-point warnings (the guard finds such values).
 
     If blocks overlap, the last one to end restores the number of threads of the process.
@@ -135,7 +141,7 @@ class Alone(partial[None]):
     Python frame would also refer to it, in the traceback of an exception raised there.
     """
 
-    def __new__(cls) -> Alone:
+    def __new__(cls) -> single_threaded_blas:
         """Make a block that begins when a `with` statement enters it."""
         entry = _Entry()
         block = super().__new__(cls, _leave, entry)
@@ -145,7 +151,7 @@ class Alone(partial[None]):
     def __enter__(self) -> None:
         entry: _Entry = self.args[0]
         del self  # see above
-        entry.began = turns.take()
+        entry.began = turns.acquire()
         entries = _here.entries
         if entries:
             _clear(entries)
@@ -172,7 +178,7 @@ def _leave(entry: _Entry, *error: Any) -> None:
         _inside.remove(entry)
         _settle()
     entries.remove(entry)
-    turns.pass_on(entry.began)
+    turns.release(entry.began)
 
 
 def _limit(library: Library, before: Before) -> None:

@@ -25,7 +25,7 @@ from .jit import loop
 
 Array = np.ndarray
 
-SMALL = 1 << 13  # scores up to which a loop beats NumPy's vector instructions for exp
+MAX_LOOP_SCORES = 1 << 13  # scores up to which a loop beats NumPy's vector instructions for exp
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
@@ -43,7 +43,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
         dy = dy if dy.dtype == z.dtype else np.astype(dy, z.dtype)
-        db = twins.room_for(ctx, into, "bias", bias)
+        db = twins.out_for(ctx, into, "bias", bias)
         dz = _pulled_back(ctx, derivative, (dy, z, y), db)
         return twins.gradients(ctx, x, kernel, dz, db, into, want_dx)
 
@@ -88,7 +88,13 @@ def _numbers(graph: Graph, dtype: Any) -> Array:
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
     """Twin of `ops.softmax_cross_entropy`, for few scores."""
-    if not ctx.inplace or z.ndim != 2 or target.ndim != 1 or not isinstance(weight, float) or z.size > SMALL:
+    if (
+        not ctx.inplace
+        or z.ndim != 2
+        or target.ndim != 1
+        or not isinstance(weight, float)
+        or z.size > MAX_LOOP_SCORES
+    ):
         return twins.softmax_cross_entropy(ctx, z, target, weight)
     a, dz, values = ctx.empty(z.shape), ctx.empty(z.shape), ctx.empty(z.shape[:1])
     ctx.launch(_softmax_cross_entropy, z, target, z.dtype.type(weight), a, dz, values)
@@ -162,7 +168,7 @@ def update(
     numbers = np.array([*[0.0] * len(found.changing), *found.fixed.values(), small], w.dtype)
     ctx.launch(_work_out, found.work_out, lr, age, factor, numbers)
     if over:
-        ctx.later_in_parts(made, numbers, arrays)
+        ctx.defer_in_parts(made, numbers, arrays)
     else:
         ctx.launch(made, numbers, *arrays)
     return new[0], tuple(new[1:])

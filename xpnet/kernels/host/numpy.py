@@ -23,7 +23,7 @@ from .calls import blocks, compute, filled, now, number, prepared, run
 
 Array = np.ndarray
 
-FLUSH = 64  # updates between two looks for numbers that are about to become subnormal
+FLUSH_INTERVAL = 64  # updates between two looks for numbers that are about to become subnormal
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
@@ -41,7 +41,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
         db = (
             None
             if bias is None
-            else np.dot(filled((len(dz),), 1.0, dz.dtype), dz, out=room_for(ctx, into, "bias", bias))
+            else np.dot(filled((len(dz),), 1.0, dz.dtype), dz, out=out_for(ctx, into, "bias", bias))
         )
         return gradients(ctx, x, kernel, dz, db, into, want_dx)
 
@@ -50,7 +50,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
 def gradients(ctx: Any, x: Array, kernel: Array, dz: Array, db: Any, into: Any, want_dx: bool) -> Any:
     """Return what a backward of `affine` returns: dx = dz W^T and dW = x^T dz, with the bias gradient db."""
-    grads = {"kernel": product_into(ctx, x.T, dz, room_for(ctx, into, "kernel", kernel))}
+    grads = {"kernel": product_into(ctx, x.T, dz, out_for(ctx, into, "kernel", kernel))}
     if db is not None:
         grads["bias"] = db
     return (product_into(ctx, dz, kernel.T, ctx.empty(x.shape)) if want_dx else None), grads
@@ -68,11 +68,11 @@ def product_into(ctx: Any, a: Array, b: Array, out: Array) -> Array:
     """Return a @ b in `out`; a large one is shared out among threads."""
     if threads.pieces(a, b) is None:
         return np.matmul(a, b, out=out)
-    ctx.launch(threads.product, a, b, out)
+    ctx.launch(threads.matmul_in_pieces, a, b, out)
     return out
 
 
-def room_for(ctx: Any, into: dict[str, Array], name: str, like: Array) -> Array:
+def out_for(ctx: Any, into: dict[str, Array], name: str, like: Array) -> Array:
     """Return where to write a gradient: its place in the flat one, or a buffer."""
     return into[name] if name in into else ctx.empty(like.shape)
 
@@ -122,9 +122,9 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     rows, classes = z.shape
     a, dz, values = ctx.empty(z.shape), ctx.empty(z.shape), ctx.empty((rows,))
     weight = np.asarray(weight, z.dtype) if isinstance(weight, float) else weight
-    room = ctx.empty((rows,), np.int64), ctx.empty((rows,)), ctx.empty((rows, 1)), ctx.empty((rows,), np.bool)
+    scratch = ctx.empty((rows,), np.int64), ctx.empty((rows,)), ctx.empty((rows, 1)), ctx.empty((rows,), np.bool)
     constants = _starts(rows, classes), filled((classes,), 1.0, z.dtype), number(classes, np.uint32)
-    ctx.launch(_softmax_cross_entropy, z, target, weight, a, dz, values, *constants, *room)
+    ctx.launch(_softmax_cross_entropy, z, target, weight, a, dz, values, *constants, *scratch)
     return values, dz, a
 
 
@@ -178,11 +178,11 @@ def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> An
     return total
 
 
-def pack(ctx: Any, layout: Any, parts: dict[str, Array], room: Any) -> Array:
+def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: Any) -> Array:
     """Twin of `ops.pack`: copies only what is not in its place already."""
-    if room is None:
-        return ops.pack(ctx, layout, parts, room)
-    flat, views = room
+    if out is None:
+        return ops.pack(ctx, layout, parts, out)
+    flat, views = out
     for path, part in parts.items():
         if part is not views[path]:
             np.copyto(views[path], part)
@@ -205,10 +205,10 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
     return value, g
 
 
-def sound(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) -> Any:
-    """Twin of `ops.sound`."""
+def within_limits(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) -> Any:
+    """Twin of `ops.within_limits`."""
     if not ctx.inplace or any(flat.ndim != 1 for flat in flats):
-        return ops.sound(ctx, ok, lr, limit, flats, *others)
+        return ops.within_limits(ctx, ok, lr, limit, flats, *others)
     # without a tape it becomes part of the state, which memory that comes back at every step must not
     result = np.empty((), np.bool) if ctx.tape is None else ctx.empty((), np.bool)
     ctx.launch(_sound, result, ok, lr, limit * limit, tuple(flats), *(a for a in others if a.size))
@@ -294,8 +294,8 @@ def update(
     if over and (fades := fading(graph)):
         flush = ctx.empty((), np.bool)
         ctx.launch(_is_due, flush, age)
-        ctx.later_when(flush, lambda: _flush(ctx, [slots[o - 1] for o in fades]))
-    run(ctx, made, (w, g, *slots, *new), changing, ctx.later if over else now)
+        ctx.defer_when(flush, lambda: _flush(ctx, [slots[o - 1] for o in fades]))
+    run(ctx, made, (w, g, *slots, *new), changing, ctx.defer if over else now)
     return (w, slots) if over else (new[0], new[1:])
 
 
@@ -323,7 +323,7 @@ def _work_out(work_out: Any, lr: Any, age: Any, factor: Any, *places: Array) -> 
 
 
 def _is_due(flush: Array, age: Any) -> None:
-    flush[()] = float(age) % FLUSH == 0
+    flush[()] = float(age) % FLUSH_INTERVAL == 0
 
 
 def _flush(ctx: Any, slots: Sequence[Array]) -> None:
@@ -336,9 +336,9 @@ def _flush(ctx: Any, slots: Sequence[Array]) -> None:
     scratch = ctx.empty(parts[0][0].shape)
     for s in (block for part in parts for block in part):
         keep = scratch[: s.size]
-        ctx.later(np.abs, s, keep)
-        ctx.later(np.greater_equal, keep, number(smallest(s.dtype), s.dtype), keep)
-        ctx.later(np.multiply, s, keep, s)
+        ctx.defer(np.abs, s, keep)
+        ctx.defer(np.greater_equal, keep, number(smallest(s.dtype), s.dtype), keep)
+        ctx.defer(np.multiply, s, keep, s)
 
 
 @lru_cache

@@ -26,9 +26,9 @@ def _sched_yield(typing_context: Any) -> Any:
 
 
 @loop
-def reached(number: np.ndarray, value: int, looks: int) -> bool:
-    """Wait until `number[0] >= value`, for at most `looks` polls; return whether it is."""
-    for _ in range(looks):
+def reached(number: np.ndarray, value: int, polls: int) -> bool:
+    """Wait until `number[0] >= value`, for at most `polls` polls; return whether it is."""
+    for _ in range(polls):
         if number[0] >= value:
             return True
         _sched_yield()
@@ -36,14 +36,14 @@ def reached(number: np.ndarray, value: int, looks: int) -> bool:
 
 
 @loop
-def asked(free: np.ndarray, turns: np.ndarray, seen: int, looks: int, grace: int) -> bool:
-    """Wait until `turns[0] > seen`, for at most `looks` polls, then `grace` polls more; return whether it is.
+def asked(free: np.ndarray, turns: np.ndarray, seen: int, polls: int, grace: int) -> bool:
+    """Wait until `turns[0] > seen`, for at most `polls` polls, then `grace` polls more; return whether it is.
 
     Meanwhile `free` is 1. It is set here, without the GIL, so that a thread that waits for it also finds the GIL
     free.
     """
     free[0] = 1
-    for _ in range(looks):
+    for _ in range(polls):
         if turns[0] > seen:
             free[0] = 0
             for _ in range(grace):

@@ -22,22 +22,22 @@ import numpy as np
 
 from ...backend.tree import tree_map
 from ..finish import Branch, End
-from .threads import Alone
+from .threads import single_threaded_blas
 
 __all__ = [
     "CannotRecord",
     "Tape",
     "Traced",
+    "adopt",
     "begin_feeding",
     "copy",
     "feeding",
-    "foreign",
     "new",
-    "own",
     "record",
+    "records_stacks",
+    "records_user_code",
     "release",
-    "surroundings",
-    "together",
+    "step_context",
 ]
 
 Call = Callable[[], Any]
@@ -87,8 +87,8 @@ class Tape:
         self.finish.append(Branch(flag, finish))
         return kept
 
-    def later(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Defer a call to the end of the step, see `Context.later`."""
+    def defer(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Defer a call to the end of the step, see `Context.defer`."""
         self.finish.append(partial(function, *_plain(args), **_plain(kwargs)))
 
     def plain(self, values: Any) -> Any:
@@ -126,9 +126,9 @@ class Play:
         return self.finish
 
 
-surroundings = Alone  # the context in which steps run, recorded or not
-foreign = False  # whether user-defined parts may be recorded: on the host their code runs at every step
-together = False  # whether several steps may be one recording: on the host it would only be a longer list
+step_context = single_threaded_blas  # the context in which steps run, recorded or not
+records_user_code = False  # whether user-defined parts may be recorded: on the host their code runs at every step
+records_stacks = False  # whether several steps may be one recording: on the host it would only be a longer list
 feeding = nullcontext  # the context in which batches are made
 new = np.array  # makes a permanent array
 
@@ -146,7 +146,7 @@ def release() -> None:
     """Release a batch that has been read: nothing to do, its memory is the caller's."""
 
 
-def own(a: Any) -> np.ndarray:
+def adopt(a: Any) -> np.ndarray:
     """Return an array that may become permanent: the given one if it owns its memory, else a copy."""
     return a if isinstance(a, np.ndarray) and a.flags.writeable and a.base is None else np.array(a)
 

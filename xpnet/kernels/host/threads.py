@@ -21,17 +21,25 @@ from typing import Any
 import numpy as np
 
 from .helpers import Job, drain, free
-from .limits import Alone, allowed, blas_threads, count
+from .limits import allowed, blas_threads, count, single_threaded_blas
 
 __all__ = [
-    "Alone", "count", "finish_shared", "gather", "parts_of", "pieces", "product", "share", "sum_of_squares"
+    "count",
+    "finish_shared",
+    "gather",
+    "matmul_in_pieces",
+    "parts_of",
+    "pieces",
+    "share",
+    "single_threaded_blas",
+    "sum_of_squares"
 ]  # fmt: skip
 
 Array = np.ndarray
 
-PIECE = 1 << 22  # floating-point operations of a product below which a second thread gains nothing
-PART = 1 << 17  # the same for elements of a pass over the weights
-ROWS = 1 << 15  # the same for elements of gathered rows
+MIN_PRODUCT = 1 << 22  # floating-point operations of a product below which a second thread gains nothing
+MIN_PASS = 1 << 17  # the same for elements of a pass over the weights
+MIN_GATHER = 1 << 15  # the same for elements of gathered rows
 
 
 def share(calls: Iterable[Callable[[], Any]], most: int | None = None) -> None:
@@ -96,11 +104,11 @@ def pieces(a: Array, b: Array) -> list[slice] | None:
     """Return the pieces of a @ b along its longer side; None if too small to split."""
     m, k, n = *a.shape, b.shape[1]
     longer = max(m, n)
-    parts = split(longer, -(-longer * PIECE // max(1, 2 * m * n * k)))
+    parts = split(longer, -(-longer * MIN_PRODUCT // max(1, 2 * m * n * k)))
     return parts if len(parts) > 1 else None
 
 
-def product(a: Array, b: Array, out: Array) -> None:
+def matmul_in_pieces(a: Array, b: Array, out: Array) -> None:
     """Write a @ b, shape (m, n), to `out`, in pieces."""
     if out.shape[0] >= out.shape[1]:
         share([partial(np.matmul, a[p], b, out=out[p]) for p in pieces(a, b) or ()])
@@ -111,25 +119,25 @@ def product(a: Array, b: Array, out: Array) -> None:
 def gather(values: Array, rows: Array, out: Array) -> Array:
     """Return values[rows] in `out`, shape (rows, ...); row numbers must be in range."""
     # with mode "clip", NumPy writes directly to `out`
-    if out.size < 2 * ROWS or count() == 1:
+    if out.size < 2 * MIN_GATHER or count() == 1:
         return values.take(rows, 0, out, "clip")
-    parts = split(len(rows), -(-len(rows) * ROWS // out.size))
+    parts = split(len(rows), -(-len(rows) * MIN_GATHER // out.size))
     share([partial(values.take, rows[p], 0, out[p], "clip") for p in parts], blas_threads())
     return out
 
 
 def parts_of(arrays: Sequence[Array]) -> list[list[Array]]:
     """Split 1-D arrays of equal size among the threads; return them as one part if too small to split."""
-    if arrays[0].size < 2 * PART or count() == 1:
+    if arrays[0].size < 2 * MIN_PASS or count() == 1:
         return [list(arrays)]
-    return [[a[p] for a in arrays] for p in split(arrays[0].size, PART)]
+    return [[a[p] for a in arrays] for p in split(arrays[0].size, MIN_PASS)]
 
 
 def sum_of_squares(a: Array) -> float:
     """Return the sum of a[i]^2 over a 1-D array."""
-    if a.size < 2 * PART or count() == 1:
+    if a.size < 2 * MIN_PASS or count() == 1:
         return float(a.dot(a))
-    parts = split(a.size, PART)
+    parts = split(a.size, MIN_PASS)
     sums = np.empty(len(parts), a.dtype)
     share([partial(np.dot, a[p], a[p], sums[i, ...]) for i, p in enumerate(parts)])
     return float(sums.sum())
