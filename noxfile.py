@@ -64,7 +64,7 @@ def run_suite(session: nox.Session, backend: str, extra: str = "") -> None:
     session.install(f".[test,{extra}]" if extra else ".[test]", *LIBRARIES[backend])
     environment = {"XPNET_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": "", **coverage(session)}
     options = [*([] if backend == "cupy" else SIDE_BY_SIDE), *session.posargs]  # there is one GPU
-    left_out = ["tests/test_examples.py"]
+    left_out = ["tests/test_examples.py", "tests/peers"]
     if "COVERAGE_FILE" in environment:
         session.run("python", "-m", "pytest", *NOT_MEASURED, *options, env=environment)
         left_out += NOT_MEASURED
@@ -81,6 +81,13 @@ def coverage(session: nox.Session) -> dict[str, str]:
     setting = [os.environ.get(name, "") for name in ("XPNET_KERNELS", "XPNET_DEVICE")]
     name = "".join(c if c.isalnum() else "-" for c in "-".join([session.name, *setting]))
     return {"COVERAGE_FILE": os.path.join(folder, f".coverage.{name}")}
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Compare every part with other libraries, on NumPy in float64."""
+    session.install(".[test]", *LIBRARIES["torch"], *LIBRARIES["jax"], "optax")
+    session.run("python", "-m", "pytest", "tests/peers", "-n", "auto", *session.posargs)
 
 
 @nox.session
