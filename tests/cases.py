@@ -8,8 +8,9 @@ import math
 
 import numpy as np
 
-from xpnet import metrics
+from xpnet import activations, metrics
 from xpnet.layers import (
+    ELU,
     Activation,
     BatchNormalization,
     Dense,
@@ -38,17 +39,105 @@ from xpnet.schedules import ExponentialDecay
 
 RNG = np.random.default_rng(0)
 
-# Activations: name -> the function by NumPy.
+# Activations: name -> (object, the function by NumPy). The objects with the default settings have their own name.
+
+
+def normal(z):
+    """Return the normal distribution function."""
+    return (1 + np.vectorize(math.erf)(z / math.sqrt(2))) / 2
+
+
+def log_1p_exp(z):
+    return np.logaddexp(0, z)
+
+
+def softmax(z, axis=-1):
+    e = np.exp(z - z.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def sparsemax(z, axis=-1):
+    """Search t with sum(max(z - t, 0)) = 1 by bisection."""
+    z = np.asarray(z, np.float64)
+    high = z.max(axis, keepdims=True)
+    low = high - 1.0
+    for _ in range(60):
+        t = (low + high) / 2
+        above = np.maximum(z - t, 0).sum(axis, keepdims=True) > 1
+        low, high = np.where(above, t, low), np.where(above, high, t)
+    return np.maximum(z - low, 0)
+
+
+def glu(z, axis=-1):
+    u, v = np.split(z, 2, axis)
+    return u / (1 + np.exp(-v))
+
 
 ACTIVATIONS = {
-    "linear": lambda z: z,
-    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
-    "tanh": lambda z: (np.exp(z) - np.exp(-z)) / (np.exp(z) + np.exp(-z)),
-    "relu": lambda z: np.where(z > 0, z, 0),
-    "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
-    "softmax": lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True),
-    "step": lambda z: np.where(z > 0, 1.0, 0.0),
+    "linear": (activations.Linear(), lambda z: z),
+    "sigmoid": (activations.Sigmoid(), lambda z: 1 / (1 + np.exp(-z))),
+    "tanh": (activations.Tanh(), lambda z: (np.exp(z) - np.exp(-z)) / (np.exp(z) + np.exp(-z))),
+    "relu": (activations.ReLU(), lambda z: np.where(z > 0, z, 0)),
+    "relu_max": (activations.ReLU(max_value=1.5), lambda z: np.clip(z, 0, 1.5)),
+    "relu_slope": (activations.ReLU(0.3), lambda z: np.where(z > 0, z, 0.3 * z)),
+    "relu_all": (
+        activations.ReLU(0.2, max_value=2.0, threshold=0.4),
+        lambda z: np.where(z > 0.4, np.minimum(z, 2), 0.2 * (z - 0.4)),
+    ),
+    "relu6": (activations.ReLU6(), lambda z: np.clip(z, 0, 6)),
+    "leaky_relu": (activations.LeakyReLU(), lambda z: np.where(z > 0, z, 0.01 * z)),
+    "elu": (activations.Elu(), lambda z: np.where(z > 0, z, np.exp(np.minimum(z, 0)) - 1)),
+    "elu_steep": (activations.Elu(2.5), lambda z: np.where(z > 0, z, 2.5 * np.expm1(np.minimum(z, 0)))),
+    "elu_negative": (activations.Elu(-0.5), lambda z: np.where(z > 0, z, -0.5 * np.expm1(np.minimum(z, 0)))),
+    "selu": (
+        activations.Selu(),
+        lambda z: 1.0507009873554805 * np.where(z > 0, z, 1.6732632423543772 * np.expm1(np.minimum(z, 0))),
+    ),
+    "celu": (activations.Celu(), lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0)))),
+    "celu_wide": (activations.Celu(2.0), lambda z: np.where(z > 0, z, 2 * np.expm1(np.minimum(z, 0) / 2))),
+    "threshold": (activations.Threshold(), lambda z: np.where(z > 1, z, 0)),
+    "threshold_far": (activations.Threshold(-2.0, 7.0), lambda z: np.where(z > -2, z, 7)),
+    "exponential": (activations.Exponential(), np.exp),
+    "gelu": (activations.Gelu(), lambda z: z * normal(z)),
+    "gelu_tanh": (
+        activations.Gelu(approximate=True),
+        lambda z: z / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+    ),
+    "silu": (activations.Silu(), lambda z: z / (1 + np.exp(-z))),
+    "softplus": (activations.Softplus(), log_1p_exp),
+    "softsign": (activations.Softsign(), lambda z: z / (1 + np.abs(z))),
+    "mish": (activations.Mish(), lambda z: z * np.tanh(log_1p_exp(z))),
+    "squareplus": (activations.Squareplus(), lambda z: (z + np.sqrt(z * z + 4)) / 2),
+    "squareplus_sharp": (activations.Squareplus(0.1), lambda z: (z + np.sqrt(z * z + 0.1)) / 2),
+    "sparse_plus": (
+        activations.SparsePlus(),
+        lambda z: np.where(z <= -1, 0, np.where(z < 1, (z + 1) ** 2 / 4, z)),
+    ),
+    "log_sigmoid": (activations.LogSigmoid(), lambda z: -log_1p_exp(-z)),
+    "sparse_sigmoid": (activations.SparseSigmoid(), lambda z: np.clip((z + 1) / 2, 0, 1)),
+    "hard_sigmoid": (activations.HardSigmoid(), lambda z: np.clip(z + 3, 0, 6) / 6),
+    "hard_silu": (activations.HardSilu(), lambda z: z * np.clip(z + 3, 0, 6) / 6),
+    "hard_tanh": (activations.HardTanh(), lambda z: np.clip(z, -1, 1)),
+    "hard_shrink": (activations.HardShrink(), lambda z: np.where(np.abs(z) > 0.5, z, 0)),
+    "hard_shrink_far": (activations.HardShrink(1.5), lambda z: np.where(np.abs(z) > 1.5, z, 0)),
+    "soft_shrink": (activations.SoftShrink(), lambda z: np.sign(z) * np.maximum(np.abs(z) - 0.5, 0)),
+    "soft_shrink_far": (activations.SoftShrink(1.5), lambda z: np.sign(z) * np.maximum(np.abs(z) - 1.5, 0)),
+    "tanh_shrink": (activations.TanhShrink(), lambda z: z - np.tanh(z)),
+    "softmax": (activations.Softmax(), softmax),
+    "softmax_columns": (activations.Softmax(axis=-2), lambda z: softmax(z, -2)),
+    "log_softmax": (activations.LogSoftmax(), lambda z: z - np.logaddexp.reduce(z, -1, keepdims=True)),
+    "log_softmax_columns": (
+        activations.LogSoftmax(axis=-2),
+        lambda z: z - np.logaddexp.reduce(z, -2, keepdims=True),
+    ),
+    "sparsemax": (activations.Sparsemax(), sparsemax),
+    "sparsemax_columns": (activations.Sparsemax(axis=-2), lambda z: sparsemax(z, -2)),
+    "glu": (activations.Glu(), glu),
+    "glu_columns": (activations.Glu(axis=-2), lambda z: glu(z, -2)),
+    "step": (activations.Step(), lambda z: np.where(z > 0, 1.0, 0.0)),
 }
+ELEMENTWISE = [n for n, (f, _) in ACTIVATIONS.items() if not hasattr(f, "axis") and n != "step"]  # and trainable
+NAMED = [name for name, (f, _) in ACTIVATIONS.items() if f.name == name]  # those with the default settings
 
 # Initializers: name -> (bound, standard deviation) for fan_in 300 and fan_out 200; None for all the same.
 
@@ -79,10 +168,14 @@ LAYERS = {
     "dense_softmax": lambda: Dense(4, "softmax", dtype="float64"),
     "activation": lambda: Activation("tanh"),
     "relu": lambda: ReLU(),
+    "relu_all": lambda: ReLU(max_value=1.2, negative_slope=0.3, threshold=0.05),
+    "elu": lambda: ELU(),
+    "elu_steep": lambda: ELU(1.5),
     "leaky_relu": lambda: LeakyReLU(0.3),
     "sigmoid": lambda: Sigmoid(),
     "tanh": lambda: Tanh(),
     "softmax": lambda: Softmax(),
+    "dense_glu": lambda: Dense(4, "glu"),
     "prelu": lambda: PReLU(alpha_initializer="random_normal", alpha_regularizer="l1"),
     "dropout": lambda: Dropout(0.4),
     "dropout_0": lambda: Dropout(0),

@@ -13,7 +13,7 @@ from xpnet.fusion.update import update_graph
 from xpnet.optimizers import adaptive
 
 KINDS = {
-    "ACTIVATIONS": (activations, lambda name, row: activations.get(name)),
+    "ACTIVATIONS": (activations, lambda name, row: row[0]),
     "INITIALIZERS": (initializers, lambda name, row: initializers.get(name)),
     "LAYERS": (layers, lambda name, row: row()),
     "LOSSES": (losses, lambda name, row: row[0](**row[1])),

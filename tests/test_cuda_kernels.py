@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
+import cases
 import cuda_on_host
 import cupy_like
 import numpy as np
@@ -27,6 +28,7 @@ from xpnet.backend.base import make_backend
 from xpnet.core import ops
 from xpnet.core.params import Layout, ParamSpec
 from xpnet.core.random import DRAW, Stream, keep_mask
+from xpnet.core.special import erf
 from xpnet.fusion import cuda as fusion
 from xpnet.fusion.activation import activation_graphs
 from xpnet.fusion.trace import trace
@@ -163,7 +165,7 @@ class Everything(activations.Activation):
     def forward(self, xp, z):
         size = xp.minimum(xp.abs(z), xp.full_like(z, 3.0))
         even = (xp.isfinite(z) & ~xp.isnan(z)) | (z == 0.0)
-        roots = xp.sqrt(size) + xp.log(1.0 + size) - xp.log1p(size) + xp.expm1(-size) + size**1.5
+        roots = xp.sqrt(size) + xp.log(1.0 + size) - xp.log1p(size) + xp.expm1(-size) + size**1.5 + erf(xp, size)
         return xp.where(even & (z != 1.0), xp.sign(z) * roots, xp.tanh(xp.exp(z))) + xp.astype(z >= 0.5, z.dtype)
 
     def backward(self, xp, da, z, a):
@@ -172,13 +174,13 @@ class Everything(activations.Activation):
 
 
 ACTIVATIONS = {
-    **{name: activations.get(name) for name in ("linear", "relu", "tanh", "sigmoid", "leaky_relu")},
+    **{name: cases.ACTIVATIONS[name][0] for name in cases.ELEMENTWISE},
     "leaky_relu, steep": activations.LeakyReLU(0.5),
     "leaky_relu, negative": activations.LeakyReLU(-0.3),
     "swish": Swish(),
     "everything": Everything(),
 }
-NOT_ELEMENTWISE = {activations.Softmax, activations.Step}  # and what has no derivative
+NOT_ELEMENTWISE = {type(f) for name, (f, _) in cases.ACTIVATIONS.items() if name not in cases.ELEMENTWISE}
 
 
 def test_the_table_has_every_activation():
@@ -192,7 +194,7 @@ def of_two(xp, a, b):
     """Return what each operation makes of two numbers, those that are no functions of reals among others."""
     numbers = [a + b, a - b, a * b, a / b, xp.maximum(a, b), xp.minimum(a, b), xp.pow(a, b), xp.where(a > b, a, b)]
     numbers += [f(a) for f in (xp.abs, xp.floor, xp.sign, xp.sqrt, xp.exp, xp.expm1)]
-    numbers += [f(a) for f in (xp.log, xp.log1p, xp.tanh)]
+    numbers += [xp.log(a), xp.log1p(a), xp.tanh(a), erf(xp, a)]
     flags = [a > b, a >= b, a < b, a <= b, a == b, a != b, xp.isnan(a), xp.isfinite(a)]
     flags += [(a > 0) & (b > 0), (a > 0) | (b > 0), ~(a > 0)]
     return [-a, *numbers, *(xp.where(flag, xp.ones_like(a), 2.0 * xp.ones_like(a)) for flag in flags)]
@@ -275,7 +277,11 @@ def test_where_scores_are_kept(compiler):
     kept = {
         name for name, f in ACTIVATIONS.items() if activation_kernels(Device.backend_of("float32"), f).keeps_scores
     }
-    assert kept == {"leaky_relu, negative", "swish", "everything"}
+    assert kept == {
+        "elu_negative", "everything", "gelu", "gelu_tanh", "hard_silu", "leaky_relu, negative", "mish", "relu_all",
+        "relu_max", "relu_slope", "silu", "softsign", "sparse_plus", "swish", "tanh_shrink", "threshold",
+        "threshold_far",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("rows", "units"), [(1, 1), (8, 31), (9, 65), (100, 3)])

@@ -5,10 +5,10 @@ import os
 
 import numpy as np
 import pytest
-from cases import ACTIVATIONS
+from cases import ACTIVATIONS, ELEMENTWISE
 
 import xpnet as xn
-from xpnet import activations, kernels, setting
+from xpnet import kernels, setting
 from xpnet.activations import Activation, LeakyReLU, ReLU
 from xpnet.backend import get_backend
 from xpnet.core import ops
@@ -58,7 +58,7 @@ class Bent(ReLU):
         return xp.where(z > 0, z, 0.5 * z)
 
 
-FUNCTIONS = {name: activations.get(name) for name in ACTIVATIONS if name not in ("softmax", "step")}
+FUNCTIONS = {name: ACTIVATIONS[name][0] for name in ELEMENTWISE}
 FUNCTIONS |= {
     "rising to the left": LeakyReLU(-0.3),
     "swish": Swish(),

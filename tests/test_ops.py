@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from cases import ACTIVATIONS
+from cases import ACTIVATIONS, ELEMENTWISE
 
 from xpnet import activations, initializers, kernels, optimizers, setting
 from xpnet.activations import LeakyReLU
@@ -49,7 +49,7 @@ UPDATES = [
 ]  # fmt: skip
 
 RNG = np.random.default_rng(0)
-TRAINABLE = sorted(set(ACTIVATIONS) - {"softmax", "step"})  # and elementwise
+FUNCTIONS = [*(ACTIVATIONS[name][0] for name in (*ELEMENTWISE, "softmax")), LeakyReLU(-0.3)]
 
 
 @pytest.fixture
@@ -331,19 +331,19 @@ def test_a_formula_must_return_all_slots(ctx):
 def affine_case(op, ctx, rng, n, m):
     """Inputs of few bits: x @ w + b is exact in every order, so no unit is rounded over a kink."""
     out, k = [], m + 2
-    for name in (*TRAINABLE, LeakyReLU(-0.3), "softmax"):
+    for f in FUNCTIONS:
         for bias in (True, False):
             x, w, b, dy = (np.round(4 * rng.standard_normal(s)) / 4 for s in ((n, k), (k, m), (m,), (n, m)))
             w *= 0.5 ** round(np.log2(k) / 2)  # outputs of about 1
             args = [at(ctx, a, ctx.backend.dtype_name) for a in (x, w, b, dy)]
-            y, backward = op(ctx, args[0], args[1], args[2] if bias else None, activations.get(name))
+            y, backward = op(ctx, args[0], args[1], args[2] if bias else None, f)
             room = {"kernel": ctx.xp.empty((k, m), dtype=ctx.dtype), "bias": ctx.xp.empty((m,), dtype=ctx.dtype)}
             y_before = np.array(ctx.backend.host(y))
             dx, grads = backward(args[3], room if bias and n % 2 else {})
             np.testing.assert_array_equal(ctx.backend.host(y), y_before)
             same_as_before(ctx, args, (x, w, b, dy))
             out += [y, dx, grads["kernel"], *([grads["bias"]] if bias else [])]
-            y, backward = op(ctx, args[0], args[1], args[2] if bias else None, activations.get(name))
+            y, backward = op(ctx, args[0], args[1], args[2] if bias else None, f)
             assert backward(args[3], {}, want_dx=False)[0] is None
     deep = at(ctx, rng.standard_normal((2, n, m)), ctx.backend.dtype_name)
     square = at(ctx, rng.standard_normal((m, m)), ctx.backend.dtype_name)
@@ -353,10 +353,10 @@ def affine_case(op, ctx, rng, n, m):
 
 def activate_case(op, ctx, rng, n, m):
     out, dtype = [], ctx.backend.dtype_name
-    for name, shape in product((*TRAINABLE, LeakyReLU(-0.3), "softmax"), ((n, m), (2, n, m), (m,))):
+    for f, shape in product(FUNCTIONS, ((n, m), (2, n, m), (m,))):
         x, dy = rng.standard_normal((2, *shape))
         args = [at(ctx, a, dtype) for a in (x, dy)]
-        y, back = op(ctx, args[0], activations.get(name))
+        y, back = op(ctx, args[0], f)
         y_before = np.array(ctx.backend.host(y))
         dx = back(args[1])
         np.testing.assert_array_equal(ctx.backend.host(y), y_before)

@@ -7,7 +7,18 @@ Which backend does the work, strongest first: an explicit argument or `use_backe
 variable `XPNET_BACKEND` (with `XPNET_DEVICE` and `XPNET_DTYPE`); the library of the arrays passed in; NumPy.
 """
 
-from .base import BACKENDS, LARGEST_COUNT, POLICIES, Array, Backend, host_of, library_of, np, traced
+from .base import (
+    BACKENDS,
+    LARGEST_COUNT,
+    POLICIES,
+    Array,
+    Backend,
+    host_of,
+    library_of,
+    np,
+    special_function,
+    traced,
+)
 from .choose import (
     available_backends,
     floating,
@@ -47,6 +58,7 @@ __all__ = [
     "np",
     "probe",
     "resolve",
+    "special_function",
     "traced",
     "use_backend",
 ]

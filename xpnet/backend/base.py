@@ -46,6 +46,7 @@ class Backend:
     wide: bool = True
     checked: ClassVar[bool] = False  # twins are compared with their bodies on the device at hand
     pooled: ClassVar[bool] = False  # freed memory is handed out again by the library, not by the system
+    special: ClassVar[str | None] = None  # the library's module of special functions, beside its namespace
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
         if dtype not in POLICIES:
@@ -212,6 +213,13 @@ def make_backend(cls: type[Backend], device: str | None, dtype: str) -> Backend:
             f"backend {cls.name!r} is not installed here or can't be loaded ({error}); "
             f"install it with: {cls.install}; got {cls.name!r}"
         ) from error
+
+
+def special_function(xp: Any, name: str) -> Callable[[Array], Array] | None:
+    """Return the function of that name that the library of a namespace has beside it; None without one."""
+    package = getattr(xp, "__name__", None)
+    module = next((cls.special for cls in BACKENDS.values() if cls.package == package), None)
+    return None if module is None else getattr(importlib.import_module(module), name, None)
 
 
 def library_of(x: Any) -> str | None:

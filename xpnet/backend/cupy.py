@@ -20,6 +20,7 @@ class CupyBackend(Backend):  # needs a GPU
     inplace = pooled = checked = True
     name = "cupy"
     package = "array_api_compat.cupy"
+    special = "cupyx.scipy.special"
     install = "pip install 'xpnet[cuda13]' (CUDA 13) or 'xpnet[cuda12]' (CUDA 12)"
 
     def _device(self, device: str | None) -> Any:

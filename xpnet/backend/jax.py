@@ -18,6 +18,7 @@ class JaxBackend(Backend):
 
     name = "jax"
     package = "jax.numpy"
+    special = "jax.lax"
     install = "pip install jax"
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform, overload
 
 from ..errors import InvalidTypeError, InvalidValueError, UnknownNameError, unknown_name
-from .settings import Setting, changes, constructor, part, setting, settings_of
+from .settings import REQUIRED, Setting, changes, constructor, part, setting, settings_of
 
 __all__ = [
     "Configurable", "Registry", "custom_object_scope", "fingerprint", "is_described", "overrides", "plain",
@@ -127,6 +127,13 @@ class Configurable:
         except BaseException:  # Ctrl-C too: the setting is as it was, and the exception goes on
             kept[name] = before
             raise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled part; settings that its version did not have get their defaults."""
+        lacking = {name: declared for name, declared in self._settings.items() if name not in state}
+        found = {k: s.checked(k, s.default) for k, s in lacking.items() if s.default is not REQUIRED}
+        vars(self).update(found, **state)
+        self.check_settings()
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values (numbers, strings, lists, dictionaries)."""
@@ -286,8 +293,14 @@ def _arguments(cls: Any) -> tuple[str, ...]:
 
 def _classes(name: Any) -> list[Any]:
     """Return the classes of that name: user-defined ones, then those of every kind."""
-    found = [_lookup(classes, name) for classes in (_custom.classes, *(r.classes for r in _registries))]
+    found = [_described(classes, name) for classes in (_custom.classes, *(r.classes for r in _registries))]
     return list(dict.fromkeys(cls for cls in found if cls is not None))
+
+
+def _described(classes: Mapping[str, Any], name: Any) -> Any:
+    """Return the class that a config names: a user-defined `Swish` is not what xpnet calls "swish"."""
+    cls = _lookup(classes, name)
+    return cls if cls is not None and (name in classes or cls.__name__.lower() == name.lower()) else None
 
 
 def _lookup(classes: Mapping[str, Any], name: Any) -> Any:
@@ -349,8 +362,11 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: it is not registered; the message suggests the closest names.
         """
+        return self._find(_lookup, name, custom_objects)
+
+    def _find(self, look_up: Callable[..., Any], name: object, custom_objects: Any) -> type[T]:
         known = self._known(custom_objects)
-        found = _lookup(known, name)
+        found = look_up(known, name)
         if found is None:
             raise unknown_name(self.kind, name, {n for n in known if n == n.lower()} or known)
         return found
@@ -381,7 +397,7 @@ class Registry(Generic[T]):
         if isinstance(identifier, type) and issubclass(identifier, self.base):
             return identifier()
         if _is_config(identifier):
-            cls = self.find(identifier["class_name"], custom_objects)
+            cls = self._find(_described, identifier["class_name"], custom_objects)
             config = identifier["config"]
             try:
                 with custom_object_scope(custom_objects):

@@ -81,18 +81,18 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     z = product(ctx, rows, kernel)
     if bias is not None:
         z = z + xp.expand_dims(bias, axis=-2)  # of one rank: JAX may be told to refuse others
-    y, back = ctx.ops.activate(ctx, z, activation)
-    out_shape = (*x.shape[:-1], kernel.shape[-1])
+    shape = z.shape
+    y, back = ctx.ops.activate(ctx, z if rows is x else xp.reshape(z, (*x.shape[:-1], shape[-1])), activation)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
-        dz = back(xp.reshape(dy, z.shape))
+        dz = xp.reshape(back(dy), shape)
         grads = {"kernel": product(ctx, xp.matrix_transpose(rows), dz)}
         if bias is not None:
             grads["bias"] = xp.sum(dz, axis=-2)
         dx = xp.reshape(product(ctx, dz, xp.matrix_transpose(kernel)), x.shape) if want_dx else None
         return dx, grads
 
-    return (y if x.ndim <= kernel.ndim else xp.reshape(y, out_shape)), backward
+    return y, backward
 
 
 def activate(ctx: Any, x: Array, activation: Any) -> tuple[Array, Callable[[Array], Array]]:

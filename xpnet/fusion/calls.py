@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from ..core.special import rational_erf
 from .numbers import numbers_of
-from .trace import Graph, Node
+from .trace import Graph, Node, rewritten
 
-__all__ = ["Call", "Plan", "by_bits", "contract", "plan"]
+__all__ = ["Call", "Plan", "by_bits", "contract", "plan", "without_erf"]
 
 
 class Call(NamedTuple):
@@ -81,6 +82,12 @@ def by_bits(graph: Graph) -> Graph:
             x = add("differ", x if nodes[x].rank or nodes[y].rank else add("copy", x), y)
         nodes[i] = Node("differ", (add("keep", c, x), y), 1, False)
     return _reordered(graph, nodes)
+
+
+@lru_cache(maxsize=256)
+def without_erf(graph: Graph) -> Graph:
+    """Return the graph with each erf in operations of the standard, for NumPy, which has no such function."""
+    return rewritten(graph, "erf", rational_erf)
 
 
 def _is_zero(graph: Graph, place: int) -> bool:

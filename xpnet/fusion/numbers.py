@@ -106,7 +106,7 @@ def _sign(a: Any) -> Any:
     return 1.0 if a > 0 else -1.0 if a < 0 else a
 
 
-_COMMON = {"abs": abs, "astype": float, "maximum": _maximum, "minimum": _minimum, "sign": _sign}
+_COMMON = {"abs": abs, "astype": float, "erf": math.erf, "maximum": _maximum, "minimum": _minimum, "sign": _sign}
 _FUNCTIONS = ("sqrt", "exp", "expm1", "log", "log1p", "tanh", "floor", "pow")
 
 

@@ -17,11 +17,11 @@ from functools import cached_property
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn
 
-__all__ = ["Graph", "Node", "NotElementwise", "trace"]
+__all__ = ["Graph", "Node", "NotElementwise", "rewritten", "trace"]
 
-# The operations, under the names of the standard: real -> real, real -> Boolean, Boolean -> Boolean. Others come
-# down to these: isnan(x) is x != x, isfinite(x) is |x| < inf, square(x) is x x.
-UNARY = {"negative", "abs", "sign", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "floor"}
+# The operations, under the names of the standard (and erf, see `core.special`): real -> real, real -> Boolean,
+# Boolean -> Boolean. Others are made of these: isnan(x) is x != x, isfinite(x) is |x| < inf, square(x) is x x.
+UNARY = {"negative", "abs", "sign", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "erf", "floor"}
 BINARY = {"add", "subtract", "multiply", "divide", "pow", "maximum", "minimum"}
 COMPARISONS = {"greater", "greater_equal", "less", "less_equal", "equal", "not_equal"}
 LOGIC = {"logical_and", "logical_or", "logical_not"}
@@ -117,6 +117,23 @@ def trace(make: Callable[[Any], Callable[..., Any]], arrays: int, numbers: int =
         raise NotElementwise(f"the formula raises on symbols; got {error!r}") from error
     outputs = [tracer.real(r) for r in (results if isinstance(results, (tuple, list)) else (results,))]
     return tracer.graph(outputs, arrays, numbers)
+
+
+def rewritten(graph: Graph, op: str, formula: Callable[..., Any]) -> Graph:
+    """Return the graph with `formula(xp, *operands)` in place of each operation `op` on arrays."""
+    tracer = _Tracer()
+    xp, values = _Namespace(tracer), list[Symbol]()
+    for node in graph.nodes:
+        if node.op == "constant":
+            value = tracer.take(graph.constants[node.args[0]])
+        elif not node.is_operation:
+            value = tracer.symbol(*node)
+        elif node.op == op and node.rank:
+            value = formula(xp, *(values[k] for k in node.args))
+        else:
+            value = tracer.apply(node.op, *(values[k] for k in node.args))
+        values.append(value)
+    return tracer.graph([values[k] for k in graph.outputs], graph.arrays, graph.numbers)
 
 
 class _Tracer:

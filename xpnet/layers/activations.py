@@ -6,12 +6,12 @@ from typing import Any
 
 from .. import activations, initializers, regularizers
 from ..backend import Array
-from ..core.settings import part, setting
+from ..core.settings import optional, part, setting
 from ..errors import number
 from ..kernels.context import Context
 from .base import Backward, Layer, Stateless, registry
 
-__all__ = ["Activation", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "Tanh"]
+__all__ = ["ELU", "Activation", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "Tanh"]
 
 
 @registry.register
@@ -19,7 +19,7 @@ class Activation(Stateless):
     """y = f(x).
 
     Args:
-        activation: a name or an `xpnet.activations.Activation`. name, dtype, trainable: see `Layer`.
+        activation: a name or an object of `xpnet.activations.Activation`. name, dtype, trainable: see `Layer`.
 
     Raises:
         UnknownNameError: no activation has that name.
@@ -32,56 +32,100 @@ class Activation(Stateless):
 
     activation: Any = part(activations.get)
 
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of f(x), which is that of x except for functions such as `"glu"`."""
+        return self.activation.output_shape((0, *input_shape))[1:]
+
     def call(self, ctx: Context, x: Array) -> tuple[Array, Any]:
         """Return f(x); dx = f'(x) dy."""
         return ctx.ops.activate(ctx, x, self.activation)
 
 
-@registry.register
-class ReLU(Activation):
-    """y = max(x, 0). Args: name, dtype, trainable (see `Layer`)."""
+class Function(Activation):
+    """Base class of the layers of one function, which have its settings.
 
-    activation = activations.ReLU()
+    A subclass sets `function`, a class, and declares settings of the same names.
+    """
 
+    function: type[activations.Activation]
+    activation: Any = None  # no setting: `check_settings` makes it
 
-@registry.register
-class Sigmoid(Activation):
-    """y = 1 / (1 + exp(-x)). Args: name, dtype, trainable (see `Layer`)."""
-
-    activation = activations.Sigmoid()
-
-
-@registry.register
-class Tanh(Activation):
-    """y = tanh(x). Args: name, dtype, trainable (see `Layer`)."""
-
-    activation = activations.Tanh()
+    def check_settings(self) -> None:
+        """Make the function of the settings as they are now: a new object, so that a step is made anew."""
+        settings = {name: getattr(self, name) for name in self.function._settings}
+        vars(self)["activation"] = self.function(**settings)
 
 
 @registry.register
-class Softmax(Activation):
-    """y = exp(x) / sum(exp(x)) along the last axis. Args: name, dtype, trainable (see `Layer`)."""
+class ReLU(Function):
+    """y = max(x, 0), or what other settings make of it: see `xpnet.activations.ReLU`.
 
-    activation = activations.Softmax()
+    Args:
+        max_value: the largest value, >= 0; None: there is none. negative_slope: slope up to the threshold, >= 0.
+        threshold: where the part of slope 1 begins, >= 0. name, dtype, trainable: see `Layer`.
+
+    >>> ReLU(max_value=6.0)([[-1.0, 2.0, 9.0]]).tolist()
+    [[0.0, 2.0, 6.0]]
+    """
+
+    function = activations.ReLU
+
+    max_value: float | None = setting(optional(number), 0, default=None)
+    negative_slope: float = setting(number, 0, default=0.0)
+    threshold: float = setting(number, 0, default=0.0)
 
 
 @registry.register
-class LeakyReLU(Activation):
+class LeakyReLU(Function):
     """y = x for x > 0, else negative_slope * x.
 
     Args:
         negative_slope: 0.01 as in PyTorch (Keras has 0.3 here). name, dtype, trainable: see `Layer`.
     """
 
+    function = activations.LeakyReLU
+
     negative_slope: float = setting(number, default=0.01)
 
-    @property  # type: ignore[misc]
-    def activation(self) -> activations.Activation:
-        """The function with the current slope: one object while the slope stays, so that it is traced once."""
-        found = vars(self).get("_function")
-        if found is None or found.negative_slope != self.negative_slope:
-            found = vars(self)["_function"] = activations.LeakyReLU(self.negative_slope)
-        return found
+
+@registry.register
+class ELU(Function):
+    """y = x for x > 0, else alpha (exp(x) - 1).
+
+    Args:
+        alpha: minus the value far to the left. name, dtype, trainable: see `Layer`.
+    """
+
+    function = activations.Elu
+
+    alpha: float = setting(number, default=1.0)
+
+
+@registry.register
+class Sigmoid(Function):
+    """y = 1 / (1 + exp(-x)). Args: name, dtype, trainable (see `Layer`)."""
+
+    function = activations.Sigmoid
+
+
+@registry.register
+class Tanh(Function):
+    """y = tanh(x). Args: name, dtype, trainable (see `Layer`)."""
+
+    function = activations.Tanh
+
+
+@registry.register
+class Softmax(Function):
+    """y = exp(x) / sum(exp(x)) along an axis.
+
+    Args:
+        axis: of the whole array with its batch axis; -1 is the last one. name, dtype, trainable: see `Layer`.
+    """
+
+    function = activations.Softmax
+
+    axis: int = setting(number, integer=True, default=-1)
 
 
 @registry.register

@@ -257,7 +257,7 @@ class Layer(Configurable):
             return None
         own = getattr(self, "activation", None)
         exact = activations.registry.classes.get(activation, type(own))  # excludes subclasses of the same name
-        if type(own) is not exact or own is None or own.name != activation:
+        if type(own) is not exact or own is None or own.get_config() != exact().get_config():
             return None
         bare: Any = object.__new__(type(self))  # not `copy`, which would also copy the weights
         vars(bare).update(vars(self), activation=activations.get("linear"))

@@ -56,7 +56,7 @@ class Dense(Layer):
         )
         if self.use_bias:
             self.add_weight("bias", (self.units,), self.bias_initializer, regularizer=self.bias_regularizer)
-        return (*input_shape[:-1], self.units)
+        return self.activation.output_shape((0, *input_shape[:-1], self.units))[1:]
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return f(x W + b) and its backward."""

@@ -47,6 +47,8 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     given, narrow = (x, kernel) if bias is None else (x, kernel, bias), ctx.backend.narrow
     if not (fit(ctx, *given) and x.ndim >= kernel.ndim == 2 and x.size and kernel.size):
         return ops.affine(ctx, x, kernel, bias, activation)
+    if x.ndim > 2 and getattr(activation, "axis", -1) != -1:  # which rows are not enough for
+        return ops.affine(ctx, x, kernel, bias, activation)
     if x.ndim > 2:
         return _affine_of_rows(ctx, x, kernel, bias, activation)
     if narrow and not available():
