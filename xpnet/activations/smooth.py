@@ -34,8 +34,8 @@ class Gelu(Activation):
     D. Hendrycks, K. Gimpel, "Gaussian error linear units", 2016.
 
     Args:
-        approximate: whether to take Phi(z) = (1 + tanh(u)) / 2, u = sqrt(2 / pi) (z + 0.044715 z^3), which
-            changes f by less than 5e-4. Then Phi'(z) = (1 - tanh(u)^2) u' / 2.
+        approximate: whether to take Phi(z) = (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u)), which changes f by less than
+            5e-4, with u = sqrt(2 / pi) (z + 0.044715 z^3). Then Phi'(z) = 2 u' e / (1 + e)^2, e = exp(-|2 u|).
 
     How exact erf is: see `xpnet.core.special`.
 
@@ -47,19 +47,22 @@ class Gelu(Activation):
 
     def forward(self, xp: Any, z: Array) -> Array:
         """Return z Phi(z)."""
-        return 0.5 * z * (1.0 + (xp.tanh(_gelu_u(z)) if self.approximate else erf(xp, z / math.sqrt(2))))
+        if self.approximate:
+            return z * logistic(xp, _twice_u(z))
+        return 0.5 * z * (1.0 + erf(xp, z / math.sqrt(2)))
 
     def backward(self, xp: Any, da: Array, z: Array, a: Array) -> Array:
         """Return da (Phi(z) + z Phi'(z))."""
         if not self.approximate:
             density = xp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
             return da * (0.5 * (1.0 + erf(xp, z / math.sqrt(2))) + z * density)
-        t, slope = xp.tanh(_gelu_u(z)), math.sqrt(2 / math.pi) * (1.0 + 3 * 0.044715 * z * z)
-        return da * (0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * slope)
+        v, slope = _twice_u(z), math.sqrt(8 / math.pi) * (1.0 + 3 * 0.044715 * z * z)
+        e = xp.exp(-xp.abs(v))
+        return da * (logistic(xp, v) + z * slope * (e / ((1.0 + e) * (1.0 + e))))
 
 
-def _gelu_u(z: Array) -> Array:
-    return math.sqrt(2 / math.pi) * (z + 0.044715 * z * z * z)
+def _twice_u(z: Array) -> Array:
+    return math.sqrt(8 / math.pi) * (z + 0.044715 * z * z * z)
 
 
 @registry.register("swish")
