@@ -16,6 +16,7 @@ from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, Sha
 from xpnet.initializers import Constant
 from xpnet.kernels.context import Context
 from xpnet.layers import (
+    ELU,
     Activation,
     BatchNormalization,
     Dense,
@@ -112,11 +113,17 @@ def test_dense_in_the_notes_form_is_the_transpose():
 
 ACTIVATION_LAYERS = {
     "relu": (ReLU(), lambda x: np.maximum(x, 0)),
+    "relu_all": (
+        ReLU(max_value=1.0, negative_slope=0.5, threshold=0.25),
+        lambda x: np.where(x > 0.25, np.minimum(x, 1), 0.5 * (x - 0.25)),
+    ),
+    "elu": (ELU(2.0), lambda x: np.where(x > 0, x, 2 * np.expm1(np.minimum(x, 0)))),
     "leaky": (LeakyReLU(), lambda x: np.where(x > 0, x, 0.01 * x)),
     "leaky_slope": (LeakyReLU(negative_slope=0.3), lambda x: np.where(x > 0, x, 0.3 * x)),
     "sigmoid": (Sigmoid(), lambda x: 1 / (1 + np.exp(-x))),
     "tanh": (Tanh(), np.tanh),
     "softmax": (Softmax(), lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)),
+    "softmax_1": (Softmax(axis=1), lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True)),
     "by_name": (Activation("tanh"), np.tanh),
     "prelu": (PReLU("ones"), lambda x: x),
     "prelu_constant": (
@@ -469,6 +476,69 @@ def test_without_activation():
     assert layer.without_activation("sigmoid") is None
     assert_close(Softmax().without_activation("softmax")(x), x)
     assert Flatten().without_activation("softmax") is None
+    assert Softmax(axis=1).without_activation("softmax") is None
+    assert Dense(2, xn.activations.Softmax(axis=0)).without_activation("softmax") is None
+
+
+def test_a_layer_of_a_function_has_its_settings(backend64):
+    layer = ReLU(negative_slope=0.5)
+    first = layer.activation
+    assert layer.activation is first
+    layer.max_value = 1.0
+    x = backend64.array([[-2.0, 0.5, 3.0]])
+    assert_close(layer(x), backend64.array([[-1.0, 0.5, 1.0]]))
+    assert first.max_value is None
+    with pytest.raises(InvalidValueError, match=r"max_value must be a finite number >= 0; got -1$"):
+        layer.max_value = -1
+    assert_close(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    assert repr(layer) == "ReLU(max_value=1.0, negative_slope=0.5)"
+
+
+def test_parts_pickled_before_they_had_these_settings(backend64):
+    """Older versions stored no settings of ReLU, no axis of softmax, and no function of a layer."""
+    x = backend64.array([[-2.0, 0.5]])
+    for part, lacking in (
+        (xn.activations.ReLU(), ["negative_slope", "max_value", "threshold"]),
+        (xn.activations.Softmax(), ["axis"]),
+        (ReLU(), ["max_value", "negative_slope", "threshold", "activation"]),
+        (LeakyReLU(0.3), ["activation"]),
+        (Tanh(), ["activation"]),
+    ):
+        kept = part.__getstate__() or {}
+        old = object.__new__(type(part))
+        old.__setstate__({key: value for key, value in kept.items() if key not in lacking})
+        assert_close(old(x), part(x))
+
+
+@pytest.mark.parametrize("axis", [-1, -2, 1, 2, 0])
+def test_dense_with_a_function_along_any_axis(backend64, axis):
+    layer, x = Dense(4, xn.activations.Softmax(axis)), RNG.standard_normal((5, 3, 2))
+    check_gradients(layer, x.shape, backend=backend64)
+    layer.set_weights([RNG.standard_normal((2, 4)), RNG.standard_normal(4)])
+    kernel, bias = layer.get_weights()
+    e = np.exp(x @ kernel + bias)
+    assert_close(layer(backend64.array(x)), backend64.array(e / e.sum(axis, keepdims=True)))
+
+
+def test_glu_halves_the_units(backend64):
+    layer = Dense(6, "glu")
+    assert layer.ensure_built((4,)) == (3,)
+    assert Activation(xn.activations.Glu(1)).ensure_built((4, 3)) == (2, 3)
+    check_gradients(layer, (5, 4), backend=backend64)
+    with pytest.raises(ShapeError, match="even number"):
+        Dense(5, "glu").ensure_built((4,))
+
+
+def test_a_model_of_functions_that_change_the_shape():
+    x, y = RNG.standard_normal((20, 4)), RNG.integers(0, 3, 20)
+    model = xn.Sequential([Dense(8, "glu"), Dense(3, xn.activations.Softmax(axis=1))], seed=0)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    history = model.fit(x, y, epochs=20, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    assert model.predict(x).shape == (20, 3)
+    same = xn.Sequential([Dense(8, "glu"), Dense(3, "softmax")], seed=0)  # which is joined with the loss
+    same.compile("sgd", "sparse_categorical_crossentropy")
+    np.testing.assert_allclose(same.fit(x, y, epochs=20, verbose=0).history["loss"], history, rtol=1e-4)
 
 
 # Errors -------------------------------------------------------------------------------------------------

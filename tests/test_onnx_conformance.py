@@ -13,6 +13,7 @@ import pytest
 
 from xpnet import activations
 from xpnet.core import ops
+from xpnet.core.special import erf
 from xpnet.kernels.context import Context
 from xpnet.layers import BatchNormalization, Dense, Dropout, Flatten, PReLU
 from xpnet.losses import SparseCategoricalCrossentropy
@@ -41,8 +42,16 @@ USED = {
     "activation": [
         "relu", "leakyrelu", "leakyrelu_default", "leakyrelu_example", "sigmoid", "sigmoid_example", "tanh",
         "tanh_example", "softmax_axis_0", "softmax_axis_1", "softmax_axis_2", "softmax_default_axis",
-        "softmax_example", "softmax_large_number", "softmax_negative_axis",
+        "softmax_example", "softmax_large_number", "softmax_negative_axis", "logsoftmax_axis_0",
+        "logsoftmax_axis_1", "logsoftmax_axis_2", "logsoftmax_default_axis", "logsoftmax_example_1",
+        "logsoftmax_large_number", "logsoftmax_negative_axis", "celu", "elu", "elu_default", "elu_example", "exp",
+        "exp_example", "gelu_default_1", "gelu_default_2", "gelu_tanh_1", "gelu_tanh_2", "hardswish", "identity",
+        "mish", "selu", "selu_default", "selu_example", "softplus", "softplus_example", "softsign",
+        "softsign_example", "swish", "thresholdedrelu", "thresholdedrelu_default", "thresholdedrelu_example",
     ],
+    "hard_sigmoid": ["hardsigmoid", "hardsigmoid_default", "hardsigmoid_example"],
+    "erf": ["erf"],
+    "clip": ["clip", "clip_example"],
     "prelu": ["prelu_broadcast", "prelu_example"],
     "gemm": [
         "gemm_all_attributes", "gemm_alpha", "gemm_beta", "gemm_default_no_bias", "gemm_default_scalar_bias",
@@ -139,14 +148,50 @@ def close(backend, found, expected):
 # Running --------------------------------------------------------------------------------------------------
 
 
+ACTIVATIONS = {  # of ONNX -> of the operator's attributes
+    "Celu": lambda alpha=1.0: activations.Celu(alpha),
+    "Elu": lambda alpha=1.0: activations.Elu(alpha),
+    "Exp": activations.Exponential,
+    "Gelu": lambda approximate="none": activations.Gelu(approximate == "tanh"),
+    "HardSwish": activations.HardSilu,
+    "Identity": activations.Linear,
+    "LeakyRelu": lambda alpha=0.01: activations.LeakyReLU(alpha),
+    "LogSoftmax": activations.LogSoftmax,
+    "Mish": activations.Mish,
+    "Relu": activations.ReLU,
+    "Selu": lambda alpha=activations.Selu.alpha, gamma=activations.Selu.scale: selu(alpha, gamma),
+    "Sigmoid": activations.Sigmoid,
+    "Softmax": activations.Softmax,
+    "Softplus": activations.Softplus,
+    "Softsign": activations.Softsign,
+    "Swish": lambda alpha: {1.0: activations.Silu()}[alpha],
+    "Tanh": activations.Tanh,
+    "ThresholdedRelu": lambda alpha=1.0: activations.Threshold(alpha, 0.0),
+}
+
+
+def selu(alpha, gamma):
+    """Return the function with these numbers, which here belong to the class."""
+    return type("Selu", (activations.Selu,), {"alpha": alpha, "scale": gamma})()
+
+
 def run_activation(backend, op, attrs, inputs, outputs):
-    name = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Softmax": "softmax"}[
-        op
-    ]
-    f = activations.LeakyReLU(attrs.get("alpha", 0.01)) if op == "LeakyRelu" else activations.get(name)
-    axis = attrs.get("axis", -1)
-    x, y = (np.moveaxis(a, axis, -1) for a in (inputs[0], outputs[0]))
-    close(backend, f(backend.array(x)), y)
+    close(backend, ACTIVATIONS[op](**attrs)(backend.array(inputs[0])), outputs[0])
+
+
+def run_hard_sigmoid(backend, op, attrs, inputs, outputs):
+    """ONNX has max(0, min(1, alpha x + beta)), ours alpha = 1/6 and beta = 1/2."""
+    z = attrs.get("alpha", 0.2) * inputs[0] + attrs.get("beta", 0.5)
+    close(backend, activations.hard_sigmoid(backend.array(6 * z - 3)), outputs[0])
+
+
+def run_clip(backend, op, attrs, inputs, outputs):
+    assert [float(limit) for limit in inputs[1:]] == [-1.0, 1.0]
+    close(backend, activations.hard_tanh(backend.array(inputs[0])), outputs[0])
+
+
+def run_erf(backend, op, attrs, inputs, outputs):
+    close(backend, erf(backend.xp, backend.array(inputs[0])), outputs[0])
 
 
 def run_prelu(backend, op, attrs, inputs, outputs):
@@ -251,4 +296,4 @@ def test_the_reader_knows_every_form():
     path = Path(FOLDER) / "test_relu" / "test_data_set_0" / "input_0.pb"
     assert tensor(path).shape == (3, 4, 5)
     assert list(fields(bytes([0x08, 0x96, 0x01, 0x22, 0x02, 0x01, 0x02]))) == [(1, 150), (4, b"\x01\x02")]
-    assert sum(map(len, USED.values())) == 86
+    assert sum(map(len, USED.values())) == 123

@@ -103,7 +103,9 @@ class Glu(AlongAxis):
         """Return the shape with half as many elements along the axis."""
         size = input_shape[self.axis]
         if size % 2:
-            raise ShapeError(f"glu needs an even number of elements along axis {self.axis}; got {input_shape}")
+            raise ShapeError(
+                f"glu needs an even number of elements along axis {self.axis}; got {tuple(input_shape)}"
+            )
         shape = list(input_shape)
         shape[self.axis] = size // 2
         return tuple(shape)
