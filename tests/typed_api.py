@@ -44,8 +44,12 @@ def use() -> None:
     assert_type(Scale().factor, float)
     assert_type(Dense(3).units, int)
     AdamW(xn.schedules.ExponentialDecay(0.1, 10, 0.5), 0.01)
+    xn.layers.ReLU(max_value=6.0, name="last")
+    xn.activations.gelu([1.0], approximate=True)
+    Dense(3, xn.activations.Elu(0.5))
     Sign(0.1, beta=0.5)
     Dense(units="3")  # type: ignore[arg-type]
     Dense(3, colour="red")  # type: ignore[call-arg]
     xn.losses.BinaryCrossentropy(from_logits="no")  # type: ignore[arg-type]
     xn.regularizers.L2(l1=0.1)  # type: ignore[call-arg]
+    xn.activations.Softmax(axis="last")  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from .. import activations, initializers, regularizers
 from ..backend import Array
@@ -14,8 +14,24 @@ from .base import Backward, Layer, Stateless, registry
 __all__ = ["ELU", "Activation", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "Tanh"]
 
 
+class Applied(Stateless):
+    """Base class of the layers that apply `activation`, a function."""
+
+    ends_in_activation = True
+
+    activation: ClassVar[Any] = None
+
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of f(x), which is that of x except for functions such as `"glu"`."""
+        return self.activation.output_shape((0, *input_shape))[1:]
+
+    def call(self, ctx: Context, x: Array) -> tuple[Array, Any]:
+        """Return f(x); dx = f'(x) dy."""
+        return ctx.ops.activate(ctx, x, self.activation)
+
+
 @registry.register
-class Activation(Stateless):
+class Activation(Applied):
     """y = f(x).
 
     Args:
@@ -28,30 +44,19 @@ class Activation(Stateless):
     [[0.0, 2.0]]
     """
 
-    ends_in_activation = True
-
-    activation: Any = part(activations.get)
-
-    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of f(x), which is that of x except for functions such as `"glu"`."""
-        return self.activation.output_shape((0, *input_shape))[1:]
-
-    def call(self, ctx: Context, x: Array) -> tuple[Array, Any]:
-        """Return f(x); dx = f'(x) dy."""
-        return ctx.ops.activate(ctx, x, self.activation)
+    activation: Any = part(activations.get)  # type: ignore[misc]
 
 
-class Function(Activation):
+class Function(Applied):
     """Base class of the layers of one function, which have its settings.
 
     A subclass sets `function`, a class, and declares settings of the same names.
     """
 
-    function: type[activations.Activation]
-    activation: Any = None  # no setting: `check_settings` makes it
+    function: ClassVar[type[activations.Activation]]
 
     def check_settings(self) -> None:
-        """Make the function of the settings as they are now: a new object, so that a step is made anew."""
+        """Make the function of the settings as they are now: a new object, so that it is traced anew."""
         settings = {name: getattr(self, name) for name in self.function._settings}
         vars(self)["activation"] = self.function(**settings)
 

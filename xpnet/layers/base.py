@@ -255,9 +255,9 @@ class Layer(Configurable):
         methods = [name for name in ("forward", "call") if hasattr(self, name)]
         if not self.ends_in_activation or any(overrides(self, name, "ends_in_activation") for name in methods):
             return None
-        own = getattr(self, "activation", None)
+        own: Any = getattr(self, "activation", None)
         exact = activations.registry.classes.get(activation, type(own))  # excludes subclasses of the same name
-        if type(own) is not exact or own is None or own.get_config() != exact().get_config():
+        if own is None or type(own) is not exact or own.get_config() != exact().get_config():
             return None
         bare: Any = object.__new__(type(self))  # not `copy`, which would also copy the weights
         vars(bare).update(vars(self), activation=activations.get("linear"))
