@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
-from ..core.special import rational_erf
+from ..core.special import plain_erf
 from .numbers import numbers_of
 from .trace import Graph, Node, rewritten
 
@@ -85,9 +85,13 @@ def by_bits(graph: Graph) -> Graph:
 
 
 @lru_cache(maxsize=256)
-def without_erf(graph: Graph) -> Graph:
-    """Return the graph with each erf in operations of the standard, for NumPy, which has no such function."""
-    return rewritten(graph, "erf", rational_erf)
+def without_erf(graph: Graph, single: bool) -> Graph:
+    """Return the graph with each erf in operations of the standard, for NumPy, which has no such function.
+
+    Args:
+        single: whether the accuracy of float32 is enough.
+    """
+    return rewritten(graph, "erf", partial(plain_erf, single=single))
 
 
 def _is_zero(graph: Graph, place: int) -> bool:

@@ -46,7 +46,7 @@ class Prepared(NamedTuple):
 @lru_cache(maxsize=256)
 def prepared(graph: Graph, homes: tuple[int | None, ...], dtype: Any) -> Prepared:
     """Return a graph's calls. Args: homes: see `fusion.calls.plan`."""
-    graph = by_bits(without_erf(graph))
+    graph = by_bits(without_erf(graph, dtype == np.float32))
     calls, reals, bools = plan(graph, homes)
     found = numbers_of(graph)
     kinds = [np.dtype(np.bool) if graph.nodes[node].boolean else dtype for node in found.nodes]
