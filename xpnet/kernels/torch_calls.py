@@ -143,6 +143,8 @@ _CALLS: dict[str, Any] = {op: getattr(torch, op) for op in ARITY if op not in ("
     "equal": torch.eq, "addcmul": torch.addcmul, "addcdiv": torch.addcdiv,
     "differ": torch.bitwise_xor, "keep": torch.mul, "sigmoid": torch.sigmoid, "relu_": torch.relu_,
     "relu_backward": torch.ops.aten.threshold_backward.grad_input,
+    "silu": torch.ops.aten.silu.out, "silu_backward": torch.ops.aten.silu_backward.grad_input,
+    "gelu": torch.ops.aten.gelu.out, "gelu_backward": torch.ops.aten.gelu_backward.grad_input,
 }  # fmt: skip
 
 
@@ -156,15 +158,32 @@ def _key(make: Callable[[Any], Function], arrays: int) -> Any:
     return graph.key, graph.constants
 
 
+def _logistic(xp: Any, z: Any) -> Any:
+    e = xp.exp(-xp.abs(z))
+    return xp.where(z >= 0, 1.0, e) / (1.0 + e)
+
+
+def _silu_slope(s: Any, y: Any) -> Any:
+    return s + y * (1.0 - s)
+
+
+def _gelu_slope(xp: Any, z: Any) -> Any:
+    density = xp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    return 0.5 * (1.0 + xp.erf(z / math.sqrt(2))) + z * density
+
+
 # PyTorch's own functions that beat the calls made from a formula: by formula, so that a subclass with another one
-# does not get them.
+# does not get them. Each is one pass over memory, in place of two to fourteen.
 _OWN = {
-    # the sigmoid: one pass over memory in place of nine
-    _key(
-        lambda xp: lambda z: xp.where(z >= 0, 1.0, xp.exp(-xp.abs(z))) / (1.0 + xp.exp(-xp.abs(z))), 1
-    ): "sigmoid({0}, out={out})",
-    # the derivative of ReLU: one pass over memory; a NaN lets dy through
+    _key(lambda xp: lambda z: _logistic(xp, z), 1): "sigmoid({0}, out={out})",
+    # of ReLU; a NaN lets dy through
     _key(lambda xp: lambda dy, z, y: xp.where(y > 0, dy, 0.0), 3): "relu_backward({0}, {2}, 0, grad_input={out})",
+    _key(lambda xp: lambda z: z * _logistic(xp, z), 1): "silu({0}, out={out})",
+    _key(
+        lambda xp: lambda dy, z, y: dy * _silu_slope(_logistic(xp, z), y), 3
+    ): "silu_backward({0}, {1}, grad_input={out})",
+    _key(lambda xp: lambda z: 0.5 * z * (1.0 + xp.erf(z / math.sqrt(2))), 1): "gelu({0}, out={out})",
+    _key(lambda xp: lambda dy, z, y: dy * _gelu_slope(xp, z), 3): "gelu_backward({0}, {1}, grad_input={out})",
 }
 _OWN_IN_PLACE = {_key(lambda xp: lambda z: xp.maximum(z, 0.0), 1): "relu_({0})"}  # two thirds of `maximum`'s time
 
