@@ -14,6 +14,7 @@ from ..core.random import Stream, fresh_seed, keep_mask
 from ..core.settings import flag, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
 from ..kernels.context import Context, enter, numeric
+from .variable import HasWeights, Variable
 
 __all__ = ["Backward", "Layer", "Stateless", "registry"]
 
@@ -26,7 +27,7 @@ def _layer_name(what: str, name: Any) -> str | None:
     return name
 
 
-class Layer(Configurable):
+class Layer(Configurable, HasWeights):
     """Base class of layers.
 
     A subclass defines `build`, which declares parameters and masks and returns the output shape, and `forward`,
@@ -197,6 +198,11 @@ class Layer(Configurable):
                 for i, d in enumerate(self.draws)
             }
         return leave(self.forward(ctx, params, x)[0])
+
+    @property
+    def weights(self) -> list[Variable]:
+        """The parameters and statistics as variables, in the order of declaration; none before it is built."""
+        return [Variable(self, spec.name) for spec in self.specs]
 
     def get_weights(self) -> list[np.ndarray]:
         """Return host copies of the parameters and statistics, in the order of declaration."""
