@@ -235,7 +235,7 @@ class Sequential(LayerStack):
         Args:
             upto: the last layer to apply: its name, its position, or the layer; None for all.
 
-        >>> from xpnet.layers import Dense
+        >>> from xpnet.layers import Dense, Input
         >>> model = Sequential([Input((2,)), Dense(3, "tanh", name="hidden"), Dense(1)], seed=0)
         >>> model.compute([[1.0, 2.0]], upto="hidden").shape
         (1, 3)
@@ -279,7 +279,7 @@ class Sequential(LayerStack):
         Args:
             x, y, sample_weight: as for `fit`; all rows count at once.
 
-        >>> from xpnet.layers import Dense
+        >>> from xpnet.layers import Dense, Input
         >>> model = Sequential([Input((2,)), Dense(1, name="out")], seed=0)
         >>> model.compile("sgd", "mse")
         >>> {path: g.shape for path, g in model.gradients([[1.0, 2.0]], [0.5]).items()}
