@@ -197,7 +197,7 @@ class Layer(Configurable, HasWeights):
                 f"0/{d.name}": ctx.backend.array(keep_mask(stream, i, 0, (x.shape[0], *d.shape), d.rate))
                 for i, d in enumerate(self.draws)
             }
-        return leave(self.forward(ctx, params, x)[0])
+        return leave(pair(self, "forward", self.forward(ctx, params, x))[0])
 
     @property
     def weights(self) -> list[Variable]:
@@ -334,8 +334,22 @@ class Stateless(Layer):
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return what `call` gives, in the form of `Layer.forward`."""
-        y, back = self.call(ctx, x)
+        y, back = pair(self, "call", self.call(ctx, x))
         return y, lambda dy, into, want_dx=True: (back(dy) if want_dx else None, {})
+
+
+def pair(layer: Layer, method: str, found: Any) -> Any:
+    """Return what a layer's method returned, if it is the output and a function.
+
+    Raises:
+        InvalidTypeError: it is not.
+    """
+    if type(found) is not tuple or len(found) != 2 or not callable(found[1]):
+        kinds = ", ".join(type(a).__name__ for a in found) if type(found) is tuple else type(found).__name__
+        raise InvalidTypeError(
+            f"{type(layer).__name__}.{method} must return the output and its backward function; got {kinds}"
+        )
+    return found
 
 
 def rows_of(shape: Any) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..core.config import config_of
 from ..layers import Layer, registry
 from .network import Network
 
@@ -25,7 +26,7 @@ def describe_layers(layers: Iterable[Layer], learns: Iterable[bool]) -> list[Any
             entries.append(places[id(layer)])
         else:
             places[id(layer)] = i
-            entries.append({"class_name": type(layer).__name__, "config": layer.get_config()})
+            entries.append({"class_name": type(layer).__name__, "config": config_of(layer)})
             if not learn:
                 entries[-1]["trainable"] = False
     return entries

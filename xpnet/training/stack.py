@@ -12,6 +12,7 @@ from ..core.config import custom_object_scope
 from ..core.random import fresh_seed
 from ..errors import InvalidTypeError, InvalidValueError, number, unknown_name
 from ..layers import Input, Layer
+from ..layers import get as get_layer
 from ..layers.base import rows_of
 from .description import describe_layers, make_layers, summary
 from .network import Network, name_layers
@@ -97,7 +98,7 @@ class LayerStack(ModelWeights):
     def _append(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):
             raise InvalidTypeError(f"Sequential takes objects of xpnet.layers.Layer; got {layer!r}")
-        self._layers.append(layer)
+        self._layers.append(get_layer(layer))
 
     def build(self, input_shape: Any) -> None:
         """Make the weights for inputs of this shape, without the batch axis (a leading None is accepted).
