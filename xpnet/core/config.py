@@ -237,7 +237,7 @@ def config_of(part: Configurable) -> dict[str, Any]:
     config = part.get_config()
     cls: Any = type(part)
     lost = [name for name in _arguments(cls) if name not in config]
-    if lost and not overrides(cls, "from_config", "__init__"):
+    if lost and not any(overrides(cls, name, "__init__") for name in ("get_config", "from_config")):
         raise InvalidValueError(
             f"{cls.__name__}.__init__ must keep its argument {lost[0]!r} as self.{lost[0]}, or get_config must "
             f"return it: a file can't describe the object otherwise; got a config of {sorted(config)}"
