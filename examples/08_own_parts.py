@@ -74,4 +74,4 @@ with tempfile.TemporaryDirectory() as folder:
     own = {cls.__name__: cls for cls in (Scale, Bent, Quartic, Near, SignMomentum)}
     again = xn.load_model(f"{folder}/own.safetensors", custom_objects=own)
 assert np.array_equal(again.predict(xt), model.predict(xt))
-print(f"ok: test accuracy {accuracy:.3f}")
+print(f"ok: accuracy {accuracy:.3f} on {model.backend.name}")
