@@ -34,7 +34,17 @@ from xpnet.losses import (
 )
 from xpnet.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Momentum, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
-from xpnet.schedules import ExponentialDecay
+from xpnet.schedules import (
+    CosineDecay,
+    CosineDecayRestarts,
+    CosLog4,
+    ExponentialDecay,
+    FlatCos,
+    InverseTimeDecay,
+    OneCycle,
+    PiecewiseConstantDecay,
+    PolynomialDecay,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -183,7 +193,56 @@ REGULARIZERS = {
 
 # Schedules: name -> (object, its value by Python, at an age).
 
+
+def half_wave(t):
+    return (1 + math.cos(math.pi * min(t, 1.0))) / 2
+
+
 SCHEDULES = {
     "exponential_decay": (ExponentialDecay(0.2, 4, 0.5), lambda age: 0.2 * 0.5 ** (age / 4)),
     "staircase": (ExponentialDecay(0.2, 3, 0.5, True), lambda age: 0.2 * 0.5 ** (age // 3)),
+    "piecewise_constant_decay": (
+        PiecewiseConstantDecay([3, 7], [0.3, 0.2, 0.05]),
+        lambda age: 0.3 if age <= 3 else 0.2 if age <= 7 else 0.05,
+    ),
+    "polynomial_decay": (
+        PolynomialDecay(0.3, 8, 0.1, power=2.0),
+        lambda age: 0.1 + 0.2 * max(1 - age / 8, 0.0) ** 2,
+    ),
+    "polynomial_decay_cycle": (
+        PolynomialDecay(0.3, 4, 0.1, power=0.5, cycle=True),
+        lambda age: 0.1 + 0.2 * (1 - age / (4 * max(math.ceil(age / 4), 1))) ** 0.5,
+    ),
+    "inverse_time_decay": (InverseTimeDecay(0.2, 4, 0.5), lambda age: 0.2 / (1 + age / 8)),
+    "inverse_time_staircase": (InverseTimeDecay(0.2, 3, 0.5, True), lambda age: 0.2 / (1 + 0.5 * (age // 3))),
+    "cosine_decay": (CosineDecay(0.3, 9, alpha=0.1), lambda age: 0.3 * (0.1 + 0.9 * half_wave(age / 9))),
+    "cosine_decay_warmup": (
+        CosineDecay(0.1, 6, warmup_target=0.4, warmup_steps=3),
+        lambda age: 0.1 + 0.1 * age if age < 3 else 0.4 * half_wave((age - 3) / 6),
+    ),
+    "cosine_decay_restarts": (
+        CosineDecayRestarts(0.3, 2, m_mul=0.5, alpha=0.2),  # periods of 2, 4, 8 updates
+        lambda age: next(
+            0.3 * (0.2 + 0.8 * 0.5**i * half_wave((age - first) / 2 ** (i + 1)))
+            for i, first in ((3, 14), (2, 6), (1, 2), (0, 0))
+            if age >= first
+        ),
+    ),
+    "cosine_decay_restarts_equal": (
+        CosineDecayRestarts(0.3, 4, t_mul=1.0, m_mul=0.5),
+        lambda age: 0.3 * 0.5 ** (age // 4) * half_wave(age % 4 / 4),
+    ),
+    "one_cycle": (
+        OneCycle(0.5, 11, pct_start=5 / 11, div_factor=5.0, final_div_factor=2.0),
+        lambda age: 0.5 - 0.4 * half_wave(age / 4) if age <= 4 else 0.05 + 0.45 * half_wave((age - 4) / 6),
+    ),
+    "one_cycle_three_phases": (
+        OneCycle(0.5, 11, 4 / 11, "linear", 5.0, 2.0, three_phase=True),
+        lambda age: float(np.interp(age, [0, 3, 6, 10], [0.1, 0.5, 0.1, 0.05])),
+    ),
+    "cos_log4": (
+        CosLog4(0.3, 12),
+        lambda age: 0.15 * (1 - math.cos(2 * math.pi * math.log2(1 + 15 * min(age / 12, 1)))),
+    ),
+    "flat_cos": (FlatCos(0.3, 10, flat=0.4), lambda age: 0.3 if age <= 4 else 0.3 * half_wave((age - 4) / 6)),
 }
