@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from xpnet import metrics
+from xpnet.constraints import MaxNorm, MinMaxNorm, NonNeg, UnitNorm
 from xpnet.layers import (
     Activation,
     BatchNormalization,
@@ -33,7 +34,7 @@ from xpnet.losses import (
     SparseCategoricalCrossentropy,
 )
 from xpnet.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Momentum, RMSprop
-from xpnet.regularizers import L1, L1L2, L2
+from xpnet.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 from xpnet.schedules import (
     CosineDecay,
     CosineDecayRestarts,
@@ -60,6 +61,35 @@ ACTIVATIONS = {
     "step": lambda z: np.where(z > 0, 1.0, 0.0),
 }
 
+# Constraints: name -> (object, what it makes of weights of shape (4, 3), by NumPy).
+
+
+def lengths(w, axis=0):
+    return np.sqrt((w * w).sum(axis, keepdims=True))
+
+
+def scaled(w, wanted, axis=0):
+    return w * wanted / (lengths(w, axis) + 1e-7)
+
+
+CONSTRAINTS = {
+    "max_norm": (MaxNorm(0.8), lambda w: scaled(w, np.minimum(lengths(w), 0.8))),
+    "max_norm_rows": (MaxNorm(0.8, axis=1), lambda w: scaled(w, np.minimum(lengths(w, 1), 0.8), 1)),
+    "max_norm_whole": (
+        MaxNorm(0.8, axis=(0, -1)),
+        lambda w: scaled(w, np.minimum(lengths(w, (0, 1)), 0.8), (0, 1)),
+    ),
+    "max_norm_no_axis": (MaxNorm(0.8, axis=None), lambda w: scaled(w, np.minimum(lengths(w, None), 0.8), None)),
+    "min_max_norm": (MinMaxNorm(1.0, 1.5), lambda w: scaled(w, np.clip(lengths(w), 1.0, 1.5))),
+    "min_max_norm_rate": (
+        MinMaxNorm(1.0, 1.5, rate=0.25),
+        lambda w: scaled(w, 0.25 * np.clip(lengths(w), 1.0, 1.5) + 0.75 * lengths(w)),
+    ),
+    "non_neg": (NonNeg(), lambda w: np.where(w > 0, w, 0.0)),
+    "unit_norm": (UnitNorm(), lambda w: scaled(w, 1.0)),
+    "unit_norm_rows": (UnitNorm(-1), lambda w: scaled(w, 1.0, 1)),
+}
+
 # Initializers: name -> (bound, standard deviation) for fan_in 300 and fan_out 200; None for all the same.
 
 INITIALIZERS = {
@@ -70,11 +100,14 @@ INITIALIZERS = {
     "lecun_uniform": (math.sqrt(3 / 300), math.sqrt(1 / 300)),
     "lecun_normal": (2 * math.sqrt(1 / 300) / 0.87962566, math.sqrt(1 / 300)),
     "random_normal": (None, 0.05),
+    "truncated_normal": (0.1, 0.05 * 0.87962566),
+    "orthogonal": (None, math.sqrt(1 / 300)),
     "random_uniform": (0.05, 0.1 / math.sqrt(12)),
     "variance_scaling": (2 * math.sqrt(1 / 300) / 0.87962566, math.sqrt(1 / 300)),
     "zeros": None,
     "ones": None,
     "constant": None,
+    "identity": None,
 }
 
 # Layers: name -> what makes one, for inputs of shape (3,).
@@ -94,6 +127,10 @@ LAYERS = {
     "tanh": lambda: Tanh(),
     "softmax": lambda: Softmax(),
     "prelu": lambda: PReLU(alpha_initializer="random_normal", alpha_regularizer="l1"),
+    "prelu_constrained": lambda: PReLU("ones", alpha_constraint=MaxNorm(1.5)),
+    "dense_constrained": lambda: Dense(4, kernel_constraint="max_norm", bias_constraint="non_neg"),
+    "dense_orthogonal": lambda: Dense(3, "tanh", kernel_regularizer=OrthogonalRegularizer(0.1, "columns")),
+    "batch_norm_constrained": lambda: BatchNormalization(gamma_constraint="non_neg", beta_constraint=MaxNorm(0.5)),
     "dropout": lambda: Dropout(0.4),
     "dropout_0": lambda: Dropout(0),
     "flatten": lambda: Flatten(),
@@ -183,12 +220,21 @@ OPTIMIZERS = {
     "global_clipnorm": (lambda lr: Adam(lr, global_clipnorm=1.0), 0.1, 1e-2, 4000),
 }
 
-# Regularizers: name -> (object, its penalty by NumPy).
+# Regularizers: name -> (object, its penalty on a matrix by NumPy).
+
+
+def mean_cosine(w):
+    """Return the mean of |cos| of the angles between two different rows."""
+    u = w / lengths(w, 1)
+    return np.abs((u @ u.T)[~np.eye(len(w), dtype=bool)]).mean()
+
 
 REGULARIZERS = {
     "l1": (L1(0.3), lambda w: 0.3 * np.abs(w).sum()),
     "l2": (L2(0.2), lambda w: 0.2 * (w * w).sum()),
     "l1l2": (L1L2(0.1, 0.4), lambda w: 0.1 * np.abs(w).sum() + 0.4 * (w * w).sum()),
+    "orthogonal_regularizer": (OrthogonalRegularizer(0.5), lambda w: 0.5 * mean_cosine(w)),
+    "orthogonal_columns": (OrthogonalRegularizer(0.3, "columns"), lambda w: 0.3 * mean_cosine(w.T)),
 }
 
 # Schedules: name -> (object, its value by Python, at an age).

@@ -48,14 +48,15 @@ class Objective:
     def __init__(self, network: Network, loss: Loss) -> None:
         self.network, self.loss = network, loss
         self.units = network.score_units(loss.fuses) if loss.fuses else None
-        self.segments = network.layout.segments
+        self.layout = network.layout
+        self.is_penalized = bool(self.layout.segments or self.layout.penalties)
 
     def value(self, ctx: Context, weights: Array, stats: Array, batch: Batch) -> tuple[Array, Array]:
         """Return the objective, 0-d, and the prediction."""
         y, _ = self.network.forward(ctx, weights, stats, batch.x, self.units)
         value, _, prediction = self.loss.value_and_slope(ctx, batch.y, y, batch.weight, self.units is not None)
-        if self.segments:
-            value = value + ctx.ops.penalize(ctx, weights, ctx.xp.zeros_like(weights), self.segments)[0]
+        if self.is_penalized:
+            value = value + self.layout.penalize(ctx, weights, ctx.xp.zeros_like(weights))[0]
         return value, prediction
 
     def gradient(
@@ -82,10 +83,10 @@ class Objective:
             watch("gradient of the loss", last, dy)
         factor = None if scale is None else 1.0 / scale
         g = backward(dy if scale is None else dy * scale)
-        if self.segments:
+        if self.is_penalized:
             if factor is not None:
                 g, factor = g * factor, None
-            penalty, g = ctx.ops.penalize(ctx, weights, g, self.segments)
+            penalty, g = self.layout.penalize(ctx, weights, g)
             if watch is not None:
                 watch("penalty", last, penalty)
             value = value + penalty

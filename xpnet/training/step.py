@@ -100,8 +100,8 @@ def make_step(
 
     The guard rejects the update, on the device, if the loss or the statistics are not finite, or if gradient,
     weights or rate are so large that an update might overflow (`ops.MAX_NORM`). The result of an optimizer that
-    can overflow even so is checked before it is applied and counted. Where the loss is scaled, a rejected update
-    lowers the scale, and ends the training only if the scale is 1.
+    can overflow even so, and of constraints, is checked before it is applied and counted. Where the loss is
+    scaled, a rejected update lowers the scale, and ends the training only if the scale is 1.
 
     A step does not change the state it is given. Twins that update weights in place append the calls that do so to
     the list `finish`: after these calls the returned state is valid and the former one is lost. Without a list
@@ -109,7 +109,8 @@ def make_step(
     """
     objective, context = Objective(network, loss), _contexts(backend)
     limit = MAX_NORM[backend.dtype_name]
-    variables = network.layout.variables
+    layout, variables = network.layout, network.layout.variables
+    sure = optimizer.never_overflows and not layout.constraints
     here = backend.inplace and not backend.pooled  # the gradient's memory comes back at every step
 
     def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
@@ -124,7 +125,6 @@ def make_step(
         ok = ctx.ops.within_limits(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
         # a step that only costs itself counts in the logs, if its loss is a number
         counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
-        sure = optimizer.never_overflows
         ctx.apply_update, ctx.overwrite = ok, sure and ctx.inplace
 
         def tally(taken: Array) -> tuple[Array, Array, Array]:
@@ -134,7 +134,7 @@ def make_step(
             new = optimizer.advance(ctx, kept[0], g, kept[1], lr, age, variables, factor)
             if here and ctx.tape is None and not (new[0] is kept[0] and new[1] is kept[1]):
                 new = tree_map(lambda a, old: _apart(backend, a, old, g), new, kept[:2])
-            return *new, new_stats
+            return layout.constrain(ctx, new[0]), new[1], new_stats
 
         kept = s.weights, s.slots, s.stats
         if sure:
