@@ -22,12 +22,12 @@ class Constraint(Configurable):
     values, and not to parameters that are not trained. An update that the guard rejects changes nothing.
 
     >>> from xpnet import setting
-    >>> class Within(Constraint):
+    >>> class AtMost(Constraint):
     ...     limit: float = setting(default=1.0)
     ...     def apply(self, xp, w):
-    ...         return xp.where(xp.abs(w) < self.limit, w, self.limit * xp.sign(w))
-    >>> Within()([-3.0, 0.5]).tolist()
-    [-1.0, 0.5]
+    ...         return xp.minimum(w, xp.full_like(w, self.limit))
+    >>> AtMost()([3.0, -0.5]).tolist()
+    [1.0, -0.5]
     """
 
     def apply(self, xp: Any, w: Array) -> Array:

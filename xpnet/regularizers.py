@@ -134,7 +134,8 @@ class OrthogonalRegularizer(Regularizer):
         c = self.factor / max(n * (n - 1), 1)
         p = ctx.ops.product(ctx, u, xp.matrix_transpose(u))
         p = p * (1.0 - xp.eye(n, dtype=p.dtype, device=ctx.backend.device))
-        du = (2.0 * c) * ctx.ops.product(ctx, xp.sign(p), u)
+        signs = xp.astype(p > 0, p.dtype) - xp.astype(p < 0, p.dtype)  # `sign` may wait for the device
+        du = (2.0 * c) * ctx.ops.product(ctx, signs, u)
         slope = (du - u * xp.sum(u * du, axis=-1, keepdims=True)) / norms
         return c * xp.sum(xp.abs(p)), xp.matrix_transpose(slope) if by_columns else slope
 
