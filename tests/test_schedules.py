@@ -169,16 +169,19 @@ def test_one_cycle_without_a_rise_or_a_fall(steps, share, three_phase):
     assert rates[-1] == pytest.approx(0.125 if (share < 1.0 and steps != 1) or steps == 1 else 1.0)
 
 
-def test_restarts_begin_on_their_update_in_float32():
-    """A logarithm that rounding makes too small would put the first update of a period at the end of the last."""
-    for growth in (1.5, 2.0, 3.0):
-        schedule, first = CosineDecayRestarts(1.0, 8, growth, alpha=0.0), 0.0
-        for i in range(9):
-            if first.is_integer():
-                age = np.asarray(first, np.float32)
-                assert schedule.at(np, age) > 0.99, (growth, i)
-                assert schedule.at(np, age - 1) < 0.5 or i == 0, (growth, i)
-            first += 8 * growth**i
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("growth", [1.25, 1.5, 2.0, 3.0])
+def test_restarts_begin_on_their_update(growth, dtype):
+    """A logarithm that rounding makes too small puts the first update of a period at the end of the last one."""
+    schedule = CosineDecayRestarts(1.0, 16, growth)
+    first, beginnings = 16.0, []
+    for i in range(1, 9):
+        if first.is_integer():
+            beginnings.append(first)
+            assert schedule.at(np, np.asarray(first, dtype)) > 0.99
+            assert schedule.at(np, np.asarray(first - 1, dtype)) < 0.1
+        first += 16 * growth**i
+    assert len(beginnings) >= 3
 
 
 def test_an_optimizer_alone_follows_it(backend):

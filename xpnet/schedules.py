@@ -175,9 +175,8 @@ class PolynomialDecay(Schedule):
         """See `Schedule`."""
         t, one = age / self.decay_steps, xp.ones_like(age)
         t = t / xp.maximum(-xp.floor(-t), one) if self.cycle else xp.minimum(t, one)
-        return (self.initial_learning_rate - self.end_learning_rate) * (
-            1.0 - t
-        ) ** self.power + self.end_learning_rate
+        first, last = self.initial_learning_rate, self.end_learning_rate
+        return (first - last) * (1.0 - t) ** self.power + last
 
 
 @registry.register
