@@ -27,8 +27,8 @@ PROMISED = {
     "xpnet.backend": "BACKENDS Backend available_backends get_backend use_backend",
     "xpnet.callbacks": "Callback EarlyStopping",
     "xpnet.constraints": "Constraint MaxNorm MinMaxNorm NonNeg UnitNorm get",
-    "xpnet.initializers": "Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity LecunNormal LecunUniform"
-    " Ones Orthogonal RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros get",
+    "xpnet.initializers": "Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity LecunNormal"
+    " LecunUniform Ones Orthogonal RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros get",
     "xpnet.layers": "Activation BatchNormalization Dense Dropout Flatten Input Layer LeakyReLU PReLU ReLU Sigmoid"
     " Softmax Tanh get",
     "xpnet.losses": "BinaryCrossentropy CategoricalCrossentropy Elementwise Huber Loss MeanAbsoluteError"

@@ -67,7 +67,7 @@ def check_gradients(
     seed: int = 0,
     tolerance: float = 1e-6,
 ) -> None:
-    """Compare the derivatives of a layer, loss or regularizer with central differences in random directions, in float64.
+    """Compare the derivatives of a part with central differences in random directions, in float64.
 
     For L = sum(r * f(x, w)) with random r, the derivative along a random direction d must equal
     (L(+h d) - L(-h d)) / 2h, for the input and each parameter alone and for all of them together. Inputs and
