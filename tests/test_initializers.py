@@ -49,7 +49,7 @@ def test_variance_scaling(mode, distribution):
 
 
 def test_the_normal_distribution_is_truncated_as_in_keras():
-    assert VarianceScaling(distribution="normal").get_config() == VarianceScaling().get_config()
+    assert VarianceScaling(distribution="Normal").get_config() == VarianceScaling().get_config()
 
 
 def test_truncated_normal():

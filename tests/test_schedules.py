@@ -93,6 +93,10 @@ def test_a_step_follows_each_of_them(name):
     np.testing.assert_allclose(model.get_weights()[0], w, rtol=1e-4, atol=1e-6)
 
 
+def test_they_are_where_keras_has_them():
+    assert xn.optimizers.schedules is xn.schedules
+
+
 def test_exponential_decay_by_hand():
     assert [ExponentialDecay(1.0, 2, 0.25)(n) for n in range(5)] == pytest.approx([1, 0.5, 0.25, 0.125, 0.0625])
     assert [ExponentialDecay(1.0, 2, 0.25, True)(n) for n in range(5)] == pytest.approx([1, 1, 0.25, 0.25, 0.0625])

@@ -160,6 +160,7 @@ class TruncatedNormal(Initializer):
 def _distribution(name: str, value: Any) -> str:
     """Check a distribution's name; as in Keras, "normal" is the truncated one."""
     known = ("uniform", "truncated_normal", "untruncated_normal")
+    value = value.lower() if isinstance(value, str) else value
     return known[1] if value == "normal" else one_of(name, value, known)
 
 

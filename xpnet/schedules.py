@@ -64,7 +64,7 @@ class ExponentialDecay(Schedule):
     Args:
         initial_learning_rate: r0, >= 0. decay_steps: updates, > 0. decay_rate: > 0.
         staircase: whether the exponent is rounded down to a whole number.
-        name: what to call it.
+        name: a label.
 
     >>> round(ExponentialDecay(0.1, decay_steps=10, decay_rate=0.5)(20), 6)
     0.025
@@ -106,7 +106,7 @@ class PiecewiseConstantDecay(Schedule):
 
     Args:
         boundaries: ages, strictly increasing. values: rates, >= 0, one more than there are boundaries.
-        name: what to call it.
+        name: a label.
 
     Raises:
         InvalidValueError: the boundaries do not increase, or the numbers of both do not match.
@@ -153,7 +153,7 @@ class PolynomialDecay(Schedule):
 
     Args:
         initial_learning_rate: r0, >= 0. decay_steps: updates, > 0. end_learning_rate: r1, >= 0. power: >= 0.
-        cycle: see above. name: what to call it.
+        cycle: see above. name: a label.
 
     >>> round(PolynomialDecay(0.1, 100, 0.02)(50), 6), PolynomialDecay(0.1, 100, 0.02)(200)
     (0.06, 0.02)
@@ -185,7 +185,7 @@ class InverseTimeDecay(Schedule):
 
     Args:
         initial_learning_rate: r0, >= 0. decay_steps: updates, > 0. decay_rate: >= 0.
-        staircase: whether age / decay_steps is rounded down to a whole number. name: what to call it.
+        staircase: whether age / decay_steps is rounded down to a whole number. name: a label.
 
     >>> InverseTimeDecay(0.1, 10, 1.0)(10)
     0.05
@@ -219,7 +219,7 @@ class CosineDecay(Schedule):
 
     Args:
         initial_learning_rate: >= 0. decay_steps: updates, > 0. alpha: the last rate as a share of r1, in [0, 1].
-        name: what to call it. warmup_target: a rate >= 0, or None for no warm-up. warmup_steps: updates, >= 0.
+        name: a label. warmup_target: a rate >= 0, or None for no warm-up. warmup_steps: updates, >= 0.
 
     >>> schedule = CosineDecay(0.0, 100, warmup_target=0.1, warmup_steps=10)
     >>> schedule(5), schedule(10), schedule(110)
@@ -257,7 +257,7 @@ class CosineDecayRestarts(Schedule):
     Args:
         initial_learning_rate: r0, >= 0. first_decay_steps: updates of the first period, > 0.
         t_mul: factor from each period's length to the next one's, >= 1. m_mul: the same for the rate, > 0.
-        alpha: the lowest rate as a share of r0, in [0, 1]. name: what to call it.
+        alpha: the lowest rate as a share of r0, in [0, 1]. name: a label.
 
     >>> schedule = CosineDecayRestarts(0.1, 10, t_mul=2.0, m_mul=0.5)
     >>> [round(schedule(age), 6) for age in (0, 5, 10, 20, 30)]

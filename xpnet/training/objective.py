@@ -42,7 +42,7 @@ class Objective:
     """The loss of a batch plus the penalties on the weights.
 
     Args:
-        network, loss: of the model. A loss that knows the last activation starts from the scores before it.
+        network, loss: of the model. A loss that fuses with the last activation starts from the scores before it.
     """
 
     def __init__(self, network: Network, loss: Loss) -> None:
@@ -71,9 +71,9 @@ class Objective:
         """Return the objective and its derivative by the weights.
 
         Args:
-            weights, stats: flat arrays. scale: 0-d: the loss is multiplied by it before it is taken back through
-                the network, so that small derivatives survive 16-bit products.
-            watch: sees every output, the loss, the penalty and every derivative.
+            weights, stats: flat arrays. scale: 0-d: factor of the loss in the backward pass, so that small
+                derivatives survive 16-bit products.
+            watch: called with every output, the loss, the penalty and every derivative.
         """
         y, backward = self.network.forward(ctx, weights, stats, batch.x, self.units, watch)
         value, dy, prediction = self.loss.value_and_slope(ctx, batch.y, y, batch.weight, self.units is not None)
