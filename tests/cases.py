@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from xpnet import activations, metrics
+from xpnet.constraints import MaxNorm, MinMaxNorm, NonNeg, UnitNorm
 from xpnet.layers import (
     ELU,
     Activation,
@@ -34,8 +35,18 @@ from xpnet.losses import (
     SparseCategoricalCrossentropy,
 )
 from xpnet.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Momentum, RMSprop
-from xpnet.regularizers import L1, L1L2, L2
-from xpnet.schedules import ExponentialDecay
+from xpnet.regularizers import L1, L1L2, L2, OrthogonalRegularizer
+from xpnet.schedules import (
+    CosineDecay,
+    CosineDecayRestarts,
+    CosLog4,
+    ExponentialDecay,
+    FlatCos,
+    InverseTimeDecay,
+    OneCycle,
+    PiecewiseConstantDecay,
+    PolynomialDecay,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -139,6 +150,35 @@ ACTIVATIONS = {
 ELEMENTWISE = [n for n, (f, _) in ACTIVATIONS.items() if not hasattr(f, "axis") and n != "step"]  # and trainable
 NAMED = [name for name, (f, _) in ACTIVATIONS.items() if f.name == name]  # those with the default settings
 
+# Constraints: name -> (object, what it makes of weights of shape (4, 3), by NumPy).
+
+
+def lengths(w, axis=0):
+    return np.sqrt((w * w).sum(axis, keepdims=True))
+
+
+def scaled(w, wanted, axis=0):
+    return w * wanted / (lengths(w, axis) + 1e-7)
+
+
+CONSTRAINTS = {
+    "max_norm": (MaxNorm(0.8), lambda w: scaled(w, np.minimum(lengths(w), 0.8))),
+    "max_norm_rows": (MaxNorm(0.8, axis=1), lambda w: scaled(w, np.minimum(lengths(w, 1), 0.8), 1)),
+    "max_norm_whole": (
+        MaxNorm(0.8, axis=(0, -1)),
+        lambda w: scaled(w, np.minimum(lengths(w, (0, 1)), 0.8), (0, 1)),
+    ),
+    "max_norm_no_axis": (MaxNorm(0.8, axis=None), lambda w: scaled(w, np.minimum(lengths(w, None), 0.8), None)),
+    "min_max_norm": (MinMaxNorm(1.0, 1.5), lambda w: scaled(w, np.clip(lengths(w), 1.0, 1.5))),
+    "min_max_norm_rate": (
+        MinMaxNorm(1.0, 1.5, rate=0.25),
+        lambda w: scaled(w, 0.25 * np.clip(lengths(w), 1.0, 1.5) + 0.75 * lengths(w)),
+    ),
+    "non_neg": (NonNeg(), lambda w: np.where(w > 0, w, 0.0)),
+    "unit_norm": (UnitNorm(), lambda w: scaled(w, 1.0)),
+    "unit_norm_rows": (UnitNorm(-1), lambda w: scaled(w, 1.0, 1)),
+}
+
 # Initializers: name -> (bound, standard deviation) for fan_in 300 and fan_out 200; None for all the same.
 
 INITIALIZERS = {
@@ -149,11 +189,14 @@ INITIALIZERS = {
     "lecun_uniform": (math.sqrt(3 / 300), math.sqrt(1 / 300)),
     "lecun_normal": (2 * math.sqrt(1 / 300) / 0.87962566, math.sqrt(1 / 300)),
     "random_normal": (None, 0.05),
+    "truncated_normal": (0.1, 0.05 * 0.87962566),
+    "orthogonal": (None, math.sqrt(1 / 300)),
     "random_uniform": (0.05, 0.1 / math.sqrt(12)),
     "variance_scaling": (2 * math.sqrt(1 / 300) / 0.87962566, math.sqrt(1 / 300)),
     "zeros": None,
     "ones": None,
     "constant": None,
+    "identity": None,
 }
 
 # Layers: name -> what makes one, for inputs of shape (3,).
@@ -177,6 +220,10 @@ LAYERS = {
     "softmax": lambda: Softmax(),
     "dense_glu": lambda: Dense(4, "glu"),
     "prelu": lambda: PReLU(alpha_initializer="random_normal", alpha_regularizer="l1"),
+    "prelu_constrained": lambda: PReLU("ones", alpha_constraint=MaxNorm(1.5)),
+    "dense_constrained": lambda: Dense(4, kernel_constraint="max_norm", bias_constraint="non_neg"),
+    "dense_orthogonal": lambda: Dense(3, "tanh", kernel_regularizer=OrthogonalRegularizer(0.1, "columns")),
+    "batch_norm_constrained": lambda: BatchNormalization(gamma_constraint="non_neg", beta_constraint=MaxNorm(0.5)),
     "dropout": lambda: Dropout(0.4),
     "dropout_0": lambda: Dropout(0),
     "flatten": lambda: Flatten(),
@@ -266,17 +313,75 @@ OPTIMIZERS = {
     "global_clipnorm": (lambda lr: Adam(lr, global_clipnorm=1.0), 0.1, 1e-2, 4000),
 }
 
-# Regularizers: name -> (object, its penalty by NumPy).
+# Regularizers: name -> (object, its penalty on a matrix by NumPy).
+
+
+def mean_cosine(w):
+    """Return the mean of |cos| of the angles between two different rows."""
+    u = w / lengths(w, 1)
+    return np.abs((u @ u.T)[~np.eye(len(w), dtype=bool)]).mean()
+
 
 REGULARIZERS = {
     "l1": (L1(0.3), lambda w: 0.3 * np.abs(w).sum()),
     "l2": (L2(0.2), lambda w: 0.2 * (w * w).sum()),
     "l1l2": (L1L2(0.1, 0.4), lambda w: 0.1 * np.abs(w).sum() + 0.4 * (w * w).sum()),
+    "orthogonal_regularizer": (OrthogonalRegularizer(0.5), lambda w: 0.5 * mean_cosine(w)),
+    "orthogonal_columns": (OrthogonalRegularizer(0.3, "columns"), lambda w: 0.3 * mean_cosine(w.T)),
 }
 
 # Schedules: name -> (object, its value by Python, at an age).
 
+
+def half_wave(t):
+    return (1 + math.cos(math.pi * min(t, 1.0))) / 2
+
+
 SCHEDULES = {
     "exponential_decay": (ExponentialDecay(0.2, 4, 0.5), lambda age: 0.2 * 0.5 ** (age / 4)),
     "staircase": (ExponentialDecay(0.2, 3, 0.5, True), lambda age: 0.2 * 0.5 ** (age // 3)),
+    "piecewise_constant_decay": (
+        PiecewiseConstantDecay([3, 7], [0.3, 0.2, 0.05]),
+        lambda age: 0.3 if age <= 3 else 0.2 if age <= 7 else 0.05,
+    ),
+    "polynomial_decay": (
+        PolynomialDecay(0.3, 8, 0.1, power=2.0),
+        lambda age: 0.1 + 0.2 * max(1 - age / 8, 0.0) ** 2,
+    ),
+    "polynomial_decay_cycle": (
+        PolynomialDecay(0.3, 4, 0.1, power=0.5, cycle=True),
+        lambda age: 0.1 + 0.2 * (1 - age / (4 * max(math.ceil(age / 4), 1))) ** 0.5,
+    ),
+    "inverse_time_decay": (InverseTimeDecay(0.2, 4, 0.5), lambda age: 0.2 / (1 + age / 8)),
+    "inverse_time_staircase": (InverseTimeDecay(0.2, 3, 0.5, True), lambda age: 0.2 / (1 + 0.5 * (age // 3))),
+    "cosine_decay": (CosineDecay(0.3, 9, alpha=0.1), lambda age: 0.3 * (0.1 + 0.9 * half_wave(age / 9))),
+    "cosine_decay_warmup": (
+        CosineDecay(0.1, 6, warmup_target=0.4, warmup_steps=3),
+        lambda age: 0.1 + 0.1 * age if age < 3 else 0.4 * half_wave((age - 3) / 6),
+    ),
+    "cosine_decay_restarts": (
+        CosineDecayRestarts(0.3, 2, m_mul=0.5, alpha=0.2),  # periods of 2, 4, 8 updates
+        lambda age: next(
+            0.3 * (0.2 + 0.8 * 0.5**i * half_wave((age - first) / 2 ** (i + 1)))
+            for i, first in ((3, 14), (2, 6), (1, 2), (0, 0))
+            if age >= first
+        ),
+    ),
+    "cosine_decay_restarts_equal": (
+        CosineDecayRestarts(0.3, 4, t_mul=1.0, m_mul=0.5),
+        lambda age: 0.3 * 0.5 ** (age // 4) * half_wave(age % 4 / 4),
+    ),
+    "one_cycle": (
+        OneCycle(0.5, 11, pct_start=5 / 11, div_factor=5.0, final_div_factor=2.0),
+        lambda age: 0.5 - 0.4 * half_wave(age / 4) if age <= 4 else 0.05 + 0.45 * half_wave((age - 4) / 6),
+    ),
+    "one_cycle_three_phases": (
+        OneCycle(0.5, 11, 4 / 11, "linear", 5.0, 2.0, three_phase=True),
+        lambda age: float(np.interp(age, [0, 3, 6, 10], [0.1, 0.5, 0.1, 0.05])),
+    ),
+    "cos_log4": (
+        CosLog4(0.3, 12),
+        lambda age: 0.15 * (1 - math.cos(2 * math.pi * math.log2(1 + 15 * min(age / 12, 1)))),
+    ),
+    "flat_cos": (FlatCos(0.3, 10, flat=0.4), lambda age: 0.3 if age <= 4 else 0.3 * half_wave((age - 4) / 6)),
 }

@@ -7,13 +7,24 @@ from pathlib import Path
 import cases
 import pytest
 
-from xpnet import activations, initializers, layers, losses, metrics, optimizers, regularizers, schedules
+from xpnet import (
+    activations,
+    constraints,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    optimizers,
+    regularizers,
+    schedules,
+)
 from xpnet.core.config import Registry
 from xpnet.fusion.update import update_graph
 from xpnet.optimizers import adaptive
 
 KINDS = {
     "ACTIVATIONS": (activations, lambda name, row: row[0]),
+    "CONSTRAINTS": (constraints, lambda name, row: row[0]),
     "INITIALIZERS": (initializers, lambda name, row: initializers.get(name)),
     "LAYERS": (layers, lambda name, row: row()),
     "LOSSES": (losses, lambda name, row: row[0](**row[1])),

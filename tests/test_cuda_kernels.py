@@ -830,6 +830,7 @@ def test_a_derivative_is_rounded_and_its_sums_are_not(compiler, narrow):
 # Twins --------------------------------------------------------------------------------------------------
 
 LAUNCHED = {
+    "product": set(),
     "affine": {"bias_act", "act_backward"},
     "dropout": {"dropout"},
     "softmax_cross_entropy": {"softmax_ce"},
@@ -1139,6 +1140,14 @@ def test_the_gate_of_the_context(pretended):
             closed = apply_update is not None and not apply_update.values
             for a, b in zip((w, *slots), before, strict=True):
                 assert (a.values == b).all() == closed
+
+
+def test_products_of_transposed_views(pretended):
+    ctx, plain, rng = pretended(), pretended(arena=False), np.random.default_rng(20)
+    a, b = (ctx.backend.array(rng.standard_normal(s), "float32") for s in ((5, 3), (4, 5)))
+    with inside_a_step():
+        found = twins.product(ctx, a.T, b.T)
+    np.testing.assert_allclose(found.values, ops.product(plain, a.T, b.T).values, rtol=1e-5)
 
 
 def test_further_axes_are_rows(pretended):

@@ -22,11 +22,12 @@ from xpnet.activations import Activation
 from xpnet.backend import get_backend
 from xpnet.backend.tree import leaves
 from xpnet.callbacks import Callback
+from xpnet.constraints import MaxNorm, MinMaxNorm
 from xpnet.errors import NonFiniteError
 from xpnet.kernels.cuda.graph import CannotRecord, Recorder
 from xpnet.layers import BatchNormalization, Dense, Dropout, LeakyReLU, PReLU
 from xpnet.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
-from xpnet.regularizers import L1, L1L2, L2
+from xpnet.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 from xpnet.training.replay import MAX_ATTEMPTS, Replay
 
 if get_backend().name != "numpy":
@@ -229,6 +230,28 @@ def test_a_hundred_steps(optimizer):
     assert model.step == reference.step == 102
     for a, b in zip(arrays_of(model), arrays_of(reference), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def ruled():
+    """Constraints, and a penalty that takes products."""
+    orthogonal = OrthogonalRegularizer(0.5, "columns")
+    return [
+        Dense(6, activation="tanh", kernel_constraint=MaxNorm(0.5), bias_constraint="non_neg"),
+        BatchNormalization(gamma_constraint="unit_norm", beta_constraint=MaxNorm(0.1)),
+        PReLU(alpha_constraint=MinMaxNorm(0.1, 0.2, rate=0.5)),
+        Dense(3, activation="softmax", kernel_regularizer=orthogonal, bias_constraint="unit_norm"),
+    ]
+
+
+@pytest.mark.parametrize("optimizer", [lambda: SGD(0.1, momentum=0.9), lambda: Adam(0.01)])
+@pytest.mark.parametrize("dtype", ["float64", "mixed_float16"])
+def test_constraints_and_penalties_by_formula(optimizer, dtype):
+    model = same_with_and_without(ruled, optimizer=optimizer, dtype=dtype)
+    if dtype == "float64":
+        reference = make(ruled, optimizer=optimizer(), backend="numpy", dtype="float64")
+        fit(reference)
+        for a, b in zip(arrays_of(model), arrays_of(reference), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,20 @@ from cases import INITIALIZERS
 
 from xpnet import initializers
 from xpnet.core.random import Stream
-from xpnet.errors import InvalidTypeError, InvalidValueError, UnknownNameError
-from xpnet.initializers import Constant, RandomNormal, RandomUniform, VarianceScaling, fans
+from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
+from xpnet.initializers import (
+    Constant,
+    Identity,
+    Orthogonal,
+    RandomNormal,
+    RandomUniform,
+    TruncatedNormal,
+    VarianceScaling,
+    fans,
+)
 
 SCALED = {name: row for name, row in INITIALIZERS.items() if row and row[0]}  # those with a bound
+DRAWN = [name for name, row in INITIALIZERS.items() if row]
 SHAPE = (300, 200)  # 60,000 numbers
 
 
@@ -29,11 +39,46 @@ def test_bounds_and_moments(name):
 
 
 @pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
-@pytest.mark.parametrize("distribution", ["uniform", "truncated_normal"])
+@pytest.mark.parametrize("distribution", ["uniform", "truncated_normal", "normal", "untruncated_normal"])
 def test_variance_scaling(mode, distribution):
     n = {"fan_in": 300, "fan_out": 200, "fan_avg": 250}[mode]
     values = VarianceScaling(3.0, mode, distribution).values(Stream(1), 0, SHAPE)
     assert abs(values.var() * n / 3.0 - 1) < 0.03
+    largest = np.abs(values).max() / math.sqrt(3.0 / n)  # in standard deviations
+    assert {"uniform": largest < 1.74, "untruncated_normal": largest > 3}.get(distribution, 2 < largest < 2.28)
+
+
+def test_the_normal_distribution_is_truncated_as_in_keras():
+    assert VarianceScaling(distribution="Normal").get_config() == VarianceScaling().get_config()
+
+
+def test_truncated_normal():
+    values = TruncatedNormal(2.0, 0.5).values(Stream(0), 0, SHAPE)
+    assert abs(values.mean() - 2.0) < 4 * 0.44 / math.sqrt(values.size)
+    assert 0.99 < np.abs(values - 2.0).max() <= 1.0
+    assert abs(values.std() - 0.5 * 0.87962566) < 0.005
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5), (2, 3, 4), (1, 1)])
+def test_orthogonal(shape):
+    values = Orthogonal(1.5).values(Stream(0), 0, shape)
+    q = values.reshape(-1, shape[-1]) / 1.5
+    q = q if q.shape[0] >= q.shape[1] else q.T
+    assert values.shape == shape
+    np.testing.assert_allclose(q.T @ q, np.eye(q.shape[1]), atol=1e-14)
+
+
+def test_orthogonal_matrices_are_uniformly_distributed():
+    """Of a 2 x 2 matrix any angle is as likely, and so is a reflection."""
+    found = np.array([Orthogonal().values(Stream(0), slot, (2, 2)) for slot in range(2000)])
+    assert abs((np.linalg.det(found) > 0).mean() - 0.5) < 4 * 0.5 / math.sqrt(2000)
+    angles = np.arctan2(found[:, 1, 0], found[:, 0, 0])
+    assert (np.abs(np.histogram(angles, 8, (-math.pi, math.pi))[0] - 250) < 4 * math.sqrt(250)).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 2)])
+def test_identity(shape):
+    np.testing.assert_array_equal(Identity(0.5).values(Stream(0), 0, shape), 0.5 * np.eye(*shape))
 
 
 def test_random_normal():
@@ -74,7 +119,7 @@ def test_aliases(alias, name):
     assert type(initializers.get(alias)).__name__ == name
 
 
-@pytest.mark.parametrize("name", [*SCALED, "random_normal"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_the_numbers_follow_seed_and_slot(name):
     make = initializers.get(name)
     first = make.values(Stream(5), 2, (4, 3))
@@ -95,6 +140,7 @@ def test_an_own_seed_wins():
         ("he_normal", [1.269954954733714, 1.3777928149580019, 0.6828764891794002]),
         ("random_normal", [0.06840720418400824, 0.07421598227935115, 0.03678372311839117]),
         ("random_uniform", [0.011811536374410313, 0.032793102286932996, 0.023389911445544836]),
+        ("truncated_normal", [0.06840720418400824, 0.07421598227935115, 0.03678372311839117]),
     ],
 )
 def test_alone_the_same_numbers_on_every_backend(backend, name, golden):
@@ -127,6 +173,9 @@ def test_alone_in_a_dtype(backend, dtype):
         (lambda: VarianceScaling(0), InvalidValueError, "got 0"),
         (lambda: VarianceScaling(mode="fan"), UnknownNameError, "got 'fan'"),
         (lambda: VarianceScaling(distribution="cauchy"), UnknownNameError, "got 'cauchy'"),
+        (lambda: TruncatedNormal(stddev=-1), InvalidValueError, "got -1"),
+        (lambda: Orthogonal()((3,)), ShapeError, "got shape (3,)"),
+        (lambda: Identity()((3, 3, 3)), ShapeError, "got shape (3, 3, 3)"),
     ],
 )
 def test_errors(make, error, ends):

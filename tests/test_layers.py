@@ -433,6 +433,11 @@ def test_repr(layer, shown):
     assert repr(layer) == shown
 
 
+def described(spec):
+    """Return a parameter's declaration without its initializer, in a form that can be compared."""
+    return (spec.name, spec.shape, *map(repr, spec[3:]))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_config_round_trip(name):
     layer = LAYERS[name]()
@@ -445,7 +450,7 @@ def test_config_round_trip(name):
     again.ensure_built((3,))
     again.set_weights(layer.get_weights())
     assert_close(again(x), layer(x))
-    assert [s[1:2] + s[3:] for s in again.specs] == [s[1:2] + s[3:] for s in layer.specs]
+    assert [described(s) for s in again.specs] == [described(s) for s in layer.specs]
 
 
 @pytest.mark.parametrize("name", ["dense", "Dense", "batch_normalization", "prelu", "leaky_relu", "dropout"])

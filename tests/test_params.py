@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from xpnet import initializers
+from xpnet.constraints import Constraint, MaxNorm, NonNeg
 from xpnet.core.params import Flats, Layout, ParamSpec
 from xpnet.core.random import Stream
 from xpnet.errors import InvalidTypeError, ShapeError
+from xpnet.kernels.context import Context
+from xpnet.regularizers import Regularizer
 from xpnet.testing import assert_close
 
 ZEROS, NORMAL = initializers.get("zeros"), initializers.get("random_normal")
@@ -33,6 +36,82 @@ def test_slices_and_segments():
         "b/mean": slice(10, 12),
     }
     assert found.segments == ((0, 6, 0.0, 0.5), (9, 10, 0.25, 1.0))  # only what is trained is penalized
+
+
+class Cubed(Regularizer):
+    def at(self, ctx, w):
+        return ctx.xp.sum(w * w * w), 3.0 * w * w
+
+
+def ruled():
+    """One parameter in the middle and one at the end have rules; a statistic's would not count."""
+    rules = {"regularizer": Cubed(), "constraint": MaxNorm(1.0)}
+    return Layout(
+        [
+            ("a/first", 0, ParamSpec("first", (2,), ZEROS, l2=0.5)),
+            ("a/kernel", 1, ParamSpec("kernel", (2, 3), ZEROS, **rules)),
+            ("a/bias", 2, ParamSpec("bias", (3,), ZEROS)),
+            ("a/mean", 3, ParamSpec("mean", (2,), ZEROS, trainable=False, **rules)),
+            ("a/gain", 4, ParamSpec("gain", (), ZEROS, regularizer=Cubed(), constraint=NonNeg())),
+        ]
+    )
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
+def test_penalties_and_constraints_by_formula(backend64, lead):
+    here, ctx, rng = ruled(), Context(backend64), np.random.default_rng(2)
+    w, g = rng.standard_normal((2, *lead, 14))
+    value, slope = here.penalize(ctx, backend64.array(w), backend64.array(g))
+    own = np.isin(np.arange(14), [*range(2, 8), 13])
+    wanted = 0.5 * (w[..., :2] ** 2).sum() + (w[..., own] ** 3).sum()
+    assert_close(value, backend64.scalar(wanted), rtol=1e-12)
+    wanted = np.where(own, 3 * w * w, 0.0) + np.where(np.arange(14) < 2, w, 0.0)
+    assert_close(slope, backend64.array(g + wanted))
+    kernel = w[..., 2:8].reshape(*lead, 2, 3)
+    norms = np.sqrt((kernel**2).sum(-2, keepdims=True))
+    wanted = w.copy()
+    wanted[..., 2:8] = (kernel * np.minimum(norms, 1.0) / (norms + 1e-7)).reshape(*lead, 6)
+    wanted[..., 13] = np.maximum(w[..., 13], 0.0)
+    assert_close(here.constrain(ctx, backend64.array(w)), backend64.array(wanted))
+
+
+def test_without_rules_nothing_is_copied(backend64):
+    w = backend64.zeros(12)
+    assert layout().constrain(Context(backend64), w) is w
+
+
+class Sum(Regularizer):
+    def at(self, ctx, w):
+        return ctx.xp.sum(w)
+
+
+class Row(Regularizer):
+    def at(self, ctx, w):
+        return ctx.xp.sum(w), w[0, :]
+
+
+class First(Constraint):
+    def apply(self, xp, w):
+        return w[:1, :]
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "message"),
+    [
+        ({"regularizer": Sum()}, InvalidTypeError, r"Sum\(\) must return the penalty and its gradient; got "),
+        ({"regularizer": Row()}, ShapeError, r"a/w: the gradient of Row\(\) must have .* \(2, 3\); got \(3,\)$"),
+        ({"constraint": First()}, ShapeError, r"a/w: what First\(\) returns must have .* \(2, 3\); got \(1, 3\)$"),
+        ({"constraint": MaxNorm(axis=2)}, ShapeError, r"axis must be an axis of .* \(2, 3\); got 2$"),
+    ],
+)
+def test_rules_that_return_something_else(backend64, rule, error, message):
+    here, ctx, w = (
+        Layout([("a/w", 0, ParamSpec("w", (2, 3), ZEROS, **rule))]),
+        Context(backend64),
+        backend64.zeros(6),
+    )
+    with pytest.raises(error, match=message):
+        here.penalize(ctx, w, here.constrain(ctx, w))
 
 
 def test_an_empty_layout():

@@ -26,8 +26,9 @@ PROMISED = {
     "xpnet.activations": "Activation Linear ReLU LeakyReLU Sigmoid Softmax Step Tanh get",
     "xpnet.backend": "BACKENDS Backend available_backends get_backend use_backend",
     "xpnet.callbacks": "Callback EarlyStopping",
-    "xpnet.initializers": "Constant GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal LecunUniform Ones"
-    " RandomNormal RandomUniform VarianceScaling Zeros get",
+    "xpnet.constraints": "Constraint MaxNorm MinMaxNorm NonNeg UnitNorm get",
+    "xpnet.initializers": "Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity LecunNormal"
+    " LecunUniform Ones Orthogonal RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros get",
     "xpnet.layers": "Activation BatchNormalization Dense Dropout Flatten Input Layer LeakyReLU PReLU ReLU Sigmoid"
     " Softmax Tanh get",
     "xpnet.losses": "BinaryCrossentropy CategoricalCrossentropy Elementwise Huber Loss MeanAbsoluteError"
@@ -36,7 +37,9 @@ PROMISED = {
     "xpnet.metrics": "Accuracy BinaryAccuracy CategoricalAccuracy MeanAbsoluteError MeanSquaredError Metric"
     " SparseCategoricalAccuracy get",
     "xpnet.optimizers": "SGD Adam AdamW Momentum Optimizer RMSprop get",
-    "xpnet.regularizers": "L1 L1L2 L2 get",
+    "xpnet.regularizers": "L1 L1L2 L2 OrthogonalRegularizer Regularizer get",
+    "xpnet.schedules": "CosLog4 CosineDecay CosineDecayRestarts ExponentialDecay FlatCos InverseTimeDecay OneCycle"
+    " PiecewiseConstantDecay PolynomialDecay Schedule get",
     "xpnet.testing": "assert_close check_gradients",
     "xpnet.errors": "BackendError FileFormatError InvalidTypeError InvalidValueError MissingExtraError"
     " NonFiniteError NotBuiltError ShapeError UnknownNameError XpnetError",
@@ -108,7 +111,8 @@ def test_the_reader_of_docstrings_itself():
 def test_arguments_are_described():
     """Every argument of a registered class's constructor is named in its docstring or its base's."""
     lacking = []
-    for module in ("activations", "initializers", "layers", "losses", "metrics", "optimizers", "regularizers"):
+    kinds = "activations constraints initializers layers losses metrics optimizers regularizers schedules"
+    for module in kinds.split():
         for cls in set(getattr(xpnet, module).registry.classes.values()):
             arguments = inspect.signature(cls).parameters
             text = " ".join(base.__doc__ or "" for base in cls.__mro__[:-1])

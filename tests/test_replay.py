@@ -134,6 +134,8 @@ LAYERS = {
                            BatchNormalization(scale=False)],
     "penalties": lambda: [Dense(8, kernel_regularizer="l2", bias_regularizer="l1"),
                           Dense(4, kernel_regularizer=xn.regularizers.L1L2(0.01, 0.01))],
+    "rules": lambda: [Dense(8, kernel_constraint="max_norm", bias_constraint="non_neg"), BatchNormalization(),
+                      Dense(4, kernel_regularizer=xn.regularizers.OrthogonalRegularizer(0.5))],
     "no bias": lambda: [Dense(8, use_bias=False, activation="relu"), Dense(4)],
     "shapes": lambda: [layers.Flatten(), Dense(5), layers.LeakyReLU(), layers.ReLU(), Dense(4)],
 }  # fmt: skip
@@ -274,9 +276,20 @@ class Norms(optimizers.SGD):
         return lambda w, g, s, lr: (w - lr * g, s + 1.0)
 
 
+class OwnPenalty(xn.regularizers.Regularizer):
+    def at(self, ctx, w):
+        return ctx.xp.sum(w), ctx.xp.ones_like(w)
+
+
+class OwnConstraint(xn.constraints.Constraint):
+    def apply(self, xp, w):
+        return 0.5 * w
+
+
 @pytest.mark.parametrize(
     "parts",
-    [{"layer": Doubled()}, {"layer": Dense(3, activation=Own())}, {"layer": Dense(3, activation=Hidden())},
+    [{"layer": Dense(3, bias_regularizer=OwnPenalty())}, {"layer": Dense(3, kernel_constraint=OwnConstraint())},
+     {"layer": Doubled()}, {"layer": Dense(3, activation=Own())}, {"layer": Dense(3, activation=Hidden())},
      {"loss": OwnLoss()}, {"metrics": [OwnMetric()]},
      {"optimizer": OwnUpdate()}, {"optimizer": Unfused(0.01)}, {"optimizer": Norms()}],
     ids=lambda parts: type(next(iter(parts.values()))).__name__,

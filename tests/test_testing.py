@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from cases import REGULARIZERS
 
 from xpnet.backend import get_backend
 from xpnet.layers import Dense, Layer
 from xpnet.losses import MeanSquaredError
+from xpnet.regularizers import OrthogonalRegularizer
 from xpnet.testing import assert_close, check_gradients
 
 ONE = np.array([1.0, 2.0])
@@ -111,6 +113,21 @@ def test_check_gradients_finds_a_wrong_loss(backend64):
     check_gradients(MeanSquaredError(), (4, 2), y_true=y, backend=backend64)
     with pytest.raises(AssertionError, match="derivative along y_pred should be"):
         check_gradients(Half(), (4, 2), y_true=y, backend=backend64)
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_check_gradients_of_regularizers(backend64, name):
+    check_gradients(REGULARIZERS[name][0], (4, 3), backend=backend64)
+
+
+def test_check_gradients_finds_a_wrong_regularizer(backend64):
+    class Wider(OrthogonalRegularizer):
+        def at(self, ctx, w):
+            value, slope = super().at(ctx, w)
+            return value, 1.01 * slope
+
+    with pytest.raises(AssertionError, match="the derivative along w should be"):
+        check_gradients(Wider(1.0), (4, 3), backend=backend64)
 
 
 def test_check_gradients_takes_inputs_and_a_tolerance(backend64):

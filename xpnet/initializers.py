@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from .backend import Array, get_backend, np
 from .core.config import Configurable, Registry
 from .core.random import INIT, Stream, fresh_seed
 from .core.settings import optional, setting
-from .errors import InvalidValueError, number, one_of
+from .errors import InvalidValueError, ShapeError, number, one_of
 
 __all__ = [
     "Constant",
@@ -16,12 +17,15 @@ __all__ = [
     "GlorotUniform",
     "HeNormal",
     "HeUniform",
+    "Identity",
     "Initializer",
     "LecunNormal",
     "LecunUniform",
     "Ones",
+    "Orthogonal",
     "RandomNormal",
     "RandomUniform",
+    "TruncatedNormal",
     "VarianceScaling",
     "Zeros",
     "get",
@@ -126,6 +130,40 @@ class RandomUniform(Initializer):
         return rng.uniform(self.minval, self.maxval, shape)
 
 
+def _truncated(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return numbers from N(0, 1), each drawn again while it is beyond two standard deviations."""
+    values = rng.standard_normal(shape)
+    while (outside := np.abs(values) > 2).any():
+        values[outside] = rng.standard_normal(int(outside.sum()))
+    return values
+
+
+@registry.register
+class TruncatedNormal(Initializer):
+    """Normally distributed numbers within two standard deviations of the mean; others are drawn again.
+
+    As in Keras, `stddev` is that of the distribution before it is truncated: that of the numbers is 0.88 stddev.
+
+    Args:
+        mean, stddev: of the distribution. seed: an integer, or None to use the model's seed.
+    """
+
+    mean: float = setting(number, default=0.0)
+    stddev: float = setting(number, 0, default=0.05)
+    seed: int | None = setting(optional(number), 0, integer=True, default=None)
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return mean + stddev * N(0, 1), truncated."""
+        return self.mean + self.stddev * _truncated(rng, shape)
+
+
+def _distribution(name: str, value: Any) -> str:
+    """Check a distribution's name; as in Keras, "normal" is the truncated one."""
+    known = ("uniform", "truncated_normal", "untruncated_normal")
+    value = value.lower() if isinstance(value, str) else value
+    return known[1] if value == "normal" else one_of(name, value, known)
+
+
 @registry.register
 class VarianceScaling(Initializer):
     """Zero-mean numbers of variance scale / n, where n counts the kernel's connections.
@@ -135,27 +173,78 @@ class VarianceScaling(Initializer):
 
     Args:
         scale: a positive number. mode: n is `"fan_in"`, `"fan_out"` or their mean, `"fan_avg"`.
-        distribution: `"uniform"` or `"truncated_normal"`. seed: an integer, or None to use the model's seed.
+        distribution: `"uniform"`, `"truncated_normal"` (or `"normal"`) or `"untruncated_normal"`.
+        seed: an integer, or None to use the model's seed.
     """
 
     scale: float = setting(number, 0, open_low=True, default=1.0)
     mode: str = setting(one_of, ("fan_in", "fan_out", "fan_avg"), default="fan_in")
-    distribution: str = setting(one_of, ("uniform", "truncated_normal"), default="truncated_normal")
+    distribution: str = setting(_distribution, default="truncated_normal")
     seed: int | None = setting(optional(number), 0, integer=True, default=None)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Return uniform or truncated normal numbers of variance scale / n."""
+        """Return numbers of variance scale / n."""
         fan_in, fan_out = fans(shape)
         n = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
         variance = self.scale / max(1.0, n)
         if self.distribution == "uniform":
             limit = math.sqrt(3 * variance)
             return rng.uniform(-limit, limit, shape)
-        values = rng.standard_normal(shape)
-        while (outside := np.abs(values) > 2).any():
-            values[outside] = rng.standard_normal(int(outside.sum()))
+        if self.distribution == "untruncated_normal":
+            return rng.normal(0.0, math.sqrt(variance), shape)
         # 0.8796...: the standard deviation of N(0, 1) truncated at +-2 (scipy.stats.truncnorm(-2, 2).std())
-        return values * (math.sqrt(variance) / 0.87962566103423978)
+        return _truncated(rng, shape) * (math.sqrt(variance) / 0.87962566103423978)
+
+
+@registry.register
+class Orthogonal(Initializer):
+    """A random matrix with orthonormal columns, or rows if it has fewer of these, times a gain.
+
+    With A = Q R, A of normally distributed numbers, it is  gain Q sign(diag(R)):  uniformly distributed among such
+    matrices (A. Saxe et al., ICLR 2014; F. Mezzadri, 2007). A kernel of shape (..., out) counts as a matrix of all
+    its other axes by out, as in Keras.
+
+    Args:
+        gain: a factor. seed: an integer, or None to use the model's seed.
+
+    Raises:
+        ShapeError: the weights have fewer than two axes.
+    """
+
+    gain: float = setting(number, default=1.0)
+    seed: int | None = setting(optional(number), 0, integer=True, default=None)
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return gain Q, on the host: the same numbers on every backend."""
+        if len(shape) < 2:
+            raise ShapeError(f"Orthogonal needs weights of two axes or more; got shape {shape}")
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
+        q = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+        return self.gain * np.reshape(q.T if rows < columns else q, shape)
+
+
+@registry.register
+class Identity(Initializer):
+    """The identity matrix times a gain; what lies beyond the shorter axis of another matrix is 0.
+
+    Args:
+        gain: a factor.
+
+    Raises:
+        ShapeError: the weights are no matrix.
+
+    >>> Identity(2.0)((2, 3)).tolist()
+    [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
+    """
+
+    gain: float = setting(number, default=1.0)
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Return gain I."""
+        if len(shape) != 2:
+            raise ShapeError(f"Identity needs weights of shape (in, out); got shape {shape}")
+        return self.gain * np.eye(*shape)
 
 
 def fans(shape: tuple[int, ...]) -> tuple[float, float]:

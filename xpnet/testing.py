@@ -9,6 +9,7 @@ from .core.random import Stream, keep_mask
 from .kernels.context import Context
 from .layers import Layer
 from .losses import Loss
+from .regularizers import Regularizer
 
 __all__ = ["assert_close", "check_gradients"]
 
@@ -56,7 +57,7 @@ def assert_close(
 
 
 def check_gradients(
-    part: Layer | Loss,
+    part: Layer | Loss | Regularizer,
     input_shape: tuple[int, ...],
     *,
     y_true: Any = None,
@@ -66,14 +67,15 @@ def check_gradients(
     seed: int = 0,
     tolerance: float = 1e-6,
 ) -> None:
-    """Compare a layer's or a loss's derivatives with central differences in random directions, in float64.
+    """Compare the derivatives of a part with central differences in random directions, in float64.
 
     For L = sum(r * f(x, w)) with random r, the derivative along a random direction d must equal
     (L(+h d) - L(-h d)) / 2h, for the input and each parameter alone and for all of them together. Inputs and
     parameters are drawn away from 0, where functions such as ReLU have kinks.
 
     Args:
-        part: a layer, or a loss (with `y_true`). input_shape: of the input or prediction, with the batch axis.
+        part: a layer, a loss (with `y_true`), or a regularizer.
+        input_shape: of the input or prediction, with the batch axis; or of the weights that are penalized.
         y_true: targets of a loss. inputs: host values instead of random ones.
         backend: where to compute, in float64. training: whether to run the layer in training, with fixed masks.
         seed: seed of all random numbers. tolerance: on |difference| / (1 + |derivative|).
@@ -89,6 +91,9 @@ def check_gradients(
     x = _away_from_zero(rng, input_shape) if inputs is None else np.array(inputs, dtype=np.float64)
     if isinstance(part, Loss):
         _check_loss(part, work, rng, x, y_true, tolerance)
+        return
+    if isinstance(part, Regularizer):
+        _check_regularizer(part, work, rng, x, tolerance)
         return
     part.ensure_built(input_shape[1:])
     values = {s.name: _away_from_zero(rng, s.shape) for s in part.specs}
@@ -121,6 +126,14 @@ def _check_loss(loss: Loss, work: Backend, rng: Any, p: np.ndarray, y_true: Any,
 
     grad = work.host(loss.value_and_grad(y_true, work.array(p))[1])
     _compare(repr(loss), {"y_pred": p}, {"y_pred": grad}, value, rng, tolerance)
+
+
+def _check_regularizer(part: Regularizer, work: Backend, rng: Any, w: np.ndarray, tolerance: float) -> None:
+    def value(point: dict[str, np.ndarray]) -> float:
+        return float(work.host(part.at(Context(work), work.array(point["w"]))[0]))
+
+    slope = work.host(part.at(Context(work), work.array(w))[1])
+    _compare(repr(part), {"w": w}, {"w": slope}, value, rng, tolerance)
 
 
 def _compare(who: str, point: Any, found: Any, value: Any, rng: Any, tolerance: float) -> None:

@@ -19,7 +19,12 @@ __all__ = ["DrawSpec", "Flats", "Group", "Layout", "ParamSpec", "Variable", "Var
 
 
 class ParamSpec(NamedTuple):
-    """A parameter or running statistic that a layer declares."""
+    """A parameter or running statistic that a layer declares.
+
+    Attributes:
+        l1, l2: factors of the penalty l1 sum(|w|) + l2 sum(w^2). regularizer: a penalty by another formula, or
+            None. constraint: moves the parameter after each update, or None. They count only for what is trained.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -29,6 +34,8 @@ class ParamSpec(NamedTuple):
     l2: float = 0.0
     lr_factor: float = 1.0
     decay: bool = True
+    regularizer: Any = None
+    constraint: Any = None
 
 
 class DrawSpec(NamedTuple):
@@ -107,6 +114,8 @@ class Layout:
     Attributes:
         size: total number of elements. slices: key -> slice of the flat array's last axis.
         segments: ((start, stop, l1, l2), ...) of the regularized parameters. variables: the optimizer's view.
+        penalties, constraints: key -> object, of the trained parameters that have a regularizer with a formula of
+            its own, or a constraint.
     """
 
     def __init__(self, entries: Sequence[tuple[str, int, ParamSpec]]) -> None:
@@ -123,6 +132,9 @@ class Layout:
             start = stop
         self.size = start
         self.segments = tuple(segments)
+        trained = {key: spec for key, _, spec in self.entries if spec.trainable}
+        self.penalties = {key: s.regularizer for key, s in trained.items() if s.regularizer is not None}
+        self.constraints = {key: s.constraint for key, s in trained.items() if s.constraint is not None}
         self.variables = Variables(
             Variable(key, where.start, where.stop, spec.shape, spec.lr_factor, spec.decay)
             for (key, _, spec), where in zip(self.entries, self.slices.values())
@@ -142,6 +154,70 @@ class Layout:
             part = parts[key]
             flat.append(xp.reshape(part, (*part.shape[: part.ndim - len(shape)], -1)))
         return xp.concat(flat, axis=-1)
+
+    def penalize(self, ctx: Any, w: Array, g: Array) -> tuple[Any, Array]:
+        """Return the sum of all penalties on weights of shape (..., size), and g plus its gradient.
+
+        Raises:
+            ShapeError, InvalidTypeError: a regularizer does not return a penalty and a gradient of w's shape.
+        """
+        value: Any = 0.0
+        if self.segments:
+            value, g = ctx.ops.penalize(ctx, w, g, self.segments)
+        if self.penalties:
+            more, g = self._own_penalties(ctx, w, g)
+            value = value + more
+        return value, g
+
+    def _own_penalties(self, ctx: Any, w: Array, g: Array) -> tuple[Any, Array]:
+        if w.ndim > 1:  # a formula takes the parameter of one model
+            found = [self._own_penalties(ctx, w[i, ...], g[i, ...]) for i in range(w.shape[0])]
+            return sum(more for more, _ in found), ctx.xp.stack([slope for _, slope in found])
+        value, slopes = 0.0, {}
+        for key, regularizer in self.penalties.items():
+            found = regularizer.at(ctx, self._part(ctx, w, key))
+            if not isinstance(found, tuple) or len(found) != 2:
+                raise InvalidTypeError(f"{regularizer!r} must return the penalty and its gradient; got {found!r}")
+            self._check(key, found[1], f"the gradient of {regularizer!r}")
+            value = value + found[0]
+            slopes[key] = self._part(ctx, g, key) + found[1]
+        return value, self._replaced(ctx, g, slopes)
+
+    def constrain(self, ctx: Any, w: Array) -> Array:
+        """Return weights of shape (..., size) after all constraints.
+
+        Raises:
+            ShapeError: a constraint returns weights of another shape.
+        """
+        if not self.constraints:
+            return w
+        if w.ndim > 1:  # a formula takes the parameter of one model
+            return ctx.xp.stack([self.constrain(ctx, w[i, ...]) for i in range(w.shape[0])])
+        parts = {}
+        for key, constraint in self.constraints.items():
+            parts[key] = constraint.apply(ctx.xp, self._part(ctx, w, key))
+            self._check(key, parts[key], f"what {constraint!r} returns")
+        return self._replaced(ctx, w, parts)
+
+    def _part(self, ctx: Any, flat: Array, key: str) -> Array:
+        return ctx.xp.reshape(flat[self.slices[key]], self.shapes[key])
+
+    def _check(self, key: str, part: Array, what: str) -> None:
+        if tuple(part.shape) != self.shapes[key]:
+            raise ShapeError(
+                f"{key}: {what} must have the parameter's shape, {self.shapes[key]}; got {tuple(part.shape)}"
+            )
+
+    def _replaced(self, ctx: Any, flat: Array, parts: Mapping[str, Array]) -> Array:
+        """Return the flat array, shape (size,), with some parameters replaced: in the layout's order."""
+        pieces, done = [], 0
+        for key, part in parts.items():
+            where = self.slices[key]
+            if where.start > done:
+                pieces.append(flat[done : where.start])
+            pieces.append(ctx.xp.reshape(part, (-1,)))
+            done = where.stop
+        return ctx.ops.join(ctx, [*pieces, flat[done:]] if done < self.size else pieces)
 
     def initial(self, stream: Stream, known: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
         """Return initial values as a flat float64 host array: those in `known`, by key, else drawn."""

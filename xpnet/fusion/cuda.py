@@ -16,7 +16,8 @@ __all__ = ["activation_source", "derivative_source", "update_source"]
 
 OPERATIONS = {
     "negative": "-{0}", "abs": "fabs({0})", "sign": "sign({0})", "sqrt": "sqrt({0})", "exp": "exp({0})",
-    "expm1": "expm1({0})", "log": "log({0})", "log1p": "log1p({0})", "tanh": "tanh({0})", "erf": "erf({0})",
+    "expm1": "expm1({0})", "log": "log({0})", "log1p": "log1p({0})", "cos": "cos({0})", "tanh": "tanh({0})",
+    "erf": "erf({0})",
     "floor": "floor({0})",
     "add": "{0} + {1}", "subtract": "{0} - {1}", "multiply": "{0} * {1}", "divide": "{0} / {1}",
     "pow": "pow({0}, {1})", "maximum": "larger({0}, {1})", "minimum": "smaller({0}, {1})",

@@ -107,7 +107,7 @@ def _sign(a: Any) -> Any:
 
 
 _COMMON = {"abs": abs, "astype": float, "erf": math.erf, "maximum": _maximum, "minimum": _minimum, "sign": _sign}
-_FUNCTIONS = ("sqrt", "exp", "expm1", "log", "log1p", "tanh", "floor", "pow")
+_FUNCTIONS = ("sqrt", "exp", "expm1", "log", "log1p", "cos", "tanh", "floor", "pow")
 
 
 @lru_cache(maxsize=256)

@@ -21,7 +21,7 @@ __all__ = ["Graph", "Node", "NotElementwise", "rewritten", "trace"]
 
 # The operations, under the names of the standard (and erf, see `core.special`): real -> real, real -> Boolean,
 # Boolean -> Boolean. Others are made of these: isnan(x) is x != x, isfinite(x) is |x| < inf, square(x) is x x.
-UNARY = {"negative", "abs", "sign", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "erf", "floor"}
+UNARY = {"negative", "abs", "sign", "sqrt", "exp", "expm1", "log", "log1p", "cos", "tanh", "erf", "floor"}
 BINARY = {"add", "subtract", "multiply", "divide", "pow", "maximum", "minimum"}
 COMPARISONS = {"greater", "greater_equal", "less", "less_equal", "equal", "not_equal"}
 LOGIC = {"logical_and", "logical_or", "logical_not"}

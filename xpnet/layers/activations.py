@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from .. import activations, initializers, regularizers
+from .. import activations, constraints, initializers, regularizers
 from ..backend import Array
 from ..core.settings import optional, part, setting
 from ..errors import number
@@ -138,7 +138,8 @@ class PReLU(Layer):
     """y = x for x > 0, else alpha * x, with a learned alpha of the input's shape (K. He et al., ICCV 2015).
 
     Args:
-        alpha_initializer, alpha_regularizer: initial values of alpha (zeros, as in Keras), and its penalty.
+        alpha_initializer: initial values of alpha: zeros, as in Keras.
+        alpha_regularizer, alpha_constraint: its penalty, and what applies after each update; or None.
         name, dtype, trainable: see `Layer`.
 
     d/dalpha = x dy where x <= 0, summed over the batch.
@@ -149,10 +150,12 @@ class PReLU(Layer):
 
     alpha_initializer: Any = part(initializers.get, default="zeros", fixed=True)
     alpha_regularizer: Any = part(regularizers.get, default=None)
+    alpha_constraint: Any = part(constraints.get, default=None)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Declare alpha, with one element per input feature."""
-        self.add_weight("alpha", input_shape, self.alpha_initializer, regularizer=self.alpha_regularizer)
+        rules = {"regularizer": self.alpha_regularizer, "constraint": self.alpha_constraint}
+        self.add_weight("alpha", input_shape, self.alpha_initializer, **rules)
         return input_shape
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import activations, initializers, regularizers
+from .. import activations, constraints, initializers, regularizers
 from ..backend import Array, floating, np, traced
 from ..core.config import Configurable, Registry, fingerprint, overrides
 from ..core.params import DrawSpec, Flats, Layout, ParamSpec
@@ -103,19 +103,24 @@ class Layer(Configurable, HasWeights):
         regularizer: Any = None,
         lr_factor: float = 1.0,
         decay: bool = True,
+        constraint: Any = None,
     ) -> None:
         """Declare a parameter, or with `trainable=False` a running statistic.
 
         Args:
+            initializer, regularizer, constraint: names or objects; the latter two may be None.
             lr_factor: factor of the learning rate for this parameter, in [0, 1000].
             decay: whether an optimizer's weight decay applies to it.
         """
         penalty = regularizers.get(regularizer)
-        l1, l2 = (penalty.l1, penalty.l2) if penalty else (0.0, 0.0)
+        own = penalty if penalty and penalty.has_own_formula else None
+        l1, l2 = (penalty.l1, penalty.l2) if penalty and not own else (0.0, 0.0)
         lr_factor = number("lr_factor", lr_factor, 0, 1000)  # larger ones could overflow: `ops.never_overflows`
         first = initializers.get(initializer)
-        spec = ParamSpec(name, tuple(shape), first, trainable, l1, l2, lr_factor, bool(decay))
-        self.specs.append(spec)
+        rule = constraints.get(constraint)
+        self.specs.append(
+            ParamSpec(name, tuple(shape), first, trainable, l1, l2, lr_factor, bool(decay), own, rule)
+        )
 
     def add_draw(self, name: str, shape: Sequence[int], rate: float) -> None:
         """Declare a boolean mask, True with probability 1 - rate; in training, get it with `ctx.draw(name)`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import activations, initializers, regularizers
+from .. import activations, constraints, initializers, regularizers
 from ..backend import Array
 from ..core.settings import flag, part, setting
 from ..errors import ShapeError, number
@@ -23,7 +23,8 @@ class Dense(Layer):
         activation: f, a name or an `xpnet.activations.Activation`; None is linear.
         use_bias: whether there is a b.
         kernel_initializer, bias_initializer: initial values of W, shape (in, units), and b, shape (units,).
-        kernel_regularizer, bias_regularizer: `L1`, `L2`, `L1L2` or None.
+        kernel_regularizer, bias_regularizer: penalties (see `xpnet.regularizers`), or None.
+        kernel_constraint, bias_constraint: apply after each update (see `xpnet.constraints`); or None.
         name, dtype, trainable: see `Layer`.
 
     Raises:
@@ -46,16 +47,19 @@ class Dense(Layer):
     bias_initializer: Any = part(initializers.get, default="zeros", fixed=True)
     kernel_regularizer: Any = part(regularizers.get, default=None)
     bias_regularizer: Any = part(regularizers.get, default=None)
+    kernel_constraint: Any = part(constraints.get, default=None)
+    bias_constraint: Any = part(constraints.get, default=None)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Declare kernel (in, units) and bias (units,)."""
         if not input_shape:
             raise ShapeError("Dense takes inputs of shape (batch, ..., features); got shape (batch,)")
-        self.add_weight(
-            "kernel", (input_shape[-1], self.units), self.kernel_initializer, regularizer=self.kernel_regularizer
-        )
+        shape = (input_shape[-1], self.units)
+        rules = {"regularizer": self.kernel_regularizer, "constraint": self.kernel_constraint}
+        self.add_weight("kernel", shape, self.kernel_initializer, **rules)
         if self.use_bias:
-            self.add_weight("bias", (self.units,), self.bias_initializer, regularizer=self.bias_regularizer)
+            rules = {"regularizer": self.bias_regularizer, "constraint": self.bias_constraint}
+            self.add_weight("bias", shape[1:], self.bias_initializer, **rules)
         return self.activation.output_shape((0, *input_shape[:-1], self.units))[1:]
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import initializers, regularizers
+from .. import constraints, initializers, regularizers
 from ..backend import Array
 from ..core.settings import flag, part, setting
 from ..errors import ShapeError, number
@@ -27,7 +27,8 @@ class BatchNormalization(Layer):
     Args:
         momentum: in [0, 1]. epsilon: >= 0, inside the root. center, scale: whether there are beta and gamma.
         beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: initial values.
-        beta_regularizer, gamma_regularizer: penalties or None. name, dtype, trainable: see `Layer`.
+        beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: of beta and gamma, or None.
+        name, dtype, trainable: see `Layer`.
 
     >>> BatchNormalization(epsilon=0)([[1.0, 2.0]]).tolist()
     [[1.0, 2.0]]
@@ -43,6 +44,8 @@ class BatchNormalization(Layer):
     moving_variance_initializer: Any = part(initializers.get, default="ones", fixed=True)
     beta_regularizer: Any = part(regularizers.get, default=None)
     gamma_regularizer: Any = part(regularizers.get, default=None)
+    beta_constraint: Any = part(constraints.get, default=None)
+    gamma_constraint: Any = part(constraints.get, default=None)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Declare gamma and beta, and the running mean and variance, each of shape (features,)."""
@@ -50,9 +53,11 @@ class BatchNormalization(Layer):
             raise ShapeError("BatchNormalization takes inputs of shape (batch, ..., features); got (batch,)")
         features = input_shape[-1:]
         if self.scale:
-            self.add_weight("gamma", features, self.gamma_initializer, regularizer=self.gamma_regularizer)
+            rules = {"regularizer": self.gamma_regularizer, "constraint": self.gamma_constraint}
+            self.add_weight("gamma", features, self.gamma_initializer, **rules)
         if self.center:
-            self.add_weight("beta", features, self.beta_initializer, regularizer=self.beta_regularizer)
+            rules = {"regularizer": self.beta_regularizer, "constraint": self.beta_constraint}
+            self.add_weight("beta", features, self.beta_initializer, **rules)
         self.add_weight("moving_mean", features, self.moving_mean_initializer, trainable=False)
         self.add_weight("moving_variance", features, self.moving_variance_initializer, trainable=False)
         return input_shape

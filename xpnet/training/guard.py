@@ -79,6 +79,7 @@ def _replay(backend: Backend, objective: Objective, optimizer: Optimizer, s: Tra
     slots = tuple(backend.copy(slot) for slot in s.slots)
     variables = network.layout.variables
     weights, _ = optimizer.advance(ctx, backend.copy(s.weights), g, slots, lr, s.age + 1.0, variables)
+    weights = network.layout.constrain(ctx, weights)
     for layout, flat in ((network.layout, weights), (network.stats_layout, network.new_stats(ctx, s.stats))):
         for path, values in layout.host_parts(backend, flat).items():
             key, _, name = path.rpartition("/")

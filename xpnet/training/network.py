@@ -89,9 +89,10 @@ class Network:
         return fingerprint(list(layers), leave_out=("trainable", "dtype"))
 
     def parts(self) -> list[Any]:
-        """Return the objects whose code a step runs: layers and their activations."""
+        """Return the objects whose code a step runs: layers, their activations, regularizers and constraints."""
         layers = [unit.layer for unit in self.units]
-        return [*layers, *(a for a in (getattr(layer, "activation", None) for layer in layers) if a is not None)]
+        activations = [a for a in (getattr(layer, "activation", None) for layer in layers) if a is not None]
+        return [*layers, *activations, *self.layout.penalties.values(), *self.layout.constraints.values()]
 
     def score_units(self, activation: str) -> list[Unit] | None:
         """Return the units, the last one without this activation; None if it ends in another one."""

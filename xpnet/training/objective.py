@@ -42,20 +42,21 @@ class Objective:
     """The loss of a batch plus the penalties on the weights.
 
     Args:
-        network, loss: of the model. A loss that knows the last activation starts from the scores before it.
+        network, loss: of the model. A loss that fuses with the last activation starts from the scores before it.
     """
 
     def __init__(self, network: Network, loss: Loss) -> None:
         self.network, self.loss = network, loss
         self.units = network.score_units(loss.fuses) if loss.fuses else None
-        self.segments = network.layout.segments
+        self.layout = network.layout
+        self.is_penalized = bool(self.layout.segments or self.layout.penalties)
 
     def value(self, ctx: Context, weights: Array, stats: Array, batch: Batch) -> tuple[Array, Array]:
         """Return the objective, 0-d, and the prediction."""
         y, _ = self.network.forward(ctx, weights, stats, batch.x, self.units)
         value, _, prediction = self.loss.value_and_slope(ctx, batch.y, y, batch.weight, self.units is not None)
-        if self.segments:
-            value = value + ctx.ops.penalize(ctx, weights, ctx.xp.zeros_like(weights), self.segments)[0]
+        if self.is_penalized:
+            value = value + self.layout.penalize(ctx, weights, ctx.xp.zeros_like(weights))[0]
         return value, prediction
 
     def gradient(
@@ -70,9 +71,9 @@ class Objective:
         """Return the objective and its derivative by the weights.
 
         Args:
-            weights, stats: flat arrays. scale: 0-d: the loss is multiplied by it before it is taken back through
-                the network, so that small derivatives survive 16-bit products.
-            watch: sees every output, the loss, the penalty and every derivative.
+            weights, stats: flat arrays. scale: 0-d: factor of the loss in the backward pass, so that small
+                derivatives survive 16-bit products.
+            watch: called with every output, the loss, the penalty and every derivative.
         """
         y, backward = self.network.forward(ctx, weights, stats, batch.x, self.units, watch)
         value, dy, prediction = self.loss.value_and_slope(ctx, batch.y, y, batch.weight, self.units is not None)
@@ -82,10 +83,10 @@ class Objective:
             watch("gradient of the loss", last, dy)
         factor = None if scale is None else 1.0 / scale
         g = backward(dy if scale is None else dy * scale)
-        if self.segments:
+        if self.is_penalized:
             if factor is not None:
                 g, factor = g * factor, None
-            penalty, g = ctx.ops.penalize(ctx, weights, g, self.segments)
+            penalty, g = self.layout.penalize(ctx, weights, g)
             if watch is not None:
                 watch("penalty", last, penalty)
             value = value + penalty

@@ -1,4 +1,4 @@
-"""What `compile` was given, and what it becomes on a backend."""
+"""The arguments of `compile`, and the program that a backend makes of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Compiled", "Program", "check_compile", "check_head", "make_program"]
 
 
 class Compiled(NamedTuple):
-    """What `Sequential.compile` was given."""
+    """The arguments of `Sequential.compile`, as objects."""
 
     optimizer: optimizers.Optimizer
     loss: losses.Loss
@@ -34,14 +34,14 @@ class Compiled(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The names in the logs; as in Keras a weighted metric gives way to one of its name that is not."""
+        """The names in the logs; as in Keras, a weighted metric is renamed if an unweighted one has its name."""
         plain = [m.name for m in self.metrics]
         weighted = [f"weighted_{m.name}" if m.name in plain else m.name for m in self.weighted_metrics]
         return ["loss", *plain, *weighted]
 
     @property
     def directions(self) -> dict[str, str | None]:
-        """`"min"`, `"max"` or None by name: which values are good ones."""
+        """`"min"`, `"max"` or None by name: which values are better."""
         both = (*self.metrics, *self.weighted_metrics)
         return dict(zip(self.names, ("min", *(m.direction for m in both))))
 
@@ -52,17 +52,17 @@ class Compiled(NamedTuple):
         return [name for name, m in zip(self.names[1:], both) if m.result_shape() != ()]
 
     def settings(self) -> Any:
-        """Return what compares equal as long as no setting changes that a step goes by."""
+        """Return a value that compares equal until a setting changes that a step depends on."""
         parts = [self.optimizer, self.optimizer.excluded, self.loss, *self.metrics, *self.weighted_metrics]
-        fixed = not isinstance(self.optimizer.learning_rate, Schedule)  # then it is part of a step's state
+        fixed = not isinstance(self.optimizer.learning_rate, Schedule)  # a fixed rate is part of a step's state
         return fingerprint(parts, leave_out=("learning_rate", "dtype") if fixed else ("dtype",))
 
 
 class Program(NamedTuple):
-    """A compiled model made ready for its backend: what `loop` runs.
+    """A compiled model on its backend: what `loop` runs.
 
     Attributes:
-        metrics: those that the shapes chose, weighted or `Unweighted`. names: in the logs.
+        metrics: chosen for the shapes (`Metric.for_shapes`), weighted or `Unweighted`. names: in the logs.
         target_shape, target_dtype: of a row of y.
         step: `step(state, batch, finish=None) -> state`. run: `run(state, batches, commit)`, compiled or recorded.
         evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
@@ -174,7 +174,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
 
 
 def _ours(part: Any) -> bool:
-    """Return whether a part (or a class) is xpnet's own, and so pure as a recording needs it."""
+    """Return whether a part (or a class) is xpnet's own, whose code is pure, as a recording requires."""
     cls = part if isinstance(part, type) else type(part)
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
@@ -187,7 +187,7 @@ def _is_pure(part: Any) -> bool:
 
 
 def _is_traced(optimizer: optimizers.Optimizer) -> bool:
-    """Return whether all of a user's optimizer that a step runs is a formula, of which the graph runs instead."""
+    """Return whether all code of an optimizer in a step is a formula, so that its graph can run instead."""
     if _ours(optimizer):
         return True
     if not is_described(optimizer, "excluded"):

@@ -24,14 +24,14 @@ MAX_SHAPES = 16  # batch shapes whose memory for twins, and whose recordings, ar
 
 
 class TrainState(NamedTuple):
-    """What a step carries on; every leaf is an array on the device.
+    """The state of training; every leaf is an array on the device.
 
     Attributes:
-        step: the steps taken since the model was made (see `Backend.count`); stands still once one was held back.
-        lr: the learning rate. ok: whether all was well so far (sticky). weights, slots, stats: flat arrays.
-        age: updates since the optimizer began, in the model's dtype.
-        sums: of the loss and the rows, then of each metric in turn, one flat array (see `zero_sums`).
-        scale: of the loss, and the good steps in a row with it; empty where the loss is not scaled.
+        step: the number of steps since the model was made (see `Backend.count`); it stops once `ok` is False.
+        lr: the learning rate. ok: False once a step has failed for good. weights, slots, stats: flat arrays.
+        age: the number of updates of this optimizer, in the model's dtype.
+        sums: of the loss and the rows, then of each metric in turn, in one flat array (see `zero_sums`).
+        scale: of the loss, and the number of good steps in a row at that scale; empty if the loss is not scaled.
     """
 
     step: Array
@@ -46,10 +46,10 @@ class TrainState(NamedTuple):
 
 
 def _contexts(backend: Backend) -> Callable[..., Context]:
-    """Return a maker of training contexts, which keeps one for each batch shape where twins need memory."""
+    """Return a function that makes training contexts; if twins need memory, it keeps one for each batch shape."""
     if not (backend.inplace and usable(backend)):
         return lambda draws, shape, tape: Context(backend, True, draws)
-    if backend.pooled:  # what a CUDA graph writes to must come from its own pool, so nothing is kept here
+    if backend.pooled:  # a CUDA graph writes to memory of its own pool, so no context is kept
         return lambda draws, shape, tape: Context(backend, True, draws, Arena(backend.xp))
     contexts: dict[tuple[int, ...], Context] = {}
 
@@ -72,14 +72,14 @@ def first_scale(backend: Backend, scale: float = FIRST_SCALE, streak: float = 0.
 def zero_sums(backend: Backend, metrics: Sequence[Metric]) -> Array:
     """Return the sums before the first batch of an epoch, shape (n,), in float64.
 
-    Where a library has no float64 the shape is (2, n): float32, and what its rounding has lost.
+    In a library without float64 the shape is (2, n): float32 sums, and below them what rounding has lost.
     """
     n = 2 + sum(math.prod(shape) for metric in metrics for shape in metric.sums.values())
     return backend.zeros(n, backend.xp.float64) if backend.wide else backend.zeros((2, n))
 
 
 def host_sums(backend: Backend, sums: Array) -> np.ndarray:
-    """Return the sums of a state on the host, whichever its form: float64, shape (n,); one transfer."""
+    """Return the sums of a state, in either form, as a float64 host array of shape (n,); one transfer."""
     host = np.asarray(backend.host(sums), np.float64)
     return host.sum(axis=0) if host.ndim == 2 else np.array(host)
 
@@ -100,31 +100,31 @@ def make_step(
 
     The guard rejects the update, on the device, if the loss or the statistics are not finite, or if gradient,
     weights or rate are so large that an update might overflow (`ops.MAX_NORM`). The result of an optimizer that
-    can overflow even so is checked before it is applied and counted. Where the loss is scaled, a rejected update
-    lowers the scale, and ends the training only if the scale is 1.
+    can overflow even so, and of constraints, is checked before it is applied and counted. Where the loss is
+    scaled, a rejected update lowers the scale, and ends the training only if the scale is 1.
 
     A step does not change the state it is given. Twins that update weights in place append the calls that do so to
     the list `finish`: after these calls the returned state is valid and the former one is lost. Without a list
-    the step makes them before it returns.
+    the step makes these calls before it returns.
     """
     objective, context = Objective(network, loss), _contexts(backend)
     limit = MAX_NORM[backend.dtype_name]
-    variables = network.layout.variables
-    here = backend.inplace and not backend.pooled  # the gradient's memory comes back at every step
+    layout, variables = network.layout, network.layout.variables
+    sure = optimizer.never_overflows and not layout.constraints
+    here = backend.inplace and not backend.pooled  # every step reuses the gradient's memory
 
     def step(s: TrainState, b: Batch, finish: list[Any] | None = None) -> TrainState:
         ctx = context(b.draws, tuple(b.x.shape), getattr(b.x, "tape", None))
         lr = optimizer.rate_at(ctx.xp, s.lr, s.age)
-        alive = s.ok & (s.scale[0] > 1.0) if s.scale else None  # before twins write over the flag
+        alive = s.ok & (s.scale[0] > 1.0) if s.scale else None  # before twins overwrite the flag
         value, g, factor, prediction = objective.gradient(
             ctx, s.weights, s.stats, b, s.scale[0] if s.scale else None
         )
         new_stats = network.new_stats(ctx, s.stats)
         parts = _parts(ctx, value, b, prediction, metrics)
         ok = ctx.ops.within_limits(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
-        # a step that only costs itself counts in the logs, if its loss is a number
+        # the logs count a step that only lowers the scale, if its loss is a number
         counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
-        sure = optimizer.never_overflows
         ctx.apply_update, ctx.overwrite = ok, sure and ctx.inplace
 
         def tally(taken: Array) -> tuple[Array, Array, Array]:
@@ -134,7 +134,7 @@ def make_step(
             new = optimizer.advance(ctx, kept[0], g, kept[1], lr, age, variables, factor)
             if here and ctx.tape is None and not (new[0] is kept[0] and new[1] is kept[1]):
                 new = tree_map(lambda a, old: _apart(backend, a, old, g), new, kept[:2])
-            return *new, new_stats
+            return layout.constrain(ctx, new[0]), new[1], new_stats
 
         kept = s.weights, s.slots, s.stats
         if sure:
@@ -161,7 +161,7 @@ def make_step(
 
 
 def _apart(backend: Backend, a: Array, old: Array, g: Array) -> Array:
-    """Return a part of the new state, in memory of its own if an optimizer has made it of the gradient."""
+    """Return an array of the new state, copied if it shares memory with the gradient."""
     return a if a is old or not backend.shares(a, g) else backend.copy(a)
 
 
@@ -181,7 +181,7 @@ def make_evaluation(
 
 
 def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> list[Any]:
-    """Return what a batch adds to the sums (see `ops.add_up`); its loss counts once a row."""
+    """Return what a batch adds to the sums (see `ops.add_up`); its loss counts once for each row."""
     rows = float(b.x.shape[0])
     counts = [c for metric in metrics for c in metric.checked_counts(ctx, b.y, prediction, b.weight)]
     return [(value, rows), (rows, 1.0), *((c, 1.0) for c in counts)]
@@ -189,7 +189,7 @@ def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Seq
 
 @np.errstate(all="ignore")
 def read_sums(backend: Backend, sums: Array, names: Sequence[str], metrics: Sequence[Metric]) -> dict[str, Any]:
-    """Return the mean loss and the results of the metrics by name, as floats or arrays; NaN of no rows."""
+    """Return the mean loss and the metrics' results by name, as floats or arrays; NaN if there were no rows."""
     host = host_sums(backend, sums)
     loss, rows = host[:2]
     done, results = 2, [loss / rows]

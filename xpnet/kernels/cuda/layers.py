@@ -31,6 +31,15 @@ def _solid(ctx: Any, a: Array) -> Array:
     return out
 
 
+def product(ctx: Any, a: Array, b: Array) -> Array:
+    """Twin of `ops.product` for matrices, which may be transposed views: cuBLAS, as a capture allows it."""
+    matrices = a.ndim == b.ndim == 2 and a.size and b.size and a.dtype == b.dtype == ctx.dtype
+    solid = all(m.flags.c_contiguous or m.flags.f_contiguous for m in (a, b))
+    if not (ctx.inplace and matrices and solid) or (ctx.backend.narrow and not available()):
+        return ops.product(ctx, a, b)
+    return matmul(_factor(ctx, a), _factor(ctx, b), ctx.empty((a.shape[0], b.shape[1])))
+
+
 # Layers ---------------------------------------------------------------------------------------------------
 
 # What the kernels apply where an activation is not elementwise.
@@ -88,6 +97,8 @@ def _factor(ctx: Any, a: Array) -> Array:
     narrow = ctx.backend.narrow
     if narrow is None:
         return a
+    if not a.flags.c_contiguous:  # a transposed view
+        return _factor(ctx, a.T).T
     out = ctx.empty(a.shape, STORAGE_DTYPE[narrow])
     kernel_of("narrow", a.dtype.name, None, narrow)(*over(a.size), (a, out, np.int64(a.size)))
     return out

@@ -54,7 +54,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 def _is_faster(graph: Graph) -> bool:
     """Return whether a loop beats NumPy's calls: not where these compute a function by vector instructions."""
     ops = {node.op for node in graph.nodes if node.is_operation and node.rank}
-    return bool(ops) and not ops & {"exp", "expm1", "log", "log1p", "pow", "tanh", "erf"}
+    return bool(ops) and not ops & {"exp", "expm1", "log", "log1p", "cos", "pow", "tanh", "erf"}
 
 
 def _activated(ctx: Any, forward: Graph, z: Array, bias: Array, keep: bool) -> Array:
