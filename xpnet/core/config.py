@@ -355,6 +355,17 @@ class Registry(Generic[T]):
             raise unknown_name(self.kind, name, {n for n in known if n == n.lower()} or known)
         return found
 
+    def identifier(self, cls: type[T]) -> str:
+        """Return the name of a class as an identifier: of those in use the one that separates most words.
+
+        >>> from xpnet.losses import Huber, KLDivergence, registry
+        >>> registry.identifier(Huber), registry.identifier(KLDivergence)
+        ('huber', 'kl_divergence')
+        """
+        own = snake_case(cls.__name__)
+        same = [name for name in self.classes if name.replace("_", "") == own.replace("_", "")]
+        return max([own, *same], key=lambda name: name.count("_"))
+
     def __contains__(self, name: object) -> bool:
         """Return whether a class has that name."""
         return _lookup(self._known(), name) is not None
