@@ -206,6 +206,37 @@ LOSSES = {
     "tversky": (Tversky, {"alpha": 0.3, "beta": 0.6, "axis": -1}, SOFT, PROBABILITIES),
 }
 
+
+def loss_heads(classes, one_hot):
+    """Return for each loss by name: the units and the activation of a model's last layer, targets, and metrics."""
+    units, hits = one_hot.shape[1], ["accuracy"]
+    heads = {
+        "sparse_categorical_crossentropy": ("softmax", classes),
+        "categorical_crossentropy": ("softmax", one_hot),
+        "categorical_focal_crossentropy": ("softmax", one_hot),
+        "kl_divergence": ("softmax", one_hot),
+        "binary_crossentropy": ("sigmoid", one_hot),
+        "binary_focal_crossentropy": ("sigmoid", one_hot),
+        "dice": ("sigmoid", one_hot),
+        "tversky": ("sigmoid", one_hot),
+        "poisson": ("sigmoid", one_hot),
+        "mean_squared_error": (None, one_hot),
+        "mean_absolute_error": (None, one_hot),
+        "mean_absolute_percentage_error": (None, one_hot + 1),
+        "mean_squared_logarithmic_error": (None, one_hot),
+        "huber": (None, one_hot),
+        "log_cosh": (None, one_hot),
+        "quantile": (None, one_hot),
+        "cosine_similarity": (None, one_hot),
+        "hinge": (None, one_hot),
+        "squared_hinge": (None, one_hot),
+        "categorical_hinge": (None, one_hot),
+        "perceptron_criterion": (None, 2 * one_hot - 1),
+    }
+    gaussian = {"gaussian_nll": (2 * units, "sigmoid", one_hot, [])}
+    return {**{name: (units, last, y, hits) for name, (last, y) in heads.items()}, **gaussian}
+
+
 # Losses of further axes: name -> (class, settings, targets, predictions) for predictions (2, 3, 4).
 
 DEEP = {

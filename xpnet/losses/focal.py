@@ -101,8 +101,7 @@ class CategoricalFocalCrossentropy(_Smoothed, _OverClasses):
         if isinstance(alpha, tuple):
             if len(alpha) != p.shape[-1]:
                 raise ShapeError(f"alpha must be a number or one for each of {p.shape[-1]} classes; got {alpha}")
-            ones = xp.ones_like(xp.reshape(p, (-1,))[:1])
-            alpha = xp.concat([ones * a for a in alpha])
+            alpha = xp.concat([xp.full_like(y[..., :1], a) for a in alpha], axis=-1)
         return self._smooth(y, 1.0 / y.shape[-1]) * alpha
 
     def of_shares(self, ctx: Context, y: Array, q: Array) -> tuple[Array, Array]:
