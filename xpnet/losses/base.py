@@ -98,7 +98,7 @@ class Loss(Configurable):
         """Whether the predictions passed to `terms` are scores."""
         return bool(getattr(self, "from_logits", False))
 
-    def counted(self, ctx: Context, y: Array) -> Array | None:
+    def counted_rows(self, ctx: Context, y: Array) -> Array | None:
         """Return which rows count, a boolean array; None if all do. The others are left out of means too."""
         return None
 
@@ -152,15 +152,15 @@ class Loss(Configurable):
         weights, scale = (None, factor) if isinstance(factor, float) else (factor, 1.0)
         return ctx.ops.row_total(ctx, values, weights, scale), dp, prediction
 
-    def values(self, ctx: Context, y: Array, p: Array) -> Array:
+    def row_values(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return the values of the rows, 0 for those that do not count."""
         y, p, _ = _reduced_last(ctx.xp, y, p, self.axis)
-        value, counted = self.terms(ctx, y, p, 1.0)[0], self.counted(ctx, y)
+        value, counted = self.terms(ctx, y, p, 1.0)[0], self.counted_rows(ctx, y)
         return value if counted is None else ctx.xp.where(counted, value, ctx.xp.zeros_like(value))
 
-    def weights(self, ctx: Context, y: Array, shape: tuple[int, ...], weight: Array | None) -> Array | None:
+    def row_weights(self, ctx: Context, y: Array, shape: tuple[int, ...], weight: Array | None) -> Array | None:
         """Return the weights of rows of that shape, 0 for those that do not count; None if all weigh 1."""
-        xp, counted = ctx.xp, self.counted(ctx, y)
+        xp, counted = ctx.xp, self.counted_rows(ctx, y)
         if weight is not None and shape:
             weight = over_rows(xp, weight, shape)
         if counted is None:
@@ -180,7 +180,7 @@ class Loss(Configurable):
             values, dp, prediction = self.score_terms(ctx, y, moved, slope_factor)
         else:
             (values, dp), prediction = self.terms(ctx, y, moved, slope_factor), p
-        counted = self.counted(ctx, y)
+        counted = self.counted_rows(ctx, y)
         if counted is not None:  # a weight of 0 is not enough where a value is infinite
             values = xp.where(counted, values, xp.zeros_like(values))
             dp = xp.where(xp.expand_dims(counted, axis=-1), dp, xp.zeros_like(dp))
@@ -188,13 +188,13 @@ class Loss(Configurable):
 
     def _factor(self, ctx: Context, y: Array, rows: tuple[int, ...], weight: Array | None) -> Any:
         """Return the factors of the rows' values in the reduced loss: an array, or one number."""
-        xp, weights = ctx.xp, self.weights(ctx, y, rows, weight)
+        xp, weights = ctx.xp, self.row_weights(ctx, y, rows, weight)
         if self.reduction in ("sum", "none"):
             return 1.0 if weights is None else weights
         if weights is None:
             return 1.0 / max(math.prod(rows), 1)
         total: Any = math.prod(weights.shape)
-        counted = self.counted(ctx, y)
+        counted = self.counted_rows(ctx, y)
         if self.reduction == "mean_with_sample_weight":
             total = xp.sum(weights)
         elif counted is not None:

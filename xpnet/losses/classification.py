@@ -180,12 +180,12 @@ class SparseCategoricalCrossentropy(_OverClasses):
         """Raise unless all targets are labels, or `ignore_class`."""
         super().check(y if self.ignore_class is None else np.where(y == self.ignore_class, 0, y), shape)
 
-    def counted(self, ctx: Context, y: Array) -> Array | None:
+    def counted_rows(self, ctx: Context, y: Array) -> Array | None:
         """Return which labels are not `ignore_class`."""
         return None if self.ignore_class is None else y != self.ignore_class
 
     def _prepared(self, ctx: Context, y: Array, p: Array) -> Array:
-        counted, s = self.counted(ctx, y), self.label_smoothing
+        counted, s = self.counted_rows(ctx, y), self.label_smoothing
         y = y if counted is None else ctx.xp.where(counted, y, ctx.xp.zeros_like(y))
         if not s:
             return y

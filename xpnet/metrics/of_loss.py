@@ -42,12 +42,12 @@ class OfLoss(Metric):
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return the loss of each row."""
-        return self.loss.values(ctx, self._targets(ctx, y, p), p)
+        return self.loss.row_values(ctx, self._targets(ctx, y, p), p)
 
     def counts(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Sequence[Any]:
         """Return the sums of the rows' losses and of their weights."""
         values = self.rows(ctx, y, p)
-        weight = self.loss.weights(ctx, self._targets(ctx, y, p), tuple(values.shape), weight)
+        weight = self.loss.row_weights(ctx, self._targets(ctx, y, p), tuple(values.shape), weight)
         weighed = 1.0 * math.prod(values.shape) if weight is None else ctx.ops.row_total(ctx, weight, None, 1.0)
         return ctx.ops.row_total(ctx, values, weight, 1.0), weighed
 
