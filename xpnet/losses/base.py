@@ -155,46 +155,36 @@ class Loss(Configurable):
     def row_values(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return the values of the rows, 0 for those that do not count."""
         y, p, _ = _reduced_last(ctx.xp, y, p, self.axis)
-        value, counted = self.terms(ctx, y, p, 1.0)[0], self.counted_rows(ctx, y)
-        return value if counted is None else ctx.xp.where(counted, value, ctx.xp.zeros_like(value))
+        return _where(ctx.xp, self.counted_rows(ctx, y), self.terms(ctx, y, p, 1.0)[0])
 
-    def row_weights(self, ctx: Context, y: Array, shape: tuple[int, ...], weight: Array | None) -> Array | None:
-        """Return the weights of rows of that shape, 0 for those that do not count; None if all weigh 1."""
-        xp, counted = ctx.xp, self.counted_rows(ctx, y)
-        if weight is not None and shape:
-            weight = over_rows(xp, weight, shape)
-        if counted is None:
-            return weight
-        counts = xp.astype(counted, ctx.dtype)
-        return counts if weight is None else xp.where(counted, weight, xp.zeros_like(weight))
+    def row_weights(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Array | None:
+        """Return the weights of the rows, 0 for those that do not count; None if all are 1."""
+        return _row_weights(ctx, self.counted_rows(ctx, y), self.value_shape(tuple(p.shape)), weight)
 
     def _parts(self, ctx: Context, y: Array, p: Array, weight: Array | None, fused: bool) -> Any:
         """Return the rows' values, their factors in the reduced loss, its derivative by p, and the prediction."""
         xp = ctx.xp
         y, moved, restore = _reduced_last(xp, y, p, self.axis)
-        rows = tuple(moved.shape[:-1])
-        factor = self._factor(ctx, y, rows, weight)
+        rows, counted = tuple(moved.shape[:-1]), self.counted_rows(ctx, y)
+        factor = self._factor(ctx, counted, rows, weight)
         # one value for several weights, as of `Dice`, has their sum for its factor
         slope_factor = factor if rows or isinstance(factor, float) else xp.sum(factor)
         if fused:
             values, dp, prediction = self.score_terms(ctx, y, moved, slope_factor)
         else:
             (values, dp), prediction = self.terms(ctx, y, moved, slope_factor), p
-        counted = self.counted_rows(ctx, y)
-        if counted is not None:  # a weight of 0 is not enough where a value is infinite
-            values = xp.where(counted, values, xp.zeros_like(values))
-            dp = xp.where(xp.expand_dims(counted, axis=-1), dp, xp.zeros_like(dp))
+        if counted is not None:  # a weight of 0 is not enough where a value is not finite
+            values, dp = _where(xp, counted, values), _where(xp, xp.expand_dims(counted, axis=-1), dp)
         return values, factor, restore(dp), prediction
 
-    def _factor(self, ctx: Context, y: Array, rows: tuple[int, ...], weight: Array | None) -> Any:
+    def _factor(self, ctx: Context, counted: Array | None, rows: tuple[int, ...], weight: Array | None) -> Any:
         """Return the factors of the rows' values in the reduced loss: an array, or one number."""
-        xp, weights = ctx.xp, self.row_weights(ctx, y, rows, weight)
+        xp, weights = ctx.xp, _row_weights(ctx, counted, rows, weight)
         if self.reduction in ("sum", "none"):
             return 1.0 if weights is None else weights
         if weights is None:
             return 1.0 / max(math.prod(rows), 1)
         total: Any = math.prod(weights.shape)
-        counted = self.counted_rows(ctx, y)
         if self.reduction == "mean_with_sample_weight":
             total = xp.sum(weights)
         elif counted is not None:
@@ -316,6 +306,20 @@ def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
+
+
+def _row_weights(
+    ctx: Context, counted: Array | None, shape: tuple[int, ...], weight: Array | None
+) -> Array | None:
+    """Return the weights of rows of that shape, 0 for those that do not count; None if all are 1."""
+    if weight is None:
+        return None if counted is None else ctx.xp.astype(counted, ctx.dtype)
+    return _where(ctx.xp, counted, over_rows(ctx.xp, weight, shape) if shape else weight)
+
+
+def _where(xp: Any, counted: Array | None, a: Array) -> Array:
+    """Return a, with 0 in the rows that do not count."""
+    return a if counted is None else xp.where(counted, a, xp.zeros_like(a))
 
 
 def _reduced_last(xp: Any, y: Array, p: Array, axis: Any) -> tuple[Array, Array, Any]:

@@ -61,8 +61,8 @@ class Dice(Loss):
 class Tversky(Loss):
     """1 - I / D, with I = sum(y p), D = I + alpha sum(y (1 - p)) + beta sum((1 - y) p) + 1e-7.
 
-    With dD = y - alpha y + beta (1 - y) it is d/dp = (I / D dD - y) / D. `alpha` weighs what is missed (y = 1, p =
-    0) and `beta` what is found wrongly, as Keras computes it; with 1/2 and 1/2 it is `Dice`.
+    With dD = y - alpha y + beta (1 - y) it is d/dp = (I / D dD - y) / D. As in Keras' code, `alpha` weights false
+    negatives, y (1 - p), and `beta` false positives, (1 - y) p. With 1/2 and 1/2 it is `Dice`.
 
     Source: S. S. M. Salehi, D. Erdogmus, A. Gholipour, "Tversky loss function for image segmentation using 3D
     fully convolutional deep networks", MLMI 2017; there alpha and beta are exchanged.

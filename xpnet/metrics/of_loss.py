@@ -47,7 +47,7 @@ class OfLoss(Metric):
     def counts(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Sequence[Any]:
         """Return the sums of the rows' losses and of their weights."""
         values = self.rows(ctx, y, p)
-        weight = self.loss.row_weights(ctx, self._targets(ctx, y, p), tuple(values.shape), weight)
+        weight = self.loss.row_weights(ctx, self._targets(ctx, y, p), p, weight)
         weighed = 1.0 * math.prod(values.shape) if weight is None else ctx.ops.row_total(ctx, weight, None, 1.0)
         return ctx.ops.row_total(ctx, values, weight, 1.0), weighed
 
