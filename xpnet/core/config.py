@@ -90,6 +90,7 @@ class Configurable:
     own `__init__` must store its arguments as attributes of the same names.
     """
 
+    argument_order: ClassVar[tuple[str, ...]] = ()
     _settings: ClassVar[Mapping[str, Setting]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

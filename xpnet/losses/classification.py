@@ -20,7 +20,7 @@ class _Smoothed(Loss):
 
     from_logits: bool = setting(flag, default=False)
     label_smoothing: float = setting(number, 0, 1, default=0.0)
-    axis: int = setting(number, integer=True, default=-1)
+    axis: int = setting(number, integer=True, default=-1, kw_only=True)
 
     def _smooth(self, y: Array, chance: float) -> Array:
         """Return y (1 - s) + s * chance, where chance is the probability of a uniform guess."""
@@ -168,13 +168,11 @@ class SparseCategoricalCrossentropy(_OverClasses):
     targets = CLASS_NUMBERS
     sparse = True
 
-    from_logits: bool = setting(flag, default=False)  # the order of Keras' arguments
+    argument_order = ("from_logits", "ignore_class", "reduction", "axis", "name", "dtype")
+
     ignore_class: int | None = setting(optional(number), integer=True, default=None)
-    reduction: str = Loss.reduction
-    axis: int = setting(number, integer=True, default=-1)
-    name: str | None = Loss.name
-    dtype: str | None = Loss.dtype
-    label_smoothing: float = setting(number, 0, 1, default=0.0)
+    axis: int = setting(number, integer=True, default=-1, kw_only=True)
+    label_smoothing: float = setting(number, 0, 1, default=0.0, kw_only=True)
 
     def check(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
         """Raise unless all targets are labels, or `ignore_class`."""

@@ -52,6 +52,8 @@ class BinaryFocalCrossentropy(BinaryCrossentropy):
     apply_class_balancing: bool = setting(flag, default=False)
     alpha: float = setting(number, 0, 1, default=0.25)
     gamma: float = setting(number, 0, default=2.0)
+    from_logits: bool = setting(flag, default=False, kw_only=True)
+    label_smoothing: float = setting(number, 0, 1, default=0.0, kw_only=True)
 
     def at(self, xp: Any, y: Array, p: Array) -> tuple[Array, Array]:
         """Return the focal cross-entropy of p and its derivative."""
@@ -94,6 +96,8 @@ class CategoricalFocalCrossentropy(_Smoothed, _OverClasses):
 
     alpha: Any = setting(_factors, default=0.25)
     gamma: float = setting(number, 0, default=2.0)
+    from_logits: bool = setting(flag, default=False, kw_only=True)
+    label_smoothing: float = setting(number, 0, 1, default=0.0, kw_only=True)
 
     def _prepared(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return the smoothed targets times alpha."""

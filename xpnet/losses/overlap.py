@@ -43,10 +43,9 @@ class Dice(Loss):
     """
 
     targets = PROBABILITIES
+    argument_order = ("reduction", "name", "axis", "dtype")
 
-    reduction: str = Loss.reduction  # the order of Keras' arguments
-    name: str | None = Loss.name
-    axis: Any = setting(_axes, default=None)
+    axis: Any = setting(_axes, default=None, kw_only=True)
 
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return the values of the rows and their derivative by p times `weight`."""
@@ -75,12 +74,11 @@ class Tversky(Loss):
     """
 
     targets = PROBABILITIES
+    argument_order = ("alpha", "beta", "reduction", "name", "axis", "dtype")
 
     alpha: float = setting(number, 0, default=0.5)
     beta: float = setting(number, 0, default=0.5)
-    reduction: str = Loss.reduction  # the order of Keras' arguments
-    name: str | None = Loss.name
-    axis: Any = setting(_axes, default=None)
+    axis: Any = setting(_axes, default=None, kw_only=True)
 
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return the values of the rows and their derivative by p times `weight`."""

@@ -68,10 +68,9 @@ class Poisson(Elementwise):
 
     targets = COUNTS
 
-    reduction: str = Loss.reduction
-    name: str | None = Loss.name
-    dtype: str | None = Loss.dtype
-    log_input: bool = setting(flag, default=False)
+    argument_order = ("reduction", "name", "dtype")
+
+    log_input: bool = setting(flag, default=False, kw_only=True)
 
     def at(self, xp: Any, y: Array, p: Array) -> tuple[Array, Array]:
         """Return the loss of p, or of exp(p), and its derivative."""
