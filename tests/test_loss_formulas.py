@@ -254,6 +254,11 @@ def test_ignored_rows_do_not_count_at_all(backend64, from_logits):
         assert_close(value, wanted)
         assert_close(backend64.host(grad)[rows], backend64.host(wanted_grad))
         assert not backend64.host(grad)[~rows].any()
+        metric = metrics.OfLoss(loss)
+        metric.update_state(IGNORED, backend64.array(p))
+        assert_close(
+            metric.result(), loss(IGNORED, backend64.array(p)) / (rows.sum() if reduction == "sum" else 1)
+        )
 
 
 def test_an_ignored_class_in_training_and_as_a_metric(backend64):

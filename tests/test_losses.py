@@ -300,6 +300,15 @@ MODELS = {
     ),
     "score_terms, scores": ([Dense(3)], ten_times(SCE, "score_terms")(from_logits=True), ROWS, ROW_LABELS),
     "perceptron": ([Dense(3)], ten_times(PerceptronCriterion, "score_terms")(), ROWS, np.eye(3)[ROW_LABELS]),
+    "divergence": ([Dense(3, "softmax")], losses.KLDivergence(), ROWS, RNG.dirichlet(np.ones(3), 5)),
+    "focal": ([Dense(3, "sigmoid")], losses.BinaryFocalCrossentropy(True), ROWS, np.eye(3)[ROW_LABELS]),
+    "focal classes": (
+        [Dense(3, "softmax")], losses.CategoricalFocalCrossentropy([0.2, 0.3, 0.4]), ROWS, np.eye(3)[ROW_LABELS]
+    ),
+    "ignored": ([Dense(3, "softmax")], SCE(ignore_class=1), ROWS, ROW_LABELS),
+    "smoothed": ([Dense(3, "softmax")], SCE(label_smoothing=0.2), ROWS, ROW_LABELS),
+    "dice": ([Dense(3, "sigmoid")], losses.Dice(), ROWS, np.eye(3)[ROW_LABELS]),
+    "axis 1": ([Dense(3, "softmax")], CCE(axis=1), STEPS, np.eye(2)[RNG.integers(0, 2, (4, 3))].swapaxes(1, 2)),
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from .replay import Replay
 from .session import Session
 from .step import Batch, TrainState
 
-__all__ = ["Feed", "make_batches", "make_feed"]
+__all__ = ["Feed", "check_class_weight", "make_batches", "make_feed"]
 
 Held = tuple[Array, Array, Array | None]  # a data set on the device: inputs, targets, weights
 
@@ -120,7 +120,7 @@ class DeviceFeed(Feed):
 
 def make_feed(session: Session, program: Program, data: Data, class_weight: Mapping[int, float] | None) -> Feed:
     """Return the feed of a training run: on the device if the step supports it and the data set fits."""
-    _check_class_weight(session, program, class_weight)
+    check_class_weight(session, program, class_weight)
     held = None
     if program.maker is not None:
         with suppress(MemoryError):  # free memory may be fragmented, or not available to this process
@@ -130,7 +130,7 @@ def make_feed(session: Session, program: Program, data: Data, class_weight: Mapp
     return DeviceFeed(session, program, data, class_weight, held)
 
 
-def _check_class_weight(session: Session, program: Program, class_weight: Any) -> None:
+def check_class_weight(session: Session, program: Program, class_weight: Any) -> None:
     """Raise if classes have weights, but do not lie on the last axis."""
     axis, last = program.loss.axis, len(session.network.output_shape)
     if class_weight and axis not in (-1, last, None):
@@ -191,7 +191,6 @@ def make_batches(
         rows: a slice, or row numbers on the host. step: number of the first step. count: number of batches.
         masks: whether to make masks.
     """
-    _check_class_weight(session, program, class_weight)
     backend, network = session.backend, session.network
     target = program.target_shape, program.target_dtype
     # if the host is the device, a step has ended when `run` returns; a GPU may still be reading the batch
