@@ -27,12 +27,27 @@ from xpnet.layers import (
 )
 from xpnet.losses import (
     BinaryCrossentropy,
+    BinaryFocalCrossentropy,
     CategoricalCrossentropy,
+    CategoricalFocalCrossentropy,
+    CategoricalHinge,
+    CosineSimilarity,
+    Dice,
+    GaussianNLL,
+    Hinge,
     Huber,
+    KLDivergence,
+    LogCosh,
     MeanAbsoluteError,
+    MeanAbsolutePercentageError,
     MeanSquaredError,
+    MeanSquaredLogarithmicError,
     PerceptronCriterion,
+    Poisson,
+    Quantile,
     SparseCategoricalCrossentropy,
+    SquaredHinge,
+    Tversky,
 )
 from xpnet.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Momentum, RMSprop
 from xpnet.regularizers import L1, L1L2, L2, OrthogonalRegularizer
@@ -243,6 +258,10 @@ HOT = np.eye(4)[LABELS]
 SOFT = RNG.dirichlet(np.ones(4), 6)
 BITS = RNG.integers(0, 2, (6, 4)).astype(float)
 PROBABILITIES = 1 / (1 + np.exp(-SCORES))
+IGNORED = np.where(LABELS == 1, -1, LABELS)
+FEW = RNG.poisson(2.0, (6, 4)).astype(float)
+POSITIVE = RNG.uniform(0.2, 3.0, (6, 4))
+MOMENTS = np.concatenate([SCORES[:, :2], POSITIVE[:, :2]], axis=1)  # two means, two variances
 LOSSES = {
     "mse": (MeanSquaredError, {}, SOFT, SCORES),
     "mae": (MeanAbsoluteError, {}, SOFT, SCORES),
@@ -261,7 +280,125 @@ LOSSES = {
     "sparse": (SparseCategoricalCrossentropy, {}, LABELS, SHARES),
     "sparse_unnormalized": (SparseCategoricalCrossentropy, {}, LABELS, PROBABILITIES),
     "sparse_logits": (SparseCategoricalCrossentropy, {"from_logits": True}, LABELS, SCORES),
+    "sparse_smooth": (SparseCategoricalCrossentropy, {"label_smoothing": 0.2}, LABELS, SHARES),
+    "sparse_logits_smooth": (
+        SparseCategoricalCrossentropy,
+        {"from_logits": True, "label_smoothing": 0.2},
+        LABELS,
+        SCORES,
+    ),
+    "sparse_ignore": (SparseCategoricalCrossentropy, {"ignore_class": -1}, IGNORED, SHARES),
+    "sparse_logits_ignore": (
+        SparseCategoricalCrossentropy,
+        {"from_logits": True, "ignore_class": 1, "label_smoothing": 0.1},
+        LABELS,
+        SCORES,
+    ),
     "perceptron": (PerceptronCriterion, {}, BITS * 2 - 1, SCORES),
+    "mape": (MeanAbsolutePercentageError, {}, SOFT, SCORES),
+    "msle": (MeanSquaredLogarithmicError, {}, FEW, POSITIVE),
+    "msle_below_0": (MeanSquaredLogarithmicError, {}, SCORES[::-1], SCORES),
+    "log_cosh": (LogCosh, {}, SOFT, 3 * SCORES),
+    "quantile": (Quantile, {}, SOFT, SCORES),
+    "quantile_high": (Quantile, {"quantile": 0.9}, SOFT, SCORES),
+    "cosine": (CosineSimilarity, {}, SOFT, SCORES),
+    "hinge": (Hinge, {}, BITS * 2 - 1, SCORES),
+    "hinge_bits": (Hinge, {}, BITS, SCORES),
+    "squared_hinge": (SquaredHinge, {}, BITS * 2 - 1, SCORES),
+    "categorical_hinge": (CategoricalHinge, {}, HOT, SCORES),
+    "kld": (KLDivergence, {}, SOFT, SHARES),
+    "kld_hot": (KLDivergence, {}, HOT, PROBABILITIES),
+    "poisson": (Poisson, {}, FEW, POSITIVE),
+    "poisson_logs": (Poisson, {"log_input": True}, FEW, SCORES),
+    "gaussian": (GaussianNLL, {}, FEW[:, :2], MOMENTS),
+    "gaussian_full": (GaussianNLL, {"full": True, "eps": 0.1}, FEW[:, :2], MOMENTS),
+    "gaussian_logs": (GaussianNLL, {"log_variance": True}, FEW[:, :2], SCORES),
+    "focal": (BinaryFocalCrossentropy, {}, BITS, PROBABILITIES),
+    "focal_balanced": (
+        BinaryFocalCrossentropy,
+        {"apply_class_balancing": True, "alpha": 0.3, "gamma": 1.5, "label_smoothing": 0.1},
+        SOFT,
+        PROBABILITIES,
+    ),
+    "focal_logits": (BinaryFocalCrossentropy, {"from_logits": True}, BITS, SCORES),
+    "focal_logits_half": (
+        BinaryFocalCrossentropy,
+        {"apply_class_balancing": True, "from_logits": True, "gamma": 0.5, "label_smoothing": 0.2},
+        BITS,
+        SCORES,
+    ),
+    "focal_0": (BinaryFocalCrossentropy, {"gamma": 0.0}, SOFT, PROBABILITIES),
+    "focal_classes": (CategoricalFocalCrossentropy, {}, HOT, SHARES),
+    "focal_classes_alphas": (
+        CategoricalFocalCrossentropy,
+        {"alpha": (0.1, 0.2, 0.3, 0.4), "gamma": 0.5, "label_smoothing": 0.1},
+        SOFT,
+        PROBABILITIES,
+    ),
+    "focal_classes_logits": (CategoricalFocalCrossentropy, {"from_logits": True}, HOT, SCORES),
+    "focal_classes_logits_half": (
+        CategoricalFocalCrossentropy,
+        {"alpha": 0.5, "gamma": 0.5, "from_logits": True, "label_smoothing": 0.2},
+        HOT,
+        SCORES,
+    ),
+    "dice": (Dice, {"axis": -1}, BITS, PROBABILITIES),
+    "tversky": (Tversky, {"alpha": 0.3, "beta": 0.6, "axis": -1}, SOFT, PROBABILITIES),
+}
+
+
+def loss_heads(classes, one_hot):
+    """Return for each loss by name: the units and the activation of a model's last layer, targets, and metrics."""
+    units, hits = one_hot.shape[1], ["accuracy"]
+    heads = {
+        "sparse_categorical_crossentropy": ("softmax", classes),
+        "categorical_crossentropy": ("softmax", one_hot),
+        "categorical_focal_crossentropy": ("softmax", one_hot),
+        "kl_divergence": ("softmax", one_hot),
+        "binary_crossentropy": ("sigmoid", one_hot),
+        "binary_focal_crossentropy": ("sigmoid", one_hot),
+        "dice": ("sigmoid", one_hot),
+        "tversky": ("sigmoid", one_hot),
+        "poisson": ("sigmoid", one_hot),
+        "mean_squared_error": (None, one_hot),
+        "mean_absolute_error": (None, one_hot),
+        "mean_absolute_percentage_error": (None, one_hot + 1),
+        "mean_squared_logarithmic_error": (None, one_hot),
+        "huber": (None, one_hot),
+        "log_cosh": (None, one_hot),
+        "quantile": (None, one_hot),
+        "cosine_similarity": (None, one_hot),
+        "hinge": (None, one_hot),
+        "squared_hinge": (None, one_hot),
+        "categorical_hinge": (None, one_hot),
+        "perceptron_criterion": (None, 2 * one_hot - 1),
+    }
+    gaussian = {"gaussian_nll": (2 * units, "sigmoid", one_hot, [])}
+    return {**{name: (units, last, y, hits) for name, (last, y) in heads.items()}, **gaussian}
+
+
+# Losses of further axes: name -> (class, settings, targets, predictions) for predictions (2, 3, 4).
+
+DEEP = {
+    "bce": (BinaryCrossentropy, {"axis": 1}, BITS, PROBABILITIES),
+    "bce_first": (BinaryCrossentropy, {"axis": 0, "from_logits": True}, BITS, SCORES),
+    "focal": (BinaryFocalCrossentropy, {"axis": -2}, BITS, PROBABILITIES),
+    "cce": (CategoricalCrossentropy, {"axis": 1}, SOFT, PROBABILITIES),
+    "cce_logits": (CategoricalCrossentropy, {"axis": -2, "from_logits": True}, BITS, SCORES),
+    "focal_classes": (CategoricalFocalCrossentropy, {"axis": 1}, SOFT, PROBABILITIES),
+    "focal_classes_logits": (CategoricalFocalCrossentropy, {"axis": 1, "from_logits": True}, SOFT, SCORES),
+    "sparse": (SparseCategoricalCrossentropy, {"axis": 1}, np.array([0, 2, 1, 1, 2, 0, 2, 1]), PROBABILITIES),
+    "sparse_logits": (
+        SparseCategoricalCrossentropy,
+        {"axis": 1, "from_logits": True, "ignore_class": 2},
+        np.array([0, 2, 1, 1, 2, 0, 2, 1]),
+        SCORES,
+    ),
+    "cosine": (CosineSimilarity, {"axis": 1}, SOFT, SCORES),
+    "dice": (Dice, {}, BITS, PROBABILITIES),
+    "dice_axes": (Dice, {"axis": (1, 2)}, BITS, PROBABILITIES),
+    "tversky": (Tversky, {}, BITS, PROBABILITIES),
+    "tversky_axis": (Tversky, {"axis": 0}, BITS, PROBABILITIES),
 }
 
 # Metrics: name -> (class, settings, targets, predictions, the value of each row, or None where it is no mean).

@@ -265,9 +265,9 @@ def test_graphs_of_optimizers(device, captures, optimizer):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_graphs_of_losses(device, captures, loss, weighted):
-    last, y = LOSSES[loss]
+    units, last, y, chosen = LOSSES[loss]
     fitting = {"sample_weight": WEIGHTS} if weighted else {}
-    same_with_and_without(captures, small(last=last), y, loss, fitting=fitting)
+    same_with_and_without(captures, small(last=last, units=units), y, loss, chosen=chosen, fitting=fitting)
 
 
 def test_all_losses_are_there():

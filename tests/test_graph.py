@@ -13,6 +13,7 @@ import cuda_on_host
 import cupy_like
 import numpy as np
 import pytest
+from cases import loss_heads
 from cupy_capture import Graph, clean_start, pretended_cupy
 from steps import taken
 
@@ -81,8 +82,8 @@ def everything():
     ]  # fmt: skip
 
 
-def small(activation="relu", last="softmax"):
-    return lambda: [Dense(4, activation=activation), Dense(3, activation=last)]
+def small(activation="relu", last="softmax", units=3):
+    return lambda: [Dense(4, activation=activation), Dense(units, activation=last)]
 
 
 def make(layers, loss="sparse_categorical_crossentropy", optimizer="adam", chosen=("accuracy",), backend="cupy",
@@ -261,23 +262,16 @@ def test_optimizers(optimizer):
     same_with_and_without(small(), optimizer=optimizer)
 
 
-LOSSES = {
-    "sparse_categorical_crossentropy": ("softmax", CLASSES),
-    "categorical_crossentropy": ("softmax", ONE_HOT),
-    "binary_crossentropy": ("sigmoid", ONE_HOT),
-    "mean_squared_error": (None, ONE_HOT),
-    "perceptron_criterion": (None, 2 * ONE_HOT - 1),
-    "mean_absolute_error": (None, ONE_HOT),
-    "huber": (None, ONE_HOT),
-}
+LOSSES = loss_heads(CLASSES, ONE_HOT)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_losses(loss, weighted, fused):
-    last, y = LOSSES[loss]
-    same_with_and_without(lambda: [*small(last=last)(), *([] if fused else [LeakyReLU()])], y, loss,
+    units, last, y, chosen = LOSSES[loss]
+    layers = small(last=last, units=units)
+    same_with_and_without(lambda: [*layers(), *([] if fused else [LeakyReLU()])], y, loss, chosen=chosen,
                           fitting={"sample_weight": WEIGHTS} if weighted else {})  # fmt: skip
 
 

@@ -66,18 +66,19 @@ def test_by_hand(backend64, loss, y, p, value, grad):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_reductions_and_weights(backend64, name):
-    """Everything follows from the rows' values with reduction "none"."""
+    """Everything follows from the rows' values with reduction "none", and from which of the rows count."""
     loss, y, p = case(name, reduction=None)
+    counted = np.ones(6) if getattr(loss, "ignore_class", None) is None else (y != loss.ignore_class) * 1.0
     p = backend64.array(p)
     rows, grads = (backend64.host(a) for a in loss.value_and_grad(y, p))
     assert rows.shape == (6,)
     for weight in (None, WEIGHTS):
         w = np.ones(6) if weight is None else weight
         for reduction, factor in {
-            "sum_over_batch_size": w / 6,
-            "mean": w / 6,
+            "sum_over_batch_size": w / counted.sum(),
+            "mean": w / counted.sum(),
             "sum": w,
-            "mean_with_sample_weight": w / w.sum(),
+            "mean_with_sample_weight": w / (w * counted).sum(),
             "none": w,
         }.items():
             value, grad = case(name, reduction=reduction)[0].value_and_grad(y, p, weight)
@@ -182,23 +183,6 @@ def test_like_pytorch(backend64, name):
     value, grad = loss.value_and_grad(y, backend64.array(p))
     assert_close(backend64.host(value), wanted.detach().numpy())
     assert_close(backend64.host(grad), leaf.grad.numpy())
-
-
-KERAS = {name: cls.__name__ for name, (cls, *_) in LOSSES.items() if cls is not PerceptronCriterion}
-
-
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", None])
-@pytest.mark.parametrize("weight", [None, WEIGHTS], ids=["plain", "weighted"])
-@pytest.mark.parametrize("name", KERAS)
-def test_like_keras(monkeypatch, name, weight, reduction):
-    """All losses in all reductions, with weights."""
-    monkeypatch.setenv("KERAS_BACKEND", "torch")
-    pytest.importorskip("torch")
-    keras = pytest.importorskip("keras")
-    loss, y, p = case(name, reduction=reduction)
-    config = {**LOSSES[name][1], "reduction": reduction, "dtype": "float64"}
-    theirs = getattr(keras.losses, KERAS[name])(**config)(y, p, sample_weight=weight)
-    np.testing.assert_allclose(np.asarray(loss(y, p, weight)), np.asarray(theirs), rtol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHTS])
@@ -316,6 +300,15 @@ MODELS = {
     ),
     "score_terms, scores": ([Dense(3)], ten_times(SCE, "score_terms")(from_logits=True), ROWS, ROW_LABELS),
     "perceptron": ([Dense(3)], ten_times(PerceptronCriterion, "score_terms")(), ROWS, np.eye(3)[ROW_LABELS]),
+    "divergence": ([Dense(3, "softmax")], losses.KLDivergence(), ROWS, RNG.dirichlet(np.ones(3), 5)),
+    "focal": ([Dense(3, "sigmoid")], losses.BinaryFocalCrossentropy(True), ROWS, np.eye(3)[ROW_LABELS]),
+    "focal classes": (
+        [Dense(3, "softmax")], losses.CategoricalFocalCrossentropy([0.2, 0.3, 0.4]), ROWS, np.eye(3)[ROW_LABELS]
+    ),
+    "ignored": ([Dense(3, "softmax")], SCE(ignore_class=1), ROWS, ROW_LABELS),
+    "smoothed": ([Dense(3, "softmax")], SCE(label_smoothing=0.2), ROWS, ROW_LABELS),
+    "dice": ([Dense(3, "sigmoid")], losses.Dice(), ROWS, np.eye(3)[ROW_LABELS]),
+    "axis 1": ([Dense(3, "softmax")], CCE(axis=1), STEPS, np.eye(2)[RNG.integers(0, 2, (4, 3))].swapaxes(1, 2)),
 }  # fmt: skip
 
 

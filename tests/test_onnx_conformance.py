@@ -1,6 +1,7 @@
 """The ONNX project's own operator vectors (SOURCE.txt beside them), for the operators that xpnet has.
 
-Left out on purpose: nllloss_* (its inputs are not logarithms of probabilities), gemm with a bias matrix.
+Left out on purpose: nllloss_* (its inputs are no logarithms of probabilities, so that they are no scores either:
+`SparseCategoricalCrossentropy` would subtract the logarithm of their sum), gemm with a bias matrix.
 """
 
 import json
@@ -218,16 +219,15 @@ def run_matmul(backend, op, attrs, inputs, outputs):
 
 
 def run_sce(backend, op, attrs, inputs, outputs):
-    """Classes move last; class weights and ignored labels become weights of the rows."""
-    z, labels = np.moveaxis(inputs[0], 1, -1), inputs[1]
-    counted = labels != attrs["ignore_index"] if "ignore_index" in attrs else np.ones(labels.shape, bool)
-    labels = np.where(counted, labels, 0)
-    rows = counted * (inputs[2][labels] if len(inputs) > 2 else np.float32(1))
+    """Classes are on axis 1; their weights become weights of the rows."""
+    z, labels, *weights = inputs
+    ignored = attrs.get("ignore_index")
+    rows = weights[0][np.where(labels == ignored, 0, labels)] if weights else None
     reduction = {"mean": "mean_with_sample_weight", "sum": "sum", "none": "none"}[attrs["reduction"]]
-    loss = SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
-    close(backend, loss(labels, backend.array(z), rows.astype(np.float32)), outputs[0])
+    loss = SparseCategoricalCrossentropy(from_logits=True, reduction=reduction, axis=1, ignore_class=ignored)
+    close(backend, loss(labels, backend.array(z), rows), outputs[0])
     if len(outputs) > 1:
-        softmax = activations.get("softmax")(backend.array(z))
+        softmax = activations.get("softmax")(backend.array(np.moveaxis(z, 1, -1)))
         close(backend, backend.xp.log(softmax), np.moveaxis(outputs[1], 1, -1))
 
 

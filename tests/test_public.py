@@ -31,9 +31,11 @@ PROMISED = {
     " LecunUniform Ones Orthogonal RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros get",
     "xpnet.layers": "Activation BatchNormalization Dense Dropout Flatten Input Layer LeakyReLU PReLU ReLU Sigmoid"
     " Softmax Tanh get",
-    "xpnet.losses": "BinaryCrossentropy CategoricalCrossentropy Elementwise Huber Loss MeanAbsoluteError"
-    " MeanSquaredError"
-    " PerceptronCriterion SparseCategoricalCrossentropy get",
+    "xpnet.losses": "BinaryCrossentropy BinaryFocalCrossentropy CategoricalCrossentropy"
+    " CategoricalFocalCrossentropy CategoricalHinge CosineSimilarity Dice Elementwise GaussianNLL Hinge Huber"
+    " KLDivergence LogCosh Loss MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredError"
+    " MeanSquaredLogarithmicError PerceptronCriterion Poisson Quantile SparseCategoricalCrossentropy SquaredHinge"
+    " Tversky get",
     "xpnet.metrics": "Accuracy BinaryAccuracy CategoricalAccuracy MeanAbsoluteError MeanSquaredError Metric"
     " SparseCategoricalAccuracy get",
     "xpnet.optimizers": "SGD Adam AdamW Momentum Optimizer RMSprop get",

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from cases import loss_heads
 from steps import taken
 
 import xpnet as xn
@@ -55,25 +56,22 @@ def test_activations(monkeypatch, activation, dtype):
     same_with_and_without(monkeypatch, dense(activation), CLASSES, "sparse_categorical_crossentropy", dtype=dtype)
 
 
-LOSSES = {
-    "sparse_categorical_crossentropy": ("softmax", CLASSES),
-    "categorical_crossentropy": ("softmax", ONE_HOT),
-    "binary_crossentropy": ("sigmoid", ONE_HOT),
-    "mean_squared_error": (None, ONE_HOT),
-    "mean_absolute_error": (None, ONE_HOT),
-    "huber": (None, ONE_HOT),
-    "perceptron_criterion": (None, 2 * ONE_HOT - 1),
-}
+LOSSES = loss_heads(CLASSES, ONE_HOT)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses(monkeypatch, loss, weighted, fused):
-    last, y = LOSSES[loss]
+    units, last, y, chosen = LOSSES[loss]
     weights = {"sample_weight": RNG.random(50)} if weighted else {}
     same_with_and_without(
-        monkeypatch, lambda: [*dense(last=last)(), *([] if fused else [Dropout(0.1)])], y, loss, **weights
+        monkeypatch,
+        lambda: [*dense(units=units, last=last)(), *([] if fused else [Dropout(0.1)])],
+        y,
+        loss,
+        chosen=chosen,
+        **weights,
     )
 
 

@@ -61,5 +61,8 @@ def use() -> None:
     Dense(units="3")  # type: ignore[arg-type]
     Dense(3, colour="red")  # type: ignore[call-arg]
     xn.losses.BinaryCrossentropy(from_logits="no")  # type: ignore[arg-type]
+    xn.losses.SparseCategoricalCrossentropy(True, -1, axis=1, label_smoothing=0.1)
+    xn.losses.CategoricalFocalCrossentropy([0.1, 0.9], 2.0, from_logits=True)
+    xn.losses.Tversky(0.3, 0.7, axis=(1, 2), reduction="sum")
     xn.regularizers.L2(l1=0.1)  # type: ignore[call-arg]
     xn.activations.Softmax(axis="last")  # type: ignore[arg-type]

@@ -129,7 +129,7 @@ class Sequential(LayerStack):
             validation_split: share of the last rows that are kept for validation.
             validation_data: (x, y) or (x, y, sample_weight); goes before `validation_split`.
             shuffle: whether each epoch has an order of its own.
-            class_weight: {class: factor}; classes left out count 1. sample_weight: (rows,); both multiply.
+            class_weight: {class: factor}; others count 1. sample_weight: (rows,), (rows, 1) or (rows, ...).
             validation_batch_size: rows at a time (None: batch_size). validation_freq: epochs between two
                 validations.
             steps_per_execution: batches run at once, or None for what `compile` was given.

@@ -90,6 +90,7 @@ class Configurable:
     own `__init__` must store its arguments as attributes of the same names.
     """
 
+    argument_order: ClassVar[tuple[str, ...]] = ()
     _settings: ClassVar[Mapping[str, Setting]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -387,6 +388,17 @@ class Registry(Generic[T]):
         if found is None:
             raise unknown_name(self.kind, name, {n for n in known if n == n.lower()} or known)
         return found
+
+    def identifier(self, cls: type[T]) -> str:
+        """Return the name of a class as an identifier: of those in use the one that separates most words.
+
+        >>> from xpnet.losses import Huber, KLDivergence, registry
+        >>> registry.identifier(Huber), registry.identifier(KLDivergence)
+        ('huber', 'kl_divergence')
+        """
+        own = snake_case(cls.__name__)
+        same = [name for name in self.classes if name.replace("_", "") == own.replace("_", "")]
+        return max([own, *same], key=lambda name: name.count("_"))
 
     def __contains__(self, name: object) -> bool:
         """Return whether a class has that name."""

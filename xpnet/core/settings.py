@@ -96,8 +96,9 @@ def flag(name: str, value: Any) -> bool:
 def settings_of(cls: type) -> dict[str, Setting]:
     """Return the settings of a class in the order of its constructor's arguments.
 
-    The class's own settings precede those of its bases, as in Keras, and required ones precede all others. A plain
-    class attribute replaces an inherited setting, which is then no longer an argument.
+    The class's own settings precede those of its bases, as in Keras, and required ones precede all others. Where
+    Keras has another order, `argument_order` names the first arguments. A plain class attribute replaces an
+    inherited setting, which is then no longer an argument.
     """
     found: dict[str, Setting] = {}
     hidden: set[str] = set()
@@ -107,7 +108,9 @@ def settings_of(cls: type) -> dict[str, Setting]:
                 hidden.add(name)
             elif name not in hidden:
                 found.setdefault(name, value)
-    return dict(sorted(found.items(), key=lambda item: item[1].default is not REQUIRED))
+    first = [name for name in getattr(cls, "argument_order", ()) if name in found]
+    ordered = {name: found[name] for name in (*first, *found)}
+    return dict(sorted(ordered.items(), key=lambda item: item[1].default is not REQUIRED))
 
 
 def constructor(cls: type) -> Callable[..., None]:

@@ -1,8 +1,8 @@
 """Losses: each value beside its derivative.
 
-A loss gives, for every row, a value and the derivative by the prediction, in one function: `Loss.terms`, or `at`
-of a loss that is `Elementwise`. From scores ("logits") cross-entropies are stable and dz = a - y exactly. A model
-that ends in softmax or sigmoid is joined with its cross-entropy (`fuses`), so that its scores are used.
+For every row a loss returns a value and the derivative by the prediction, from one function: `Loss.terms`, or `at`
+of an `Elementwise` loss. From scores ("logits") cross-entropies are stable and dz = a - y exactly. If a model ends
+in softmax or sigmoid, its cross-entropy is fused with that activation (`fuses`) and computed from the scores.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from typing import Any
 from ..errors import InvalidTypeError
 from .base import Elementwise, Loss, registry
 from .classification import *
+from .focal import *
+from .hinge import *
+from .overlap import *
+from .probabilistic import *
 from .regression import *
 
 __all__ = ["Elementwise", "Loss", "get", *registry.exports()]

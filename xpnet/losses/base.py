@@ -1,4 +1,4 @@
-"""The base classes of the losses: reductions, weights, shapes and checks stand here once."""
+"""The base classes of the losses: reductions, weights, axes and checks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .targets import ANYTHING, Targets
 
 __all__ = ["Elementwise", "Loss"]
 
+EPSILON = 1e-7  # Keras' own: keeps logarithms and quotients finite
 REDUCTIONS = ("sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none")
 
 
@@ -30,19 +31,24 @@ def _first(cls: type, *names: str) -> int:
 class Loss(Configurable):
     """Base class of the losses; subclasses define `targets` and `terms`.
 
-    A subclass that overrides `terms` only is not joined with an activation: the `score_terms` that it inherits
-    are those of another formula. One that overrides `score_terms` only inherits no `terms`. The same holds for
+    A loss reduces one axis (or several) of the predictions to a value. What remains are the rows: predictions of
+    shape (batch, ..., units) have rows of shape (batch, ...).
+
+    A subclass that overrides only `terms` is not fused with an activation, because the inherited `score_terms`
+    compute another formula. One that overrides only `score_terms` does not inherit `terms`. The same holds for
     `at` and `at_scores` of `Elementwise`.
 
     Args:
-        reduction: over the rows: `"sum_over_batch_size"` (or `"mean"`: sum of value * weight, divided by the
-            number of rows), `"sum"`, `"mean_with_sample_weight"` (divided by the sum of the weights), or
-            `"none"` (or None: one value a row).
-        name: what to call it. dtype: the precision when used alone.
+        reduction: how the rows' values become one number: `"sum_over_batch_size"` or `"mean"` (the sum of
+            value * weight, divided by the number of rows), `"sum"`, `"mean_with_sample_weight"` (divided by the
+            sum of the weights), or `"none"` or None (no reduction: one value per row).
+        name: the name of the loss. dtype: the precision of a call outside a model.
 
     Attributes:
-        targets: what it takes as targets (see `xpnet.losses.targets`). sparse: whether they are class numbers.
-        fuses: the activation with which it is computed from scores, or None.
+        targets: the kind of targets (see `xpnet.losses.targets`). sparse: whether they are class numbers.
+        fuses: the activation with which the loss is computed from scores, or None.
+        axis: the axis of the predictions that the formula reduces; a tuple for several, None for all. In many
+            losses it is a setting.
 
     >>> from xpnet.losses import MeanSquaredError
     >>> MeanSquaredError()([[0.0], [1.0]], [[1.0], [1.0]]).tolist()
@@ -52,6 +58,7 @@ class Loss(Configurable):
     fuses: ClassVar[str | None] = None
     targets: ClassVar[Targets] = ANYTHING
     sparse: ClassVar[bool] = False
+    axis = -1
 
     reduction: str = setting(_reduction, default="sum_over_batch_size", kw_only=True)
     name: str | None = setting(default=None, kw_only=True)
@@ -70,35 +77,70 @@ class Loss(Configurable):
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
         """Return the rows' values, shape p.shape[:-1], and their derivative by p times `weight`.
 
+        The axis that the formula reduces is the last one here, whatever `axis` is.
+
         Args:
             y: targets (see `target_shape`). p: predictions, shape (..., units).
             weight: of the rows, shape p.shape[:-1], or a number.
 
-        From scores, `score_terms` will do.
+        A loss of scores may define `score_terms` instead.
         """
         if not self.takes_scores:
             raise TypeError(f"{type(self).__name__} must define terms(ctx, y, p, weight)")
         return self.score_terms(ctx, y, p, weight)[:2]
 
     def score_terms(self, ctx: Context, y: Array, z: Array, weight: Any) -> tuple[Array, Array, Array]:
-        """Return the values, their derivative by the scores z, and a = f(z), f being `fuses`."""
+        """Return the values, their derivative by the scores z, and a = f(z), where f is `fuses`."""
         raise TypeError(f"{type(self).__name__} can't be computed from scores")
 
     @property
     def takes_scores(self) -> bool:
-        """Whether the predictions that `terms` takes are scores."""
+        """Whether the predictions passed to `terms` are scores."""
         return bool(getattr(self, "from_logits", False))
 
-    def check(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
-        """Raise if host targets can't be meant for outputs of `shape`, which includes the batch axis.
+    def counted_rows(self, ctx: Context, y: Array) -> Array | None:
+        """Return which rows count, a boolean array; None if all do. The others are left out of means too."""
+        return None
 
-        Under `jax.jit`, `jax.grad` and `jax.vmap`, where a target's numbers are not known, they are zeros.
+    def check(self, y: np.ndarray, shape: tuple[int, ...]) -> None:
+        """Raise unless host targets are valid for outputs of `shape`, which includes the batch axis.
+
+        Under `jax.jit`, `jax.grad` and `jax.vmap` the values of targets are unknown; zeros are checked instead.
         """
-        self.targets.check(type(self).__name__, y, shape)
+        self.value_shape(shape)
+        self.targets.check(type(self).__name__, y, shape, self.axis)
+
+    def check_weight(self, weight: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        """Raise unless weights of the shape `weight` fit outputs of `shape`, both with the batch axis."""
+        rows, given = self.value_shape(shape), without_ones(weight)
+        fits = len(given) <= len(rows) and given[:1] == rows[: len(given[:1])]
+        if rows and not (fits and all(n in (1, r) for n, r in zip(given, rows))):
+            further = f" or that of the outputs' leading axes, {rows}" if len(rows) > 1 else ""
+            raise ShapeError(f"sample_weight must have shape {rows[:1]}{further}; got {weight}")
+        if not rows and given[:1] not in ((), shape[:1]):
+            raise ShapeError(f"sample_weight must have shape {shape[:1]}; got {weight}")
 
     def objection(self, p: np.ndarray) -> str | None:
-        """Return what is wrong with host predictions whose loss is not finite; None where nothing is known."""
+        """Return why the loss of host predictions is not finite, or None if the reason is unknown."""
         return None
+
+    # Shapes -------------------------------------------------------------------------------------------
+
+    def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the targets for outputs of `shape`: the same, without classes if sparse."""
+        return self.value_shape(shape) if self.sparse else shape
+
+    def value_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the rows for outputs of `shape`, which includes the batch axis.
+
+        Raises:
+            ShapeError: the outputs have no such axis.
+        """
+        return tuple(shape[i] for i in range(len(shape)) if i not in reduced_axes(self.axis, len(shape)))
+
+    def fused_activation(self, shape: tuple[int, ...]) -> str | None:
+        """Return the activation to fuse with in a model with outputs of `shape`, or None."""
+        return self.fuses if reduced_axes(self.axis, len(shape)) == (len(shape) - 1,) else None
 
     # What the training step calls ---------------------------------------------------------------------
 
@@ -106,23 +148,60 @@ class Loss(Configurable):
         self, ctx: Context, y: Array, p: Array, weight: Array | None, fused: bool
     ) -> tuple[Array, Array, Array]:
         """Return the reduced loss, its derivative by p, and the prediction (p, or f(p) when `fused`)."""
-        factor = self._factor(ctx, p, weight)
-        if fused:
-            values, dp, prediction = self.score_terms(ctx, y, p, factor)
-        else:
-            (values, dp), prediction = self.terms(ctx, y, p, factor), p
+        values, factor, dp, prediction = self._parts(ctx, y, p, weight, fused)
         weights, scale = (None, factor) if isinstance(factor, float) else (factor, 1.0)
         return ctx.ops.row_total(ctx, values, weights, scale), dp, prediction
+
+    def row_values(self, ctx: Context, y: Array, p: Array) -> Array:
+        """Return the values of the rows, 0 for those that do not count."""
+        y, p, _ = _reduced_last(ctx.xp, y, p, self.axis)
+        return _where(ctx.xp, self.counted_rows(ctx, y), self.terms(ctx, y, p, 1.0)[0])
+
+    def row_weights(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Array | None:
+        """Return the weights of the rows, 0 for those that do not count; None if all are 1."""
+        return _row_weights(ctx, self.counted_rows(ctx, y), self.value_shape(tuple(p.shape)), weight)
+
+    def _parts(self, ctx: Context, y: Array, p: Array, weight: Array | None, fused: bool) -> Any:
+        """Return the rows' values, their factors in the reduced loss, its derivative by p, and the prediction."""
+        xp = ctx.xp
+        y, moved, restore = _reduced_last(xp, y, p, self.axis)
+        rows, counted = tuple(moved.shape[:-1]), self.counted_rows(ctx, y)
+        factor = self._factor(ctx, counted, rows, weight)
+        # one value for several weights, as of `Dice`, has their sum for its factor
+        slope_factor = factor if rows or isinstance(factor, float) else xp.sum(factor)
+        if fused:
+            values, dp, prediction = self.score_terms(ctx, y, moved, slope_factor)
+        else:
+            (values, dp), prediction = self.terms(ctx, y, moved, slope_factor), p
+        if counted is not None:  # a weight of 0 is not enough where a value is not finite
+            values, dp = _where(xp, counted, values), _where(xp, xp.expand_dims(counted, axis=-1), dp)
+        return values, factor, restore(dp), prediction
+
+    def _factor(self, ctx: Context, counted: Array | None, rows: tuple[int, ...], weight: Array | None) -> Any:
+        """Return the factors of the rows' values in the reduced loss: an array, or one number."""
+        xp, weights = ctx.xp, _row_weights(ctx, counted, rows, weight)
+        if self.reduction in ("sum", "none"):
+            return 1.0 if weights is None else weights
+        if weights is None:
+            return 1.0 / max(math.prod(rows), 1)
+        total: Any = math.prod(weights.shape)
+        if self.reduction == "mean_with_sample_weight":
+            total = xp.sum(weights)
+        elif counted is not None:
+            total = xp.sum(xp.astype(counted, ctx.dtype))
+        if isinstance(total, int):
+            return weights * (1.0 / max(total, 1))
+        return weights / xp.where(total == 0, xp.ones_like(total), total)
 
     # What users call ----------------------------------------------------------------------------------
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Array:
-        """Return the reduced loss (one value a row with reduction "none"), in the library of `y_pred`.
+        """Return the reduced loss (one value per row with reduction "none"), in the library of `y_pred`.
 
         Args:
             y_true: targets, shape (batch, ...), or class numbers (batch,) for a sparse loss.
             y_pred: predictions, shape (batch, ..., units); (batch,) is taken as (batch, 1).
-            sample_weight: shape (batch,) or None.
+            sample_weight: None, or an array of shape (batch,), (batch, 1) or of all leading axes (batch, ...).
 
         Raises:
             ShapeError: the shapes do not fit. InvalidValueError: labels are outside their range.
@@ -130,7 +209,10 @@ class Loss(Configurable):
         return self._evaluate(y_true, y_pred, sample_weight)[0]
 
     def value_and_grad(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Array, Array]:
-        """Return the reduced loss and its derivative by `y_pred`, of the shape of `y_pred`."""
+        """Return the reduced loss and its derivative by `y_pred`, of the shape of `y_pred`.
+
+        With reduction "none" it is the derivative of the sum of all values.
+        """
         return self._evaluate(y_true, y_pred, sample_weight)
 
     @np.errstate(all="ignore")
@@ -141,39 +223,24 @@ class Loss(Configurable):
             raise ShapeError(f"y_pred must have shape (batch, ...); got shape {tuple(p.shape)}")
         shape = tuple(p.shape)
         p = ctx.xp.expand_dims(p, axis=-1) if p.ndim == 1 else p
-        # what is traced has a shape only, and zeros are targets of every loss
+        # a traced array has a shape only, and zeros are valid targets of every loss
         self.check(np.zeros(y_true.shape) if traced(y_true) else numeric(y_true, "y_true"), tuple(p.shape))
         y = ctx.asarray(y_true, ctx.xp.int32 if self.sparse else None)
         y = ctx.xp.reshape(y, self.target_shape(tuple(p.shape)))
         weight = None if sample_weight is None else ctx.asarray(sample_weight)
-        if weight is not None and (weight.ndim > p.ndim - 1 or weight.shape != p.shape[: weight.ndim]):
-            raise ShapeError(f"sample_weight must have shape {shape[:1]}; got {tuple(weight.shape)}")
+        if weight is not None:
+            self.check_weight(tuple(weight.shape), tuple(p.shape))
+            weight = ctx.xp.reshape(weight, without_ones(tuple(weight.shape)))
         if self.reduction == "none":
-            rows = 1.0 if weight is None else over_rows(ctx.xp, weight, p.shape[:-1])
-            values, dp = self.terms(ctx, y, p, rows)
-            value = values * rows
+            values, factor, dp, _ = self._parts(ctx, y, p, weight, fused=False)
+            value = values * factor
         else:
             value, dp, _ = self.value_and_slope(ctx, y, p, weight, fused=False)
         return leave(value), leave(ctx.xp.reshape(dp, shape))
 
-    def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the targets that `terms` takes: the outputs', without classes if sparse."""
-        return shape[:-1] if self.sparse else shape
-
-    def _factor(self, ctx: Context, p: Array, weight: Array | None) -> Any:
-        rows = math.prod(p.shape[:-1])
-        mean = 1.0 if self.reduction == "sum" else 1.0 / max(rows, 1)
-        if weight is None:
-            return mean
-        weights = over_rows(ctx.xp, weight, p.shape[:-1])
-        if self.reduction == "mean_with_sample_weight":
-            total = ctx.xp.sum(weights)
-            return weights / ctx.xp.where(total == 0, ctx.xp.ones_like(total), total)
-        return weights * mean
-
 
 class Elementwise(Loss):
-    """Base class of the losses that are the mean over units of a formula; subclasses define `at`.
+    """Base class of the losses that are the mean of a formula over the units; subclasses define `at`.
 
     >>> from xpnet.losses.targets import LIKE_OUTPUTS
     >>> class Squared(Elementwise):
@@ -194,7 +261,7 @@ class Elementwise(Loss):
         raise TypeError(f"{type(self).__name__} must define at(xp, y, p)")
 
     def at_scores(self, xp: Any, y: Array, z: Array) -> tuple[Array, Array, Array]:
-        """Return the loss of each unit, its derivative by the score z, and f(z), f being `fuses`."""
+        """Return the loss of each unit, its derivative by the score z, and f(z), where f is `fuses`."""
         raise TypeError(f"{type(self).__name__} can't be computed from scores")
 
     def terms(self, ctx: Context, y: Array, p: Array, weight: Any) -> tuple[Array, Array]:
@@ -211,6 +278,74 @@ class Elementwise(Loss):
 def _over_units(xp: Any, value: Array, slope: Array, weight: Any) -> tuple[Array, Array]:
     """Return the means over the last axis, and their derivative times the rows' `weight`."""
     return xp.mean(value, axis=-1), slope * (columns(xp, weight) * (1.0 / value.shape[-1]))
+
+
+def reduced_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """Return the axes that `axis` (a number, several, or None for all) names, as numbers >= 0.
+
+    Raises:
+        ShapeError: there is no such axis.
+
+    >>> reduced_axes(-1, 3), reduced_axes((1, -1), 3), reduced_axes(None, 2)
+    ((2,), (1, 2), (0, 1))
+    """
+    if axis is None:
+        return tuple(range(ndim))
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    if not all(-ndim <= a < ndim for a in axes):
+        raise ShapeError(f"axis must name axes of outputs with {ndim} axes; got {axis}")
+    return tuple(a % ndim for a in axes)
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of row weights without trailing axes of size 1, which broadcast anyway.
+
+    >>> without_ones((5, 1)), without_ones((1, 1)), without_ones((5, 1, 3))
+    ((5,), (1,), (5, 1, 3))
+    """
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _row_weights(
+    ctx: Context, counted: Array | None, shape: tuple[int, ...], weight: Array | None
+) -> Array | None:
+    """Return the weights of rows of that shape, 0 for those that do not count; None if all are 1."""
+    if weight is None:
+        return None if counted is None else ctx.xp.astype(counted, ctx.dtype)
+    return _where(ctx.xp, counted, over_rows(ctx.xp, weight, shape) if shape else weight)
+
+
+def _where(xp: Any, counted: Array | None, a: Array) -> Array:
+    """Return a, with 0 in the rows that do not count."""
+    return a if counted is None else xp.where(counted, a, xp.zeros_like(a))
+
+
+def _reduced_last(xp: Any, y: Array, p: Array, axis: Any) -> tuple[Array, Array, Any]:
+    """Return targets and predictions with the reduced axes as the last one, and what undoes this for p."""
+    axes = reduced_axes(axis, p.ndim)
+    if axes == (p.ndim - 1,):
+        return y, p, lambda dp: dp
+    order = tuple(i for i in range(p.ndim) if i not in axes) + axes
+    rows = tuple(p.shape[i] for i in order[: p.ndim - len(axes)])
+    flat = (*rows, math.prod(p.shape[i] for i in axes))
+    moved = tuple(p.shape[i] for i in order)
+    back = tuple(order.index(i) for i in range(p.ndim))
+
+    def last(a: Array) -> Array:
+        return xp.reshape(xp.permute_dims(a, order), flat)
+
+    def restore(dp: Array) -> Array:
+        return xp.permute_dims(xp.reshape(dp, moved), back)
+
+    return last(y) if y.ndim == p.ndim else y, last(p), restore
+
+
+def clip(xp: Any, p: Array, high: float = 1.0 - EPSILON) -> tuple[Array, Array]:
+    """Return p within [EPSILON, high], and 1 where it was there before, else 0."""
+    q = xp.minimum(xp.maximum(p, xp.full_like(p, EPSILON)), xp.full_like(p, high))
+    return q, xp.astype(q == p, p.dtype)
 
 
 registry: Registry[Loss] = Registry("loss", Loss)

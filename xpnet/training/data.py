@@ -14,6 +14,7 @@ from ..backend import Array, Backend, home_of, host_of, library_of, np, traced
 from ..core.convert import check_real, is_table, numeric
 from ..errors import InvalidTypeError, InvalidValueError, ShapeError, number
 from ..kernels.host.threads import gather
+from ..losses.base import without_ones
 
 __all__ = ["Column", "Data", "blocks", "class_factors", "class_weights", "weigh"]
 
@@ -120,7 +121,8 @@ class Data:
     """Inputs with optional targets and weights, all with the same number of rows.
 
     Args:
-        x: shape (rows, ...); (rows,) is taken as (rows, 1). y: targets or None. sample_weight: (rows,) or None.
+        x: shape (rows, ...); (rows,) is taken as (rows, 1). y: targets or None.
+        sample_weight: shape (rows,) or (rows, ...), or None.
 
     Raises:
         ShapeError: no rows, or their numbers differ. InvalidTypeError: an argument is not numeric.
@@ -138,8 +140,6 @@ class Data:
                 raise ShapeError(
                     f"x and {column.what} must have the same number of rows; got {len(self.x)} and {len(column)}"
                 )
-        if self.weight is not None and self.weight.shape not in ((), (1,)):
-            raise ShapeError(f"sample_weight must have shape ({len(self)},); got {self.weight.values.shape}")
 
     def __len__(self) -> int:
         return len(self.x)
@@ -237,11 +237,16 @@ def class_weights(backend: Backend, y: Array, factors: Mapping[int, float], spar
 
 
 def weigh(backend: Backend, own: Array, of_classes: Array | None) -> Array:
-    """Return row weights, shape (rows,) or (rows, 1), times the weights of their classes, (rows, ...) or None."""
-    xp, rows = backend.xp, own.shape[0]
+    """Return row weights times the weights of their classes (or None), both of shape (rows, ...).
+
+    Trailing axes of size 1 of the row weights are dropped.
+    """
+    own = backend.xp.reshape(own, without_ones(tuple(own.shape)))
     if of_classes is None:
-        return xp.reshape(own, (rows,))
-    return of_classes * xp.reshape(own, (rows, *(1 for _ in of_classes.shape[1:])))
+        return own
+    axes = max(own.ndim, of_classes.ndim)
+    own, of_classes = (backend.xp.reshape(a, (*a.shape, *[1] * (axes - a.ndim))) for a in (own, of_classes))
+    return of_classes * own
 
 
 def class_factors(class_weight: Any) -> dict[int, float] | None:

@@ -9,13 +9,14 @@ from typing import Any
 
 from ..backend import Array, Backend, np
 from ..backend.tree import Stack
+from ..errors import InvalidValueError
 from .data import Column, Data, blocks, class_weights, weigh
 from .program import Program
 from .replay import Replay
 from .session import Session
 from .step import Batch, TrainState
 
-__all__ = ["Feed", "make_batches", "make_feed"]
+__all__ = ["Feed", "check_class_weight", "make_batches", "make_feed"]
 
 Held = tuple[Array, Array, Array | None]  # a data set on the device: inputs, targets, weights
 
@@ -119,6 +120,7 @@ class DeviceFeed(Feed):
 
 def make_feed(session: Session, program: Program, data: Data, class_weight: Mapping[int, float] | None) -> Feed:
     """Return the feed of a training run: on the device if the step supports it and the data set fits."""
+    check_class_weight(session, program, class_weight)
     held = None
     if program.maker is not None:
         with suppress(MemoryError):  # free memory may be fragmented, or not available to this process
@@ -126,6 +128,13 @@ def make_feed(session: Session, program: Program, data: Data, class_weight: Mapp
     if held is None:
         return Feed(session, program, data, class_weight)
     return DeviceFeed(session, program, data, class_weight, held)
+
+
+def check_class_weight(session: Session, program: Program, class_weight: Any) -> None:
+    """Raise if classes have weights, but do not lie on the last axis."""
+    axis, last = program.loss.axis, len(session.network.output_shape)
+    if class_weight and axis not in (-1, last, None):
+        raise InvalidValueError(f"class_weight needs classes on the last axis of the outputs; got axis {axis}")
 
 
 def _hold(

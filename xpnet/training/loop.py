@@ -13,7 +13,7 @@ from ..callbacks import Callback, History, ProgressBar
 from ..core.settings import changes
 from ..errors import NonFiniteError
 from .data import Data
-from .feed import Feed, make_batches, make_feed
+from .feed import Feed, check_class_weight, make_batches, make_feed
 from .guard import diagnose
 from .job import Job
 from .program import Program
@@ -241,6 +241,7 @@ def predict(session: Session, data: Data, batch_size: int, upto: int | None = No
 def train_on_batch(session: Session, data: Data, class_weight: Mapping[int, float] | None) -> dict[str, Any]:
     """Take one step on all the rows; return loss and metrics by name."""
     backend, program = session.backend, session.program()
+    check_class_weight(session, program, class_weight)
     rows, step = slice(0, len(data)), session.step
     batches = make_batches(session, program, data, rows, step, 1, class_weight, program.host_masks)
     state = session.state._replace(

@@ -47,7 +47,8 @@ class Objective:
 
     def __init__(self, network: Network, loss: Loss) -> None:
         self.network, self.loss = network, loss
-        self.units = network.score_units(loss.fuses) if loss.fuses else None
+        activation = loss.fused_activation((1, *network.output_shape))
+        self.units = network.score_units(activation) if activation else None
         self.layout = network.layout
         self.is_penalized = bool(self.layout.segments or self.layout.penalties)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -137,11 +138,22 @@ def check_head(network: Network, loss: losses.Loss) -> None:
             )
 
 
+def _warn_of_constant(network: Network) -> None:
+    """Warn of a softmax over one output."""
+    if network.output_shape[-1:] == (1,) and network.score_units("softmax") is not None:
+        warnings.warn(
+            "the model ends in 'softmax' over one output, which is always 1: for one probability use 'sigmoid'; "
+            f"got outputs of shape {('batch', *network.output_shape)}",
+            stacklevel=2,
+        )
+
+
 def make_program(compiled: Compiled, network: Network, backend: Backend, stream: Stream) -> Program:
     """Return the compiled step and evaluation for a network on a backend; `stream` is that of its masks."""
     optimizer, loss, settings = compiled.optimizer, compiled.loss, compiled.settings()
     check_reduction(loss)
     check_head(network, loss)
+    _warn_of_constant(network)
     outputs = (1, *network.output_shape)
     targets = loss.target_shape(outputs)
     plain, weighted = (

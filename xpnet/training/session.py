@@ -366,6 +366,9 @@ class Session:
         if data.y is not None and loss is not None:
             check_head(self.network, loss)
         limit = float(np.finfo(self.backend.dtype_name).max)
+        if data.weight is not None and loss is not None:
+            rows = len(data)
+            loss.check_weight((rows, *data.weight.shape), (rows, *out))
         data.check(limit, None if loss is None else lambda y, rows: loss.check(y, (rows, *out)))
         return data
 
