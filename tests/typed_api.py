@@ -58,4 +58,7 @@ def use() -> None:
     Dense(units="3")  # type: ignore[arg-type]
     Dense(3, colour="red")  # type: ignore[call-arg]
     xn.losses.BinaryCrossentropy(from_logits="no")  # type: ignore[arg-type]
+    xn.layers.Dense(3, kernel_constraint=xn.constraints.MaxNorm(1.0, axis=(0, 1)), bias_constraint="non_neg")
+    xn.optimizers.Adam(xn.schedules.CosineDecay(0.0, 100, warmup_target=0.1, warmup_steps=10))
+    xn.constraints.MaxNorm(norm=1.0)  # type: ignore[call-arg]
     xn.regularizers.L2(l1=0.1)  # type: ignore[call-arg]
