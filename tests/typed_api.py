@@ -64,5 +64,8 @@ def use() -> None:
     xn.losses.SparseCategoricalCrossentropy(True, -1, axis=1, label_smoothing=0.1)
     xn.losses.CategoricalFocalCrossentropy([0.1, 0.9], 2.0, from_logits=True)
     xn.losses.Tversky(0.3, 0.7, axis=(1, 2), reduction="sum")
+    xn.layers.Dense(3, kernel_constraint=xn.constraints.MaxNorm(1.0, axis=(0, 1)), bias_constraint="non_neg")
+    xn.optimizers.Adam(xn.schedules.CosineDecay(0.0, 100, warmup_target=0.1, warmup_steps=10))
+    xn.constraints.MaxNorm(norm=1.0)  # type: ignore[call-arg]
     xn.regularizers.L2(l1=0.1)  # type: ignore[call-arg]
     xn.activations.Softmax(axis="last")  # type: ignore[arg-type]

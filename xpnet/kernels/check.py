@@ -92,6 +92,7 @@ def _layers(ctx: Context) -> Arrays:
     y, backward = ctx.ops.affine(ctx, x, w, b, _RELU)
     dx, grads = backward(dy, {})
     found["affine"] = [y, grads["bias"], dx, grads["kernel"]]
+    found["product"] = [ctx.ops.product(ctx, x, w), ctx.ops.product(ctx, ctx.xp.matrix_transpose(x), dy)]
     x, dy = (put(rng.standard_normal(SIZE)) for _ in range(2))
     y, drop = ctx.ops.dropout(ctx, x, ctx.backend.array(rng.random(SIZE) > 0.3), 0.3)
     found["dropout"] = [y, drop(dy)]
