@@ -36,8 +36,8 @@ def _power(xp: Any, m: Array, gamma: float) -> tuple[Array, Array]:
 class BinaryFocalCrossentropy(BinaryCrossentropy):
     """mean over units of w m^gamma H: the cross-entropy H times a power of m = y (1 - p) + (1 - y) p.
 
-    d/dp = w (gamma m^(gamma - 1) (1 - 2 y) H + m^gamma dH/dp) / units. For y in {0, 1}, m is the probability of the
-    wrong class. With gamma = 0 and w = 1 it is `BinaryCrossentropy`.
+    d/dp = w (gamma m^(gamma - 1) (1 - 2 y) H + m^gamma dH/dp) / units. For y in {0, 1}, m is the probability of
+    the wrong class. With gamma = 0 and w = 1 it is `BinaryCrossentropy`.
 
     Args:
         apply_class_balancing: whether w is alpha y + (1 - alpha) (1 - y); else it is 1.
