@@ -34,14 +34,14 @@ def _power(xp: Any, m: Array, gamma: float) -> tuple[Array, Array]:
 
 @registry.register
 class BinaryFocalCrossentropy(BinaryCrossentropy):
-    """mean over units of w m^gamma H, with the cross-entropy H, the miss m = y (1 - p) + (1 - y) p, and a weight
-    w.
+    """mean over units of w m^gamma H: the cross-entropy H times a power of m = y (1 - p) + (1 - y) p.
 
-    d/dp = w (gamma m^(gamma - 1) (1 - 2 y) H + m^gamma dH/dp) / units. With gamma = 0 it is `BinaryCrossentropy`.
+    d/dp = w (gamma m^(gamma - 1) (1 - 2 y) H + m^gamma dH/dp) / units. For y in {0, 1}, m is the probability of
+    the wrong class. With gamma = 0 and w = 1 it is `BinaryCrossentropy`.
 
     Args:
         apply_class_balancing: whether w is alpha y + (1 - alpha) (1 - y); else it is 1.
-        alpha: in [0, 1], the weight of class 1. gamma: >= 0, the exponent that focuses on misses.
+        alpha: in [0, 1], the weight of class 1. gamma: >= 0, the focusing exponent.
         from_logits, label_smoothing, axis, reduction, name, dtype: see `BinaryCrossentropy`. From scores nothing
             is clipped; Keras clips the probabilities of scores too.
 
@@ -84,9 +84,10 @@ class CategoricalFocalCrossentropy(_Smoothed, _OverClasses):
     and h = p d/dp, it is dz = h - p sum(h).
 
     Args:
-        alpha: >= 0, the weight of all classes, or a list with one for each class. gamma: >= 0, the exponent that
-            focuses on misses. from_logits, label_smoothing, axis, reduction, name, dtype: see
-            `CategoricalCrossentropy`. From scores nothing is clipped; Keras clips the probabilities of scores too.
+        alpha: >= 0, the weight of all classes, or a list with one for each class. gamma: >= 0, the focusing
+            exponent.
+        from_logits, label_smoothing, axis, reduction, name, dtype: see `CategoricalCrossentropy`. From scores
+            nothing is clipped; Keras clips the probabilities of scores too.
 
     >>> round(float(CategoricalFocalCrossentropy(1.0, gamma=1.0)([[0.0, 1.0]], [[0.5, 0.5]])), 4)
     0.3466

@@ -64,8 +64,8 @@ class SquaredHinge(Elementwise):
 class CategoricalHinge(Loss):
     """max(0, 1 + n - t) with t = sum(y p), the score of the class, and n = max((1 - y) p), the best of the others.
 
-    d/dp = -y, and + (1 - y) at the first place of that maximum, where the loss is positive; else 0. As in Keras,
-    the class itself takes part in the maximum with a score of 0.
+    Where the loss is positive, d/dp = (1 - y) h - y, with h one-hot at the first maximum; elsewhere it is 0. As in
+    Keras, the class itself takes part in the maximum, with a score of 0.
 
     Source: K. Crammer, Y. Singer, "On the algorithmic implementation of multiclass kernel-based vector machines",
     JMLR 2, 2001.

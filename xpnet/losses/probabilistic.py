@@ -60,14 +60,13 @@ class Poisson(Elementwise):
     Args:
         reduction, name, dtype: see `Loss`. Targets are >= 0 and have the shape of the predictions.
         log_input: whether predictions are logarithms, as in PyTorch's `poisson_nll_loss`. Keras has no such
-        argument.
+            argument.
 
     >>> round(float(Poisson(log_input=True)([[2.0]], [[0.0]])), 4)
     1.0
     """
 
     targets = COUNTS
-
     argument_order = ("reduction", "name", "dtype")
 
     log_input: bool = setting(flag, default=False, kw_only=True)
@@ -81,7 +80,7 @@ class Poisson(Elementwise):
         return p - y * xp.log(above), 1.0 - y / above
 
     def objection(self, p: np.ndarray) -> str | None:
-        """Report predictions that are no expectations of counts."""
+        """Report negative predictions."""
         if self.log_input or not (p < 0).any():
             return None
         return (
