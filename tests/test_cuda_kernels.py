@@ -1169,6 +1169,25 @@ def test_further_axes_are_rows(pretended):
         assert set(RawKernel.launched) == {"bias_act", "act_backward"}
 
 
+@pytest.mark.parametrize("axis", [-1, -2, 0, 1, 2])
+@pytest.mark.parametrize("function", [activations.Softmax, activations.Glu], ids=["softmax", "glu"])
+def test_functions_along_further_axes(pretended, function, axis):
+    ctx, plain, rng = pretended(), pretended(arena=False), np.random.default_rng(20)
+    f, (x, w, b) = (
+        function(axis),
+        (ctx.backend.array(rng.standard_normal(s), "float32") for s in ((4, 2, 3), (3, 4), 4)),
+    )
+    dy = ctx.backend.array(rng.standard_normal(f.output_shape((4, 2, 4))), "float32")
+    with inside_a_step():
+        y, back = twins.affine(ctx, x, w, b, f)
+        dx, grads = back(dy, {})
+    body_y, body_back = ops.affine(plain, x, w, b, f)
+    body_dx, body_grads = body_back(dy, {})
+    for a, e in [(y, body_y), (dx, body_dx), *((grads[k], body_grads[k]) for k in ("kernel", "bias"))]:
+        assert a.shape == e.shape
+        np.testing.assert_allclose(a.values, e.values, rtol=1e-5, atol=1e-5)
+
+
 # The stand-in itself ------------------------------------------------------------------------------------
 
 EXAMPLES = """

@@ -16,7 +16,7 @@ class Softmax(AlongAxis):
     """f(z)_i = exp(z_i) / sum_j exp(z_j);  da_i/dz_j = a_i ((i = j) - a_j).
 
     Args:
-        axis: what the sum runs along, an axis of the whole array with its batch axis.
+        axis: the axis to normalize, counted in the whole array with its batch axis.
 
     >>> Softmax(axis=0)([[0.0, 1.0], [0.0, 1.0]]).tolist()
     [[0.5, 0.5], [0.5, 0.5]]
@@ -37,7 +37,7 @@ class LogSoftmax(AlongAxis):
     """f(z)_i = z_i - log(sum_j exp(z_j));  da_i/dz_j = (i = j) - exp(a_j).
 
     Args:
-        axis: what the sum runs along, an axis of the whole array with its batch axis.
+        axis: the axis to normalize, counted in the whole array with its batch axis.
     """
 
     def forward(self, xp: Any, z: Array) -> Array:
@@ -52,14 +52,14 @@ class LogSoftmax(AlongAxis):
 
 @registry.register
 class Sparsemax(AlongAxis):
-    """f(z) = the probabilities nearest to z: max(z - t, 0), with t such that they sum to 1; many are exactly 0.
+    """f(z) = max(z - t, 0) with t such that the sum is 1: the probabilities nearest to z, many of them exactly 0.
 
     A. Martins, R. Astudillo, "From softmax to sparsemax", ICML 2016. With the scores in descending order, the
-    first k with 1 + k z_k > z_1 + ... + z_k are the support, and t = (their sum - 1) / k. On the support,
-    da_i/dz_j = (i = j) - 1/k; elsewhere 0.
+    support has as many elements as the largest k with 1 + k z_k > z_1 + ... + z_k, and t = (that sum - 1) / k. On
+    the support, da_i/dz_j = (i = j) - 1/k; elsewhere 0.
 
     Args:
-        axis: what the probabilities are summed along, an axis of the whole array with its batch axis.
+        axis: the axis to normalize, counted in the whole array with its batch axis.
 
     >>> Sparsemax()([[1.0, 0.5, -1.0]]).tolist()
     [[0.75, 0.25, 0.0]]
@@ -90,7 +90,7 @@ class Glu(AlongAxis):
     many elements along the axis.
 
     Args:
-        axis: what is halved, an axis of the whole array with its batch axis.
+        axis: the axis to halve, counted in the whole array with its batch axis.
 
     Raises:
         ShapeError: the length along the axis is odd.

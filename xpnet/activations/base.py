@@ -80,7 +80,7 @@ class AlongAxis(Activation):
     """Base class of the functions of all elements along an axis.
 
     Args:
-        axis: an axis of the array that the function is applied to, batch axis included; -1 is the last one.
+        axis: counted in the whole array with its batch axis; -1 is the last one.
     """
 
     axis: int = setting(number, integer=True, default=-1)
@@ -91,7 +91,7 @@ class AlongAxis(Activation):
         ctx, leave = enter(x)
         xp, z = ctx.xp, ctx.asarray(x)
         a = self.forward(xp, z)
-        new = 0 if self.axis < 0 else -1  # an axis of outputs, added where the other ones keep their numbers
+        new = 0 if self.axis < 0 else -1  # the position of an axis of outputs: `axis` keeps its meaning
         shape = [1] * (a.ndim + 1)
         shape[new] = shape[self.axis] = size = a.shape[self.axis]
         unit = xp.reshape(xp.eye(size, dtype=a.dtype, device=ctx.backend.device), tuple(shape))

@@ -1,4 +1,4 @@
-"""Functions with limits to both sides: sigmoids, and straight lines between two corners."""
+"""Bounded functions (and hard SiLU, made of one): sigmoids, smooth and piecewise linear."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class HardTanh(Activation):
 class SparseSigmoid(Activation):
     """f(z) = (z + 1) / 2, from 0 to 1;  f' = 1 / 2 for |z| < 1, else 0.
 
-    Sparsemax of two scores, z and -z, of which it is the first output
+    The first output of sparsemax for the scores z and 0
     (M. Blondel, A. Martins, V. Niculae, AISTATS 2019).
     """
 

@@ -1,4 +1,4 @@
-"""Rectifiers: straight lines with a corner, and their exponential relatives."""
+"""Rectifiers: piecewise linear functions, and their exponential variants."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class ReLU(Activation):
     negative_slope (z - threshold) for z <= threshold, where f' = negative_slope.
 
     Args:
-        negative_slope: slope up to the threshold. max_value: the largest value; None: there is none.
-        threshold: where the part of slope 1 begins.
+        negative_slope: the slope below the threshold. max_value: upper limit, >= 0; None means no limit.
+        threshold: above it the slope is 1.
 
-    In Keras and PyTorch the derivative at z = max_value is 1.
+    At z = max_value the derivative is 0 (in Keras on PyTorch: 1).
 
     >>> ReLU(0.5, max_value=6.0, threshold=1.0)([-1.0, 1.0, 2.0, 9.0]).tolist()
     [-1.0, 0.0, 2.0, 6.0]
@@ -47,7 +47,7 @@ class ReLU(Activation):
     threshold: float = setting(number, default=0.0)
 
     def forward(self, xp: Any, z: Array) -> Array:
-        """Return max(z, 0), or what the other settings make of it."""
+        """Return max(z, 0), or the function that the settings describe."""
         zeros = xp.zeros_like(z)
         if self._is_plain:
             return xp.maximum(z, zeros)
@@ -56,7 +56,7 @@ class ReLU(Activation):
         return xp.where(z <= self.threshold, low, high)
 
     def backward(self, xp: Any, da: Array, z: Array, a: Array) -> Array:
-        """Return da where a > 0, which is where z > 0; or what the other settings make of it."""
+        """Return da where a > 0, which is where z > 0; or by the settings."""
         zeros = xp.zeros_like(da)
         if self._is_plain:
             return xp.where(a > 0, da, zeros)
@@ -108,7 +108,7 @@ class Elu(Activation):
     D. Clevert, T. Unterthiner, S. Hochreiter, ICLR 2016.
 
     Args:
-        alpha: minus the value far to the left.
+        alpha: f(z) approaches -alpha as z goes to minus infinity.
 
     >>> [round(a, 4) for a in Elu()([-1e4, -1.0, 2.0]).tolist()]
     [-1.0, -0.6321, 2.0]
@@ -154,7 +154,7 @@ class Celu(Activation):
     J. T. Barron, "Continuously differentiable exponential linear units", 2017.
 
     Args:
-        alpha: > 0; minus the value far to the left.
+        alpha: > 0; f(z) approaches -alpha as z goes to minus infinity.
     """
 
     alpha: float = setting(number, 0, open_low=True, default=1.0)

@@ -1,4 +1,4 @@
-"""Functions that make small numbers smaller, or zero."""
+"""Shrinkage functions, which move numbers toward 0."""
 
 from __future__ import annotations
 

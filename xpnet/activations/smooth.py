@@ -1,4 +1,4 @@
-"""Smooth functions: without limit to one side or both."""
+"""Smooth functions that are not bounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Exponential", "Gelu", "LogSigmoid", "Mish", "Silu", "Softplus", "Spa
 
 @registry.register
 class Exponential(Activation):
-    """f(z) = f'(z) = exp(z). It overflows: in float32 from z = 88.8 on, in float64 from 709.8 on."""
+    """f(z) = f'(z) = exp(z). It overflows: in float32 for z > 88.7, in float64 for z > 709.7."""
 
     def forward(self, xp: Any, z: Array) -> Array:
         """Return exp(z)."""
@@ -133,7 +133,7 @@ class Squareplus(Activation):
     J. T. Barron, "Squareplus", 2021. Where z < 0, that sum cancels; f = b / (2 s) with s = |z| + sqrt(z^2 + b).
 
     Args:
-        b: > 0; how wide the bend is.
+        b: > 0; the width of the bend at 0.
 
     >>> Squareplus()([-1e4, 0.0]).tolist()
     [9.999999747378752e-05, 1.0]

@@ -63,11 +63,11 @@ class Function(Applied):
 
 @registry.register
 class ReLU(Function):
-    """y = max(x, 0), or what other settings make of it: see `xpnet.activations.ReLU`.
+    """y = max(x, 0), with a limit, a slope and a threshold: see `xpnet.activations.ReLU`.
 
     Args:
-        max_value: the largest value, >= 0; None: there is none. negative_slope: slope up to the threshold, >= 0.
-        threshold: where the part of slope 1 begins, >= 0. name, dtype, trainable: see `Layer`.
+        max_value: upper limit, >= 0; None means no limit. negative_slope: the slope below the threshold, >= 0.
+        threshold: >= 0; above it the slope is 1. name, dtype, trainable: see `Layer`.
 
     >>> ReLU(max_value=6.0)([[-1.0, 2.0, 9.0]]).tolist()
     [[0.0, 2.0, 6.0]]
@@ -98,7 +98,7 @@ class ELU(Function):
     """y = x for x > 0, else alpha (exp(x) - 1).
 
     Args:
-        alpha: minus the value far to the left. name, dtype, trainable: see `Layer`.
+        alpha: y approaches -alpha as x goes to minus infinity. name, dtype, trainable: see `Layer`.
     """
 
     function = activations.Elu
@@ -125,7 +125,8 @@ class Softmax(Function):
     """y = exp(x) / sum(exp(x)) along an axis.
 
     Args:
-        axis: of the whole array with its batch axis; -1 is the last one. name, dtype, trainable: see `Layer`.
+        axis: counted in the whole array with its batch axis; -1 is the last one.
+        name, dtype, trainable: see `Layer`.
     """
 
     function = activations.Softmax
