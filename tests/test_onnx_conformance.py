@@ -189,7 +189,10 @@ def run_sce(backend, op, attrs, inputs, outputs):
 def run_batch_norm(backend, op, attrs, inputs, outputs):
     x, *weights = inputs
     x, wanted = (np.moveaxis(a, 1, -1) for a in (x, outputs[0]))
-    layer, training = BatchNormalization(0.9, attrs.get("epsilon", 1e-5)), bool(attrs.get("training_mode"))
+    layer, training = (
+        BatchNormalization(momentum=0.9, epsilon=attrs.get("epsilon", 1e-5)),
+        bool(attrs.get("training_mode")),
+    )
     layer.ensure_built(x.shape[1:])
     ctx, on = Context(backend, training), map(backend.array, weights)
     y, _ = layer.forward(ctx, dict(zip((s.name for s in layer.specs), on)), backend.array(x))

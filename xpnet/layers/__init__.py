@@ -5,6 +5,7 @@ from .base import Layer, Stateless, registry
 from .dense import *
 from .dropout import *
 from .normalization import *
+from .penalty import *
 from .shape import *
 
 __all__ = ["Layer", "Stateless", "get", *registry.exports()]

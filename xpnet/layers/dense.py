@@ -24,6 +24,7 @@ class Dense(Layer):
         use_bias: whether there is a b.
         kernel_initializer, bias_initializer: initial values of W, shape (in, units), and b, shape (units,).
         kernel_regularizer, bias_regularizer: `L1`, `L2`, `L1L2` or None.
+        activity_regularizer: the same on the outputs; the penalty is divided by the number of rows.
         name, dtype, trainable: see `Layer`.
 
     Raises:
@@ -46,6 +47,7 @@ class Dense(Layer):
     bias_initializer: Any = part(initializers.get, default="zeros", fixed=True)
     kernel_regularizer: Any = part(regularizers.get, default=None)
     bias_regularizer: Any = part(regularizers.get, default=None)
+    activity_regularizer: Any = part(regularizers.get, default=None)
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Declare kernel (in, units) and bias (units,)."""
@@ -60,4 +62,5 @@ class Dense(Layer):
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return f(x W + b) and its backward."""
-        return ctx.ops.affine(ctx, x, params["kernel"], params.get("bias"), self.activation)
+        y, backward = ctx.ops.affine(ctx, x, params["kernel"], params.get("bias"), self.activation)
+        return y, self.penalize_outputs(ctx, y, backward, self.activity_regularizer)

@@ -124,7 +124,7 @@ def _softmax_cross_entropy(z: Array, target: Array, weight: Any, a: Array, dz: A
 
 def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
     """Twin of `ops.dropout`: no mask in floating point."""
-    if not ctx.inplace:
+    if not ctx.inplace or keep.shape != x.shape:
         return twins.dropout(ctx, x, keep, rate)
     scale, keep = x.dtype.type(1.0 / (1.0 - rate)), keep.reshape(-1)
 
