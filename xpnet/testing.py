@@ -68,9 +68,9 @@ def check_gradients(
 ) -> None:
     """Compare a layer's or a loss's derivatives with central differences in random directions, in float64.
 
-    For L = sum(r * f(x, w)) with random r, plus what the layer adds to the objective, the derivative along a random
-    direction d must equal (L(+h d) - L(-h d)) / 2h, for the input and each parameter alone and for all of them
-    together. Inputs and parameters are drawn away from 0, where functions such as ReLU have kinks.
+    For L = sum(r * f(x, w)) with random r, plus what the layer adds to the objective, the derivative along a
+    random direction d must equal (L(+h d) - L(-h d)) / 2h, for the input and each parameter alone and for all of
+    them together. Inputs and parameters are drawn away from 0, where functions such as ReLU have kinks.
 
     Args:
         part: a layer, or a loss (with `y_true`). input_shape: of the input or prediction, with the batch axis.

@@ -95,7 +95,8 @@ def normals(stream: Stream, slot: int, step: int, shape: tuple[int, ...], dtype:
     The CUDA kernel `normals` follows the same formula. Its log, sin and cos may round differently, so it gives the
     same numbers within 1e-14 (float64), or to the last bit or the one before (float32).
 
-    >>> bool((normals(Stream(1), 2, 5, (3, 8), "float32") == normals(Stream(1), 2, 5, (9, 8), "float32")[:3]).all())
+    >>> large = normals(Stream(1), 2, 5, (9, 8), "float32")
+    >>> bool((normals(Stream(1), 2, 5, (3, 8), "float32") == large[:3]).all())
     True
     """
     size = math.prod(shape)

@@ -31,8 +31,8 @@ class Layer(Configurable):
     """Base class of layers.
 
     A subclass defines `build`, which declares parameters, masks and noise and returns the output shape, and
-    `forward`, which returns the output and a function for the backward pass. Parameters are passed in and gradients
-    are returned; nothing is stored on the layer during a step.
+    `forward`, which returns the output and a function for the backward pass. Parameters are passed in and
+    gradients are returned; nothing is stored on the layer during a step.
 
     Args:
         name: unique in a model; None lets the model choose one.
@@ -211,8 +211,8 @@ class Layer(Configurable):
         if training and self.draws:
             if traced(x):
                 raise InvalidValueError(
-                    "masks and noise are drawn at each call, but a function traced by jax.jit would reuse the first "
-                    "ones: use training=False in jax.jit, jax.grad and jax.vmap; got training=True"
+                    "masks and noise are drawn at each call, but a function traced by jax.jit would reuse the "
+                    "first ones: use training=False in jax.jit, jax.grad and jax.vmap; got training=True"
                 )
             stream = Stream(fresh_seed())
             ctx.draws = {

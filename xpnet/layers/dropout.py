@@ -73,8 +73,8 @@ class Dropout(_Masked):
 
     Args:
         rate: in [0, 1).
-        noise_shape: of the mask, with the batch axis, such as `(None, 1, None)`: a size of 1 drops inputs along that
-            axis together, None is the inputs' size. None instead of a tuple: the inputs' shape.
+        noise_shape: of the mask, with the batch axis, such as `(None, 1, None)`: a size of 1 drops inputs along
+            that axis together, None is the inputs' size. None instead of a tuple: the inputs' shape.
         seed: of this layer's masks; None: the model's. Called alone, a layer with a seed repeats its mask.
         name, dtype, trainable: see `Layer`.
 
@@ -143,11 +143,12 @@ class GaussianNoise(Stateless):
     """In training, y = x + stddev n, with standard normal numbers n; otherwise y = x. dx = dy.
 
     The noise is a function of the seed, the layer's position and the step. The host draws it, so it is bit-equal
-    on every backend. Steps captured on a GPU draw it there, equal up to rounding (see `xpnet.core.random.normals`).
+    on every backend. Steps captured on a GPU draw it there, equal up to rounding (see
+    `xpnet.core.random.normals`).
 
     Args:
-        stddev: >= 0 (Keras allows at most 1). seed: of this layer's noise; None: the model's. Called alone, a layer
-            with a seed repeats its noise. name, dtype, trainable: see `Layer`.
+        stddev: >= 0 (Keras allows at most 1). seed: of this layer's noise; None: the model's. Called alone, a
+            layer with a seed repeats its noise. name, dtype, trainable: see `Layer`.
 
     Raises:
         InvalidValueError: stddev is negative.
@@ -176,8 +177,8 @@ class GaussianNoise(Stateless):
 class GaussianDropout(Stateless):
     """In training, y = x m, with normal m of mean 1 and variance rate / (1 - rate); otherwise y = x. dx = m dy.
 
-    The mean and variance of m are those of `Dropout`: N. Srivastava et al., JMLR 15, 2014, section 10. The noise is
-    drawn as in `GaussianNoise`.
+    The mean and variance of m are those of `Dropout`: N. Srivastava et al., JMLR 15, 2014, section 10. The noise
+    is drawn as in `GaussianNoise`.
 
     Args:
         rate: in [0, 1). seed: see `GaussianNoise`. name, dtype, trainable: see `Layer`.

@@ -8,7 +8,7 @@ from typing import Any
 from .. import initializers, regularizers
 from ..backend import Array
 from ..core.settings import flag, part, setting
-from ..errors import ShapeError, number
+from ..errors import InvalidValueError, ShapeError, number
 from ..kernels.context import Context
 from .base import Backward, Layer, Stateless, registry
 
@@ -85,10 +85,10 @@ class BatchNormalization(_Affine):
     """y = gamma (x - mean) / sqrt(variance + epsilon) + beta, for each feature: each index of `axis`.
 
     In training, mean and (biased) variance are those of the batch over all other axes, and the running statistics
-    are updated: `moving = momentum * moving + (1 - momentum) * batch`. Outside training, the running statistics are
-    used. S. Ioffe, C. Szegedy, ICML 2015. PyTorch's momentum is 1 - momentum, and its running variance is unbiased.
-    If frozen (`trainable=False`), the layer uses the running statistics in training too, and does not update them.
-    If used at several positions, it updates them at each, one after the other.
+    are updated: `moving = momentum * moving + (1 - momentum) * batch`. Outside training, the running statistics
+    are used. S. Ioffe, C. Szegedy, ICML 2015. PyTorch's momentum is 1 - momentum, and its running variance is
+    unbiased. If frozen (`trainable=False`), the layer uses the running statistics in training too, and does not
+    update them. If used at several positions, it updates them at each, one after the other.
 
     Of Keras' arguments, `synchronized` (TensorFlow only: xpnet trains on one device) and `renorm` are left out.
 
@@ -156,8 +156,8 @@ class BatchNormalization(_Affine):
 class LayerNormalization(_Affine):
     """y = gamma (x - mean) / sqrt(variance + epsilon) + beta, with mean and variance of each row over `axis`.
 
-    The variance is the biased one. J. Ba, J. Kiros, G. Hinton, "Layer normalization", 2016. The same in training and
-    outside. The default epsilon is Keras' 1e-3; PyTorch has 1e-5.
+    The variance is the biased one. J. Ba, J. Kiros, G. Hinton, "Layer normalization", 2016. The same in training
+    and outside. The default epsilon is Keras' 1e-3; PyTorch has 1e-5.
 
     Args:
         axis: the axes to normalize over, an integer or several; 0, the batch axis, is none of them.
@@ -235,16 +235,19 @@ class RMSNormalization(Layer):
 
 
 def _group_count(name: str, value: Any) -> int:
-    return -1 if value == -1 else number(name, value, 1, integer=True)
+    count = number(name, value, integer=True)
+    if count < 1 and count != -1:
+        raise InvalidValueError(f"{name} must be an integer >= 1, or -1; got {value!r}")
+    return count
 
 
 @registry.register
 class GroupNormalization(_Affine):
-    """y = gamma (x - mean) / sqrt(variance + epsilon) + beta, with mean and variance of a row's groups of features.
+    """y = gamma (x - mean) / sqrt(variance + epsilon) + beta, with statistics of groups of a row's features.
 
     The features (the indices of `axis`) are split into groups of neighbours; mean and (biased) variance are taken
-    over a group's features and all other axes of a row. Y. Wu, K. He, "Group normalization", ECCV 2018. The default
-    epsilon is Keras' 1e-3; PyTorch has 1e-5, and its features' axis is 1.
+    over a group's features and all other axes of a row. Y. Wu, K. He, "Group normalization", ECCV 2018. The
+    default epsilon is Keras' 1e-3; PyTorch has 1e-5, and its features' axis is 1.
 
     Args:
         groups: how many, a divisor of the number of features; -1: one group a feature (instance normalization).

@@ -18,8 +18,8 @@ __all__ = ["ActivityRegularization"]
 class ActivityRegularization(Layer):
     """y = x, and the objective grows by (l1 sum(|y|) + l2 sum(y^2)) / rows, where rows is the size of the batch.
 
-    As in Keras, sample weights do not apply to it, and it is part of the loss in `evaluate` too. User-defined layers
-    add terms of their own with `ctx.add_loss`.
+    As in Keras, sample weights do not apply to it, and it is part of the loss in `evaluate` too. User-defined
+    layers add terms of their own with `ctx.add_loss`.
 
     Args:
         l1, l2: the factors, >= 0. name, dtype, trainable: see `Layer`.
