@@ -195,6 +195,25 @@ def test_a_seed_of_the_layers_own(name):
     assert (NAMES[name]()(X, training=True) != NAMES[name]()(X, training=True)).any()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_noise_has_the_models_precision(backend, dtype):
+    seen = []
+
+    class Own(Stateless):
+        def build(self, input_shape):
+            self.add_draw("noise", input_shape)
+            return input_shape
+
+        def call(self, ctx, x):
+            seen.append(str(ctx.draw("noise").dtype).rpartition(".")[2])
+            return x, lambda dy: dy
+
+    model = xn.Sequential([Input((4,)), Own()], dtype=dtype)
+    model.compile("sgd", "mse")
+    model.fit(X[:8, :4], X[:8, :4], batch_size=4, verbose=0)
+    assert set(seen) == {dtype}
+
+
 def test_every_step_has_noise_of_its_own(backend):
     """With a rate of 0 the weights stay, and the loss of a model that gives 0 is the noise's variance."""
     losses = []

@@ -376,8 +376,8 @@ def product_case(op, ctx, rng, n, m):
 
 def dropout_case(op, ctx, rng, n, m):
     out = []
-    for shape in ((n, m), (n, 2, m)):
-        x, dy, keep = rng.standard_normal(shape), rng.standard_normal(shape), rng.random(shape) > 0.3
+    for shape, mask in (((n, m), (n, m)), ((n, 2, m), (n, 2, m)), ((n, 2, m), (n, 1, m)), ((n, m), (1, m))):
+        x, dy, keep = rng.standard_normal(shape), rng.standard_normal(shape), rng.random(mask) > 0.3
         args = [at(ctx, a, ctx.backend.dtype_name) for a in (x, dy)]
         y, backward = op(ctx, args[0], ctx.backend.array(keep), 0.3)
         out += [y, backward(args[1])]
@@ -409,7 +409,17 @@ def normalize_case(op, ctx, rng, n, m):
         y, mean, var, backward = op(ctx, *args[:3], axes, 1e-3, others, center)
         dx, grads = backward(args[3], {})
         out += [y, *([mean] if center else []), var, dx, grads["gamma"], grads["beta"]]
+        y, mean, var, backward = op(ctx, args[0], None, None, axes, 1e-3, others, center)
+        out += [y, *([mean] if center else []), var, backward(args[3], {})[0]]
     same_as_before(ctx, args, (x, gamma, beta, dy))
+    for shape, others in (((2, 1, 6), (-3,)), ((2, 3, 4), (-3,)), ((2, 3, 4), (-3, -2)), ((2, 3, 4), (-2,))):
+        x, dy = (at(ctx, rng.standard_normal(shape), ctx.backend.dtype_name) for _ in range(2))
+        own = [1 if a in others else shape[a] for a in (-3, -2, -1)]
+        gamma, beta = (at(ctx, rng.standard_normal(own), ctx.backend.dtype_name) for _ in range(2))
+        for axes, kept in (((-1,), others), (others, None)):
+            y, mean, var, backward = op(ctx, x, gamma, beta, axes, 1e-3, kept)
+            dx, grads = backward(dy, {})
+            out += [y, mean, var, dx, grads["gamma"], grads["beta"]]
     return out
 
 

@@ -22,6 +22,7 @@ from ...fusion.update import fading
 from . import numpy as twins
 from .calls import compute, filled
 from .jit import loop
+from .norms import normalize as normalize
 
 Array = np.ndarray
 
