@@ -412,7 +412,7 @@ def normalize_case(op, ctx, rng, n, m):
         y, mean, var, backward = op(ctx, args[0], None, None, axes, 1e-3, others, center)
         out += [y, *([mean] if center else []), var, backward(args[3], {})[0]]
     same_as_before(ctx, args, (x, gamma, beta, dy))
-    for shape, others in (((2, 1, 6), (-3,)), ((2, 3, 4), (-3,)), ((2, 3, 4), (-3, -2)), ((2, 3, 4), (-2,))):
+    for shape, others in (((2, 1, 6), (-3,)), ((2, 3, 4), (-3,)), ((2, 3, 4), (-3, -2)), ((3, 3, 4), (-2,))):
         x, dy = (at(ctx, rng.standard_normal(shape), ctx.backend.dtype_name) for _ in range(2))
         own = [1 if a in others else shape[a] for a in (-3, -2, -1)]
         gamma, beta = (at(ctx, rng.standard_normal(own), ctx.backend.dtype_name) for _ in range(2))
