@@ -133,7 +133,8 @@ def normalize(
     dx = (dxh - mean(dxh) - xh * mean(dxh * xh)) / sqrt(var + epsilon), without mean(dxh) if not `center`;
     dgamma = sum(dy * xh), dbeta = sum(dy) over `others`.
 
-    Returns y, mean and var (which keep the reduced axes, of size 1) and the backward.
+    Returns y, mean and var (which keep the reduced axes, of size 1) and the backward. With `others`, mean and var
+    may be None: only statistics of batches are kept.
     """
     xp = ctx.xp
     others = axes if others is None else others

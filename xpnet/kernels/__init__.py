@@ -33,7 +33,9 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
         "host.numpy": ("product", "activate", *_NETWORK, "row_total", *_GRADIENT, "update"),
         "host.numba": (*_NETWORK, "normalize", "update"),
     },
-    "torch": {"torch": ("activate", "affine", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")},
+    "torch": {
+        "torch": ("activate", "affine", "normalize", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")
+    },
     "jax": {"jax": ("pack", "product")},
     "cupy": {
         "cuda.layers": (*_NETWORK, "hits", "confusion", "row_total"),
