@@ -61,14 +61,15 @@ def normalize(
     rows = axes == (-1,) and center and all(a.numel() == shape[0] for a in given)
     if not (ctx.inplace and rows and others == tuple(range(-x.ndim, -1))):
         return ops.normalize(ctx, x, gamma, beta, axes, epsilon, others, center)
-    x, wanted = _plain(x), [True, gamma is not None, beta is not None]
+    x = _plain(x)
     scale, shift = (None if a is None else a.reshape(-1) for a in (gamma, beta))
     y, mean, inverse = torch.native_layer_norm(x, shape, scale, shift, epsilon)
 
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
+        wanted = [want_dx, gamma is not None, beta is not None]
         found = _layer_norm_back(_plain(dy), x, shape, mean, inverse, scale, shift, wanted)
-        grads = {name: g for name, g, has in zip(("gamma", "beta"), found[1:], wanted[1:]) if has}
-        return found[0], grads
+        grads = {name: g for name, g in zip(("gamma", "beta"), found[1:]) if g is not None}
+        return (found[0] if want_dx else None), grads
 
     return y, None, None, backward
 

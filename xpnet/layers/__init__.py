@@ -7,7 +7,8 @@ from .dropout import *
 from .normalization import *
 from .penalty import *
 from .shape import *
+from .variable import Variable
 
-__all__ = ["Layer", "Stateless", "get", *registry.exports()]
+__all__ = ["Layer", "Stateless", "Variable", "get", *registry.exports()]
 
 get = registry.get

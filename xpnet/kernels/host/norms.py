@@ -55,7 +55,9 @@ def normalize(
         dx, dgamma, dbeta = ctx.empty(x.shape), ctx.empty(scale.shape), ctx.empty(scale.shape)
         ctx.launch(back, *read, dy.reshape(-1, n), dx.reshape(-1, n), dgamma, dbeta)
         found = (("gamma", gamma, dgamma), ("beta", beta, dbeta))
-        return dx, {name: d.reshape(x.shape[len(others) :]) for name, a, d in found if a is not None}
+        return (dx if want_dx else None), {
+            name: d.reshape(x.shape[len(others) :]) for name, a, d in found if a is not None
+        }
 
     return y, mean, var, backward
 
