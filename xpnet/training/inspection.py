@@ -30,7 +30,7 @@ def gradients(session: Session, data: Data) -> dict[str, Array]:
 
 
 def training_outputs(session: Session, data: Data) -> Array:
-    """Return the outputs for all rows as in training: fresh masks and noise, statistics of this batch. No state changes."""
+    """Return the outputs for all rows as in training, with fresh masks and noise, and change no state."""
     backend, network = session.backend, session.network
     with backend.here(), session.reading() as (weights, stats), kernels.inference_context(backend):
         draws = network.masks(Stream(fresh_seed()), 0, len(data), backend.dtype_name)
