@@ -65,7 +65,7 @@ def test_the_kernels_are_right(monkeypatch, policy, precision):
     backend = get_backend("cupy", dtype=policy)
     assert check.right(backend)
     launched = set(cuda_on_host.RawKernel.launched)
-    assert launched >= {"bias_act", "act_backward", "column_sums", "keep_mask", "gather"}
+    assert launched >= {"bias_act", "act_backward", "column_sums", "keep_mask", "normals", "gather"}
     cuda_on_host.RawKernel.launched.clear()
     assert check.right(backend)
     assert cuda_on_host.RawKernel.launched == []  # once a process
@@ -90,7 +90,7 @@ MISTAKES = {
     "tally": ("(double)*value * factor", "(double)*value + factor"),
     "tally of arrays": ("(double)more[i] * factor", "(double)more[i] + factor"),
     "clipping": ("f * (most / larger", "(most / larger"),
-    "masks": ("{1 + (u64)block", "{(u64)block"),
+    "masks and noise": ("word[0] = 1 + (u64)block", "word[0] = (u64)block"),
     "batches": ("(i64)order[row]", "(i64)(order[row] ? row : 0)"),
 }
 

@@ -27,7 +27,7 @@ from xpnet.backend import BACKENDS, get_backend
 from xpnet.backend.base import make_backend
 from xpnet.core import ops
 from xpnet.core.params import Layout, ParamSpec
-from xpnet.core.random import DRAW, Stream, keep_mask
+from xpnet.core.random import DRAW, Stream, keep_mask, normals
 from xpnet.core.special import erf
 from xpnet.fusion import cuda as fusion
 from xpnet.fusion.activation import activation_graphs
@@ -141,7 +141,7 @@ def draw(rng, shape, dtype, odd=False):
 
 def test_every_kernel_is_run_here():
     text = Path(__file__).read_text()
-    assert len(NAMES) == 18
+    assert len(NAMES) == 19
     assert {name for name in NAMES if f'"{name}"' not in text} == set()
 
 
@@ -752,6 +752,30 @@ def test_keep_masks_in_any_memory(compiler, shape, offset):
     around = memory.view(np.uint8)
     assert (around[:offset] == 255).all()
     assert (around[offset + size :] == 255).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(128, 784), (1000, 3), (7,), (8,), (9,), (3, 5, 7), (1, 1), (0, 4)])
+def test_normal_numbers_are_equal_up_to_rounding(compiler, dtype, shape):
+    size, limits = (
+        math.prod(shape),
+        {"float32": {"rtol": 2e-7, "atol": 1e-14}, "float64": {"atol": 1e-14, "rtol": 0}},
+    )
+    for seed, slot, step in ((3, 2, 11), (2**32 - 1, 2**40 + 1, 2**61)):
+        memory = np.full(size + 16, 77, dtype)
+        out = Array(memory[:size].reshape(shape))
+        assert makers.normals(out, philox_key(seed), slot, Array(np.int64(step))) is out
+        np.testing.assert_allclose(out.values, normals(Stream(seed), slot, step, shape, dtype), **limits[dtype])
+        assert (memory[size:] == 77).all()
+
+
+def test_normal_numbers_for_any_grid(compiler):
+    wanted = normals(Stream(3), 1, 2, (11, 7), "float64")
+    for grid, block in GRIDS:
+        out = Array(np.full((11, 7), np.nan))
+        args = (out, np.int64(77), *philox_key(3), np.uint64(1), Array(np.int64(2)))
+        cuda.kernel_of("normals", "float64")(grid, block, args)
+        np.testing.assert_allclose(out.values, wanted, rtol=0, atol=1e-14)
 
 
 # Batches ------------------------------------------------------------------------------------------------

@@ -12,13 +12,22 @@ from xpnet.backend import BACKENDS, get_backend, library_of
 from xpnet.backend.base import make_backend
 from xpnet.errors import NonFiniteError
 from xpnet.layers import (
+    ActivityRegularization,
+    AlphaDropout,
     BatchNormalization,
     Dense,
     Dropout,
     Flatten,
+    GaussianDropout,
+    GaussianNoise,
+    GroupNormalization,
+    LayerNormalization,
     LeakyReLU,
     PReLU,
+    RMSNormalization,
     Softmax,
+    SpatialDropout1D,
+    UnitNormalization,
 )
 from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
@@ -144,6 +153,20 @@ def test_activations(name):
         return model.fit(X, X[:, :2], batch_size=8, verbose=0).history
 
     close(*both(train, lambda: [Dense(4, activation=name), Dense(2)], "mse", lambda: SGD(0.01)))
+
+
+def test_layers_that_normalize_rows_add_noise_or_penalize():
+    def train(model):
+        x = X[:20].reshape(20, 3, 1) + np.zeros((1, 1, 4))
+        history = model.fit(x, LABELS[:20], batch_size=8, verbose=0).history
+        return {**history, "scores": model.evaluate(x, LABELS[:20])}
+
+    close(*both(train, lambda: [
+        LayerNormalization((1, 2)), GaussianNoise(0.1), Dense(4, activity_regularizer=L1(0.1)),
+        GroupNormalization(3, 1), BatchNormalization(1), RMSNormalization(1), GaussianDropout(0.1),
+        SpatialDropout1D(0.2), ActivityRegularization(0.1, 0.2), UnitNormalization(),
+        AlphaDropout(0.1, (1, None, 1)), Flatten(), Dense(3), Softmax(),
+    ], "sparse_categorical_crossentropy", lambda: SGD(0.01)))  # fmt: skip
 
 
 def test_shapes_and_layers_of_their_own():

@@ -22,7 +22,7 @@ from xpnet import activations, kernels, losses, optimizers
 from xpnet.backend import POLICIES, get_backend
 from xpnet.backend.tree import leaves
 from xpnet.core import ops
-from xpnet.core.random import Stream, keep_mask
+from xpnet.core.random import Stream, keep_mask, normals
 from xpnet.errors import BackendError
 from xpnet.kernels import check
 from xpnet.kernels.context import Arena, Context
@@ -210,6 +210,18 @@ def test_masks_are_numpys_bit_for_bit(device):
         keep = makers.keep_mask(cupy.empty(shape, bool), stream.key, slot, on_device, rate)
         wanted = keep_mask(stream, slot, step, shape, rate)
         assert np.array_equal(backend.host(keep), wanted), (seed, slot, step, shape, rate)
+
+
+def test_noise_is_numpys_up_to_rounding(device):
+    backend, rng = get_backend("cupy"), np.random.default_rng(14)
+    import cupy
+
+    for dtype, limits in (("float32", {"rtol": 2e-7, "atol": 1e-14}), ("float64", {"rtol": 0, "atol": 1e-14})):
+        for _ in range(500 if device == "gpu" else 50):
+            seed, slot, step = (int(rng.integers(0, 2**n)) for n in (32, 40, 62))
+            shape, stream = (int(rng.integers(1, 40)), int(rng.integers(1, 40))), Stream(seed)
+            out = makers.normals(cupy.empty(shape, dtype), stream.key, slot, backend.count(step))
+            np.testing.assert_allclose(backend.host(out), normals(stream, slot, step, shape, dtype), **limits)
 
 
 # Graphs -------------------------------------------------------------------------------------------------

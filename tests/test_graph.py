@@ -26,7 +26,22 @@ from xpnet.callbacks import Callback
 from xpnet.constraints import MaxNorm, MinMaxNorm
 from xpnet.errors import NonFiniteError
 from xpnet.kernels.cuda.graph import CannotRecord, Recorder
-from xpnet.layers import BatchNormalization, Dense, Dropout, LeakyReLU, PReLU
+from xpnet.layers import (
+    ActivityRegularization,
+    AlphaDropout,
+    BatchNormalization,
+    Dense,
+    Dropout,
+    GaussianDropout,
+    GaussianNoise,
+    GroupNormalization,
+    LayerNormalization,
+    LeakyReLU,
+    PReLU,
+    RMSNormalization,
+    SpatialDropout1D,
+    UnitNormalization,
+)
 from xpnet.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
 from xpnet.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 from xpnet.training.replay import MAX_ATTEMPTS, Replay
@@ -253,6 +268,33 @@ def test_constraints_and_penalties_by_formula(optimizer, dtype):
         fit(reference)
         for a, b in zip(arrays_of(model), arrays_of(reference), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_rows_are_normalized_and_outputs_penalized():
+    same_with_and_without(lambda: [
+        Dense(6, "tanh", activity_regularizer=L1(0.1)), LayerNormalization(), Dense(6), RMSNormalization(),
+        GroupNormalization(2), ActivityRegularization(0.01, 0.02), Dense(4), UnitNormalization(),
+        Dense(3, "softmax", activity_regularizer=L2(0.1)),
+    ])  # fmt: skip
+
+
+def noisy():
+    return [
+        GaussianNoise(0.2), Dense(6), GaussianDropout(0.3, seed=4), AlphaDropout(0.2), Dense(5),
+        Dropout(0.2, (1, None)), SpatialDropout1D(0.1, seed=5), Dense(3, "softmax"),
+    ]  # fmt: skip
+
+
+def test_captured_steps_make_their_noise():
+    """The kernel's numbers are NumPy's up to rounding, and so is what is trained on them."""
+    model, reference = (make(noisy, backend=name, dtype="float64") for name in ("cupy", "numpy"))
+    found, expected = fit(model, epochs=10), fit(reference, epochs=10)
+    assert len(recordings(model)) == 2
+    assert {"normals", "keep_mask"} <= set(cuda_on_host.RawKernel.launched)
+    assert model.session.program().host_masks is False
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-9)
+    for a, b in zip(arrays_of(model), arrays_of(reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,22 @@ from cases import LAYERS
 import xpnet as xn
 from xpnet import layers
 from xpnet.backend import library_of
+from xpnet.core.random import Stream
 from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, UnknownNameError
 from xpnet.initializers import Constant
 from xpnet.kernels.context import Context
 from xpnet.layers import (
     ELU,
     Activation,
+    AlphaDropout,
     BatchNormalization,
     Dense,
     Dropout,
     Flatten,
+    GroupNormalization,
     Input,
     Layer,
+    LayerNormalization,
     LeakyReLU,
     PReLU,
     ReLU,
@@ -40,6 +44,10 @@ RNG = np.random.default_rng(0)
 INPUT_SHAPES = [(6, 3), (4, 5, 3), (2, 3, 2, 3)]
 
 
+def drawn(spec, rows):
+    return spec.draw(Stream(1), 0, 0, rows, "float64")
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", INPUT_SHAPES)
 @pytest.mark.parametrize("name", LAYERS)
@@ -53,7 +61,7 @@ def test_want_dx_false_leaves_dx_out_and_changes_no_gradient(backend64, name):
     layer, x = LAYERS[name](), backend64.array(RNG.standard_normal((6, 3)))
     shape = layer.ensure_built((3,))
     weights = {s.name: backend64.array(np.abs(RNG.standard_normal(s.shape))) for s in layer.specs}
-    masks = {f"0/{d.name}": backend64.array(RNG.random((6, *d.shape)) > 0.5) for d in layer.draws}
+    masks = {f"0/{d.name}": backend64.array(drawn(d, 6)) for d in layer.draws}
     dy = backend64.array(RNG.standard_normal((6, *shape)))
     found = []
     for want in (True, False):
@@ -73,7 +81,7 @@ def test_several_models_along_a_leading_axis(backend64, name):
     layer, x = LAYERS[name](), RNG.standard_normal((2, 6, 3))
     shape = layer.ensure_built((3,))
     weights = {s.name: np.abs(RNG.standard_normal((2, *s.shape))) for s in layer.specs}
-    masks = {f"0/{d.name}": RNG.random((2, 6, *d.shape)) > 0.5 for d in layer.draws}
+    masks = {f"0/{d.name}": drawn(d, 12).reshape(2, 6, *d.shape) for d in layer.draws}
     dy = RNG.standard_normal((2, 6, *shape))
 
     def run(part):
@@ -424,7 +432,10 @@ def test_a_layer_of_ones_own_need_not_know_of_trainable():
         (Dense(3, "relu", kernel_initializer="he_normal", bias_initializer=Constant(2)),
          "Dense(units=3, activation=ReLU(), kernel_initializer=HeNormal(), bias_initializer=Constant(value=2.0))"),
         (Activation("leaky_relu"), "Activation(activation=LeakyReLU())"),
-        (BatchNormalization(0.5, center=False), "BatchNormalization(momentum=0.5, center=False)"),
+        (BatchNormalization(1, 0.5, center=False), "BatchNormalization(axis=1, momentum=0.5, center=False)"),
+        (LayerNormalization([1, -1]), "LayerNormalization(axis=(1, -1))"),
+        (GroupNormalization(4, 1), "GroupNormalization(groups=4, axis=1)"),
+        (AlphaDropout(0.5, [None, 1, 3], 7), "AlphaDropout(rate=0.5, noise_shape=(None, 1, 3), seed=7)"),
         (Input((3,)), "Input(shape=(3,))"),
         (Flatten(), "Flatten()"),
     ],
@@ -584,7 +595,7 @@ def built(layer, shape=(3,)):
         (lambda: layers.get(7), InvalidTypeError, "got 7"),
         (lambda: Dense(2)(1.0), ShapeError, "got shape ()"),
         (lambda: Dense(2)([1.0, 2.0]), ShapeError, "got shape (batch,)"),
-        (lambda: BatchNormalization()([1.0, 2.0]), ShapeError, "got (batch,)"),
+        (lambda: BatchNormalization()([1.0, 2.0]), ShapeError, "inputs of shape ('batch',); got -1"),
         (lambda: Input((4,))(X), ShapeError, "got ('batch', 3)"),
         (
             lambda: built(Dense(2, name="hidden"), (4,))(X),

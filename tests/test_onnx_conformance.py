@@ -16,7 +16,17 @@ from xpnet import activations
 from xpnet.core import ops
 from xpnet.core.special import erf
 from xpnet.kernels.context import Context
-from xpnet.layers import BatchNormalization, Dense, Dropout, Flatten, PReLU
+from xpnet.layers import (
+    BatchNormalization,
+    Dense,
+    Dropout,
+    Flatten,
+    GroupNormalization,
+    LayerNormalization,
+    PReLU,
+    RMSNormalization,
+    UnitNormalization,
+)
 from xpnet.losses import SparseCategoricalCrossentropy
 from xpnet.optimizers import SGD, Adam
 from xpnet.testing import assert_close
@@ -29,6 +39,11 @@ pytestmark = pytest.mark.skipif(
     not FOLDER or not Path(FOLDER).is_dir(), reason="neither XPNET_CONFORMANCE nor XPNET_DATA leads to onnx_node"
 )
 
+ROW_NORMS = ["default_axis"] + [
+    f"{n}d_axis{axis}{'_epsilon' if n == 3 else ''}"
+    for n in (2, 3, 4)
+    for axis in (*range(n), *(f"_negative_{a}" for a in range(1, n + 1)))
+]
 SCE = [
     f"sce_{name}{log}"
     for name in (
@@ -70,7 +85,14 @@ USED = {
         "dropout_default_ratio", "dropout_random_old", "training_dropout_zero_ratio",
         "training_dropout_zero_ratio_mask",
     ],
-    "dropout_mask": ["training_dropout_mask", "training_dropout_default_mask"],
+    "dropout_mask": [f"training_dropout{name}" for name in ("", "_default", "_mask", "_default_mask")],
+    "row_norm": [f"{kind}_normalization_{name}" for kind in ("layer", "rms") for name in ROW_NORMS],
+    "group_norm": [
+        "group_normalization_epsilon", "group_normalization_example", "instancenorm_epsilon",
+        "instancenorm_example",
+    ],
+    "mvn": ["mvn"],
+    "unit_norm": ["l2normalization_axis_0", "l2normalization_axis_1", "lpnormalization_default"],
     "flatten": ["flatten_axis1", "flatten_default_axis", "flatten_negative_axis3"],
     "adam": ["adam", "adam_multiple"],
     "momentum": ["momentum", "momentum_multiple", "nesterov_momentum"],
@@ -234,7 +256,8 @@ def run_sce(backend, op, attrs, inputs, outputs):
 def run_batch_norm(backend, op, attrs, inputs, outputs):
     x, *weights = inputs
     x, wanted = (np.moveaxis(a, 1, -1) for a in (x, outputs[0]))
-    layer, training = BatchNormalization(0.9, attrs.get("epsilon", 1e-5)), bool(attrs.get("training_mode"))
+    layer = BatchNormalization(momentum=0.9, epsilon=attrs.get("epsilon", 1e-5))
+    training = bool(attrs.get("training_mode"))
     layer.ensure_built(x.shape[1:])
     ctx, on = Context(backend, training), map(backend.array, weights)
     y, _ = layer.forward(ctx, dict(zip((s.name for s in layer.specs), on)), backend.array(x))
@@ -251,8 +274,40 @@ def run_dropout(backend, op, attrs, inputs, outputs):
 
 
 def run_dropout_mask(backend, op, attrs, inputs, outputs):
-    y, _ = ops.dropout(Context(backend), backend.array(inputs[0]), backend.array(outputs[1]), float(inputs[1]))
+    """With the mask of the vector; those without one show it by their zeros."""
+    keep = outputs[1] if len(outputs) > 1 else outputs[0] != 0
+    y, _ = ops.dropout(Context(backend), backend.array(inputs[0]), backend.array(keep), float(inputs[1]))
     close(backend, y, outputs[0])
+
+
+def run_layer(backend, layer, x, weights, y):
+    layer.ensure_built(x.shape[1:])
+    layer.set_weights(weights)
+    close(backend, layer(backend.array(x)), y)
+
+
+def run_row_norm(backend, op, attrs, inputs, outputs):
+    """All axes from one on, which may be the first: the whole becomes one row."""
+    x, *weights = inputs
+    axis = attrs.get("axis", -1)
+    axes = tuple(a + 1 for a in range(axis % x.ndim, x.ndim))
+    cls = LayerNormalization if op == "LayerNormalization" else RMSNormalization
+    run_layer(backend, cls(axes, attrs.get("epsilon", 1e-5)), x[None], weights, outputs[0][None])
+
+
+def run_group_norm(backend, op, attrs, inputs, outputs):
+    layer = GroupNormalization(attrs.get("num_groups", -1), 1, attrs.get("epsilon", 1e-5))
+    run_layer(backend, layer, inputs[0], inputs[1:], outputs[0])
+
+
+def run_mvn(backend, op, attrs, inputs, outputs):
+    """Over the axes 0, 2, 3: a batch's normalization of the features of axis 1."""
+    layer = BatchNormalization(1, epsilon=0, center=False, scale=False)
+    close(backend, layer(backend.array(inputs[0]), training=True), outputs[0])
+
+
+def run_unit_norm(backend, op, attrs, inputs, outputs):
+    close(backend, UnitNormalization(attrs.get("axis", -1))(backend.array(inputs[0])), outputs[0])
 
 
 def run_flatten(backend, op, attrs, inputs, outputs):
@@ -296,4 +351,4 @@ def test_the_reader_knows_every_form():
     path = Path(FOLDER) / "test_relu" / "test_data_set_0" / "input_0.pb"
     assert tensor(path).shape == (3, 4, 5)
     assert list(fields(bytes([0x08, 0x96, 0x01, 0x22, 0x02, 0x01, 0x02]))) == [(1, 150), (4, b"\x01\x02")]
-    assert sum(map(len, USED.values())) == 123
+    assert sum(map(len, USED.values())) == 171

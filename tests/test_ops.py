@@ -116,15 +116,19 @@ def test_dropout(ctx):
     assert_close(backward(at(ctx, dy)), at(ctx, np.where(keep, dy / 0.8, 0)))
 
 
-@pytest.mark.parametrize(("shape", "axes"), [((8, 3), (-2,)), ((4, 5, 3), (-3, -2)), ((2, 6, 3), (-2,))])
-def test_batch_norm(ctx, shape, axes):
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((8, 3), (-2,)), ((4, 5, 3), (-3, -2)), ((2, 6, 3), (-2,)), ((4, 5, 3), (-2, -1))]
+)
+def test_normalize(ctx, shape, axes):
     x, gamma, beta = RNG.standard_normal(shape) * 3 + 1, RNG.standard_normal(3), RNG.standard_normal(3)
-    y, mean, var, _ = ops.batch_norm(ctx, at(ctx, x), at(ctx, gamma), at(ctx, beta), axes, 0.01)
+    y, mean, var, _ = ops.normalize(ctx, at(ctx, x), at(ctx, gamma), at(ctx, beta), axes, 0.01)
     m, v = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
     assert_close(y, at(ctx, gamma * (x - m) / np.sqrt(v + 0.01) + beta))
-    assert_close(mean, at(ctx, x.mean(axes)))
-    assert_close(var, at(ctx, x.var(axes)))
-    bare, *_, backward = ops.batch_norm(ctx, at(ctx, x), None, None, axes, 0.01)
+    assert_close(mean, at(ctx, m))
+    assert_close(var, at(ctx, v))
+    rms = ops.normalize(ctx, at(ctx, x), at(ctx, gamma), None, axes, 0.01, center=False)[0]
+    assert_close(rms, at(ctx, gamma * x / np.sqrt((x * x).mean(axes, keepdims=True) + 0.01)))
+    bare, *_, backward = ops.normalize(ctx, at(ctx, x), None, None, axes, 0.01)
     assert_close(bare, at(ctx, (x - m) / np.sqrt(v + 0.01)))
     assert backward(at(ctx, x), {})[1] == {}
 
@@ -372,8 +376,8 @@ def product_case(op, ctx, rng, n, m):
 
 def dropout_case(op, ctx, rng, n, m):
     out = []
-    for shape in ((n, m), (n, 2, m)):
-        x, dy, keep = rng.standard_normal(shape), rng.standard_normal(shape), rng.random(shape) > 0.3
+    for shape, mask in (((n, m), (n, m)), ((n, 2, m), (n, 2, m)), ((n, 2, m), (n, 1, m)), ((n, m), (1, m))):
+        x, dy, keep = rng.standard_normal(shape), rng.standard_normal(shape), rng.random(mask) > 0.3
         args = [at(ctx, a, ctx.backend.dtype_name) for a in (x, dy)]
         y, backward = op(ctx, args[0], ctx.backend.array(keep), 0.3)
         out += [y, backward(args[1])]
@@ -397,13 +401,27 @@ def softmax_case(op, ctx, rng, n, m):
     return [*out, *op(ctx, at(ctx, z, ctx.backend.dtype_name), at(ctx, target, "int32"), 1.0)]
 
 
-def batch_norm_case(op, ctx, rng, n, m):
+def normalize_case(op, ctx, rng, n, m):
+    m += 3  # of one or two numbers in a row, the derivative cancels down to rounding
     x, gamma, beta, dy = (rng.standard_normal(s) for s in ((n + 1, m), (m,), (m,), (n + 1, m)))
     args = [at(ctx, a, ctx.backend.dtype_name) for a in (x, gamma, beta, dy)]
-    y, mean, var, backward = op(ctx, *args[:3], (-2,), 1e-3)
-    dx, grads = backward(args[3], {})
+    out = []
+    for axes, others, center in (((-2,), None, True), ((-1,), (-2,), True), ((-1,), (-2,), False)):
+        y, mean, var, backward = op(ctx, *args[:3], axes, 1e-3, others, center)
+        dx, grads = backward(args[3], {})
+        out += [y, *([] if others else [mean, var]), dx, grads["gamma"], grads["beta"]]
+        y, mean, var, backward = op(ctx, args[0], None, None, axes, 1e-3, others, center)
+        out += [y, *([] if others else [mean, var]), backward(args[3], {})[0]]
     same_as_before(ctx, args, (x, gamma, beta, dy))
-    return [y, mean, var, dx, grads["gamma"], grads["beta"]]
+    for shape, others in (((2, 1, 6), (-3,)), ((2, 3, 4), (-3,)), ((2, 3, 4), (-3, -2)), ((3, 3, 4), (-2,))):
+        x, dy = (at(ctx, rng.standard_normal(shape), ctx.backend.dtype_name) for _ in range(2))
+        own = [1 if a in others else shape[a] for a in (-3, -2, -1)]
+        gamma, beta = (at(ctx, rng.standard_normal(own), ctx.backend.dtype_name) for _ in range(2))
+        for axes, kept in (((-1,), others), (others, None)):
+            y, mean, var, backward = op(ctx, x, gamma, beta, axes, 1e-3, kept)
+            dx, grads = backward(dy, {})
+            out += [y, *([] if kept else [mean, var]), dx, grads["gamma"], grads["beta"]]
+    return out
 
 
 def one_hot_case(op, ctx, rng, n, m):
@@ -566,7 +584,7 @@ CASES = {
     "clip_values": clip_case(),
     "clip_factor": clip_case(),
     "clip_parts": clip_case(lambda size: (slice(0, 1), slice(1, size))),
-    "batch_norm": batch_norm_case,
+    "normalize": normalize_case,
     "one_hot": one_hot_case,
     "softmax_cross_entropy": softmax_case,
     "penalize": penalize_case,

@@ -8,7 +8,7 @@ import read_only
 import xpnet as xn
 from xpnet import kernels
 from xpnet.backend import get_backend, use_backend
-from xpnet.core.random import Stream, keep_mask
+from xpnet.core.random import Stream
 from xpnet.kernels.context import Context
 from xpnet.layers import Dense, Input
 from xpnet.optimizers import SGD
@@ -56,7 +56,7 @@ def test_layers(name, training):
     def run(work):
         layer = cases.LAYERS[name]()
         shape = layer.ensure_built((3,))
-        masks = {f"0/{d.name}": work.array(keep_mask(Stream(1), 0, 0, (6, *d.shape), d.rate)) for d in layer.draws}
+        masks = {f"0/{d.name}": work.array(d.draw(Stream(1), 0, 0, 6, "float64")) for d in layer.draws}
         ctx = Context(work, training, masks)
         params = {s.name: work.array(np.abs(s.initializer.values(Stream(1), i, s.shape)) + 0.5)
                   for i, s in enumerate(layer.specs)}  # fmt: skip

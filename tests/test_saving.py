@@ -7,6 +7,7 @@ import pickle
 import tracemalloc
 from pathlib import Path
 
+import cases
 import numpy as np
 import pytest
 
@@ -487,3 +488,17 @@ def test_places_that_can_not_be_written(file, tmp_path):
     with pytest.raises(NotBuiltError, match=r"got 0 weights$"):
         make().save(tmp_path / "unbuilt")
     assert not (tmp_path / "unbuilt").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in cases.LAYERS if name != "input"])
+def test_every_layer_is_saved_and_goes_on(name, tmp_path):
+    """A loaded model predicts the same, and the next step, with its masks and noise, leaves the same weights."""
+    model = xn.Sequential([Dense(3), cases.LAYERS[name](), Dense(2)], seed=5)
+    model.compile("adam", "mse")
+    model.fit(X[:8], X[:8, :2], batch_size=4, verbose=0)
+    model.save(tmp_path / "model")
+    again = xn.load_model(tmp_path / "model")
+    same([model.predict(X)], [again.predict(X)])
+    for each in (model, again):
+        each.fit(X[:8], X[:8, :2], batch_size=4, verbose=0)
+    same(again.get_weights(), model.get_weights())

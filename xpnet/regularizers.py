@@ -6,6 +6,7 @@ from typing import Any
 
 from .backend import Array, np
 from .core.config import Configurable, Registry
+from .core.ops import penalty
 from .core.settings import setting
 from .errors import InvalidTypeError, ShapeError, UnknownNameError, number, one_of
 from .kernels.context import Context, enter
@@ -39,9 +40,7 @@ class Regularizer(Configurable):
         Args:
             ctx: namespace and operations. w: one parameter of a layer, in its shape.
         """
-        xp = ctx.xp
-        value = self.l1 * xp.sum(xp.abs(w)) + self.l2 * xp.sum(w * w)
-        return value, self.l1 * xp.sign(w) + (2.0 * self.l2) * w
+        return penalty(ctx.xp, w, self.l1, self.l2)
 
     @property
     def has_own_formula(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .backend import Array, Backend, get_backend, host_of, library_of, np
-from .core.random import Stream, keep_mask
+from .core.random import Stream
 from .kernels.context import Context
 from .layers import Layer
 from .losses import Loss
@@ -69,15 +69,16 @@ def check_gradients(
 ) -> None:
     """Compare the derivatives of a part with central differences in random directions, in float64.
 
-    For L = sum(r * f(x, w)) with random r, the derivative along a random direction d must equal
-    (L(+h d) - L(-h d)) / 2h, for the input and each parameter alone and for all of them together. Inputs and
-    parameters are drawn away from 0, where functions such as ReLU have kinks.
+    For L = sum(r * f(x, w)) with random r, plus what the layer adds to the objective, the derivative along a
+    random direction d must equal (L(+h d) - L(-h d)) / 2h, for the input and each parameter alone and for all of
+    them together. Inputs and parameters are drawn away from 0, where functions such as ReLU have kinks.
 
     Args:
         part: a layer, a loss (with `y_true`), or a regularizer.
         input_shape: of the input or prediction, with the batch axis; or of the weights that are penalized.
         y_true: targets of a loss. inputs: host values instead of random ones.
-        backend: where to compute, in float64. training: whether to run the layer in training, with fixed masks.
+        backend: where to compute, in float64. training: whether to run the layer in training, with fixed masks and
+            noise.
         seed: seed of all random numbers. tolerance: on |difference| / (1 + |derivative|).
 
     Raises:
@@ -101,23 +102,28 @@ def check_gradients(
         if "variance" in name:
             values[name] = np.abs(values[name])
     masks = {
-        f"0/{d.name}": work.array(keep_mask(Stream(seed), i, 0, (input_shape[0], *d.shape), d.rate))
+        f"0/{d.name}": work.array(d.draw(Stream(seed), i, 0, input_shape[0], "float64"))
         for i, d in enumerate(part.draws)
     }
 
-    def run(point: dict[str, np.ndarray]) -> tuple[Array, Any]:
+    def run(point: dict[str, np.ndarray]) -> tuple[Array, Any, Any]:
         ctx = Context(work, training, masks)
         params = {s.name: work.array(point[s.name]) for s in part.specs}
-        return part.forward(ctx, params, work.array(point["x (the input)"]))
+        y, backward = part.forward(ctx, params, work.array(point["x (the input)"]))
+        return y, backward, ctx.losses
 
-    y, backward = run({**values, "x (the input)": x})
+    def value(point: dict[str, np.ndarray]) -> float:
+        y, _, own = run(point)
+        return float((work.host(y) * r).sum()) + sum(float(work.host(term)) for term in own)
+
+    y, backward, _ = run({**values, "x (the input)": x})
     r = rng.standard_normal(tuple(y.shape))
     dx, grads = backward(work.array(r), {})
     found = {"x (the input)": work.host(dx), **{name: work.host(g) for name, g in grads.items()}}
     missing = {s.name for s in part.specs if s.trainable} - set(found)
     assert not missing, f"{part!r} returned no gradient for {sorted(missing)}; got {sorted(grads)}"
     point = {**values, "x (the input)": x}
-    _compare(repr(part), point, found, lambda p: float((work.host(run(p)[0]) * r).sum()), rng, tolerance)
+    _compare(repr(part), point, found, value, rng, tolerance)
 
 
 def _check_loss(loss: Loss, work: Backend, rng: Any, p: np.ndarray, y_true: Any, tolerance: float) -> None:

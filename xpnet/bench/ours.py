@@ -163,7 +163,7 @@ def bare_epoch(twin: str) -> Make:
             commit, first = model.session.commit, model.step
             with twins(twin):
                 for step, batch in enumerate(n * batches, first):
-                    masks = model.network.masks(model.session.stream, step, len(batch.y))
+                    masks = model.network.masks(model.session.stream, step, len(batch.y), model.backend.dtype_name)
                     program.run(model.state, [batch._replace(draws=masks)], commit)
 
         return epochs(run, model.predict, data)

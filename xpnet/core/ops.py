@@ -21,7 +21,6 @@ from ..errors import InvalidValueError
 __all__ = [
     "activate",
     "affine",
-    "batch_norm",
     "clip_factor",
     "clip_parts",
     "clip_values",
@@ -29,6 +28,7 @@ __all__ = [
     "dropout",
     "hits",
     "join",
+    "normalize",
     "one_hot",
     "pack",
     "penalize",
@@ -112,19 +112,34 @@ def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> tuple[Array, Callab
     return x * mask, lambda dy: dy * mask
 
 
-def batch_norm(
-    ctx: Any, x: Array, gamma: Array | None, beta: Array | None, axes: tuple[int, ...], epsilon: float
+def normalize(
+    ctx: Any,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    axes: tuple[int, ...],
+    epsilon: float,
+    others: tuple[int, ...] | None = None,
+    center: bool = True,
 ) -> tuple[Array, Array, Array, Backward]:
     """y = gamma * xh + beta, xh = (x - mean) / sqrt(var + epsilon); mean and (biased) var over `axes`.
 
-    S. Ioffe, C. Szegedy, ICML 2015. With n rows and dxh = gamma * dy:
-    dx = (dxh - mean(dxh) - xh * mean(dxh * xh)) / sqrt(var + epsilon).
+    Args:
+        x: the inputs. gamma, beta: broadcast with x; or None.
+        others: the axes that gamma and beta do not have, over which their gradients add up; None: `axes`.
+        center: whether the mean is subtracted. If not, var is the mean of the squares.
 
-    Returns y, mean, var (without the reduced axes) and the backward.
+    With dxh = gamma * dy, and means over `axes` (S. Ioffe, C. Szegedy, ICML 2015, if `axes` are those of a batch):
+    dx = (dxh - mean(dxh) - xh * mean(dxh * xh)) / sqrt(var + epsilon), without mean(dxh) if not `center`;
+    dgamma = sum(dy * xh), dbeta = sum(dy) over `others`.
+
+    Returns y, mean and var (which keep the reduced axes, of size 1) and the backward. With `others`, mean and var
+    may be None: only statistics of batches are kept.
     """
     xp = ctx.xp
-    mean = xp.mean(x, axis=axes, keepdims=True)
-    centred = x - mean
+    others = axes if others is None else others
+    mean = xp.mean(x, axis=axes, keepdims=True) if center else 0.0
+    centred = x - mean if center else x
     var = xp.mean(centred * centred, axis=axes, keepdims=True)
     inverse = 1.0 / xp.sqrt(var + epsilon)
     xh = centred * inverse
@@ -134,16 +149,16 @@ def batch_norm(
     def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
         grads = {}
         if gamma is not None:
-            grads["gamma"] = xp.sum(dy * xh, axis=axes)
+            grads["gamma"] = xp.sum(dy * xh, axis=others)
         if beta is not None:
-            grads["beta"] = xp.sum(dy, axis=axes)
+            grads["beta"] = xp.sum(dy, axis=others)
         if not want_dx:
             return None, grads
         dxh = dy if gamma is None else dy * gamma
-        slope = xp.mean(dxh * xh, axis=axes, keepdims=True)
-        return (dxh - xp.mean(dxh, axis=axes, keepdims=True) - xh * slope) * inverse, grads
+        dx = dxh - xh * xp.mean(dxh * xh, axis=axes, keepdims=True)
+        return (dx - xp.mean(dxh, axis=axes, keepdims=True) if center else dx) * inverse, grads
 
-    return y, xp.squeeze(mean, axis=axes), xp.squeeze(var, axis=axes), backward
+    return y, mean, var, backward
 
 
 def one_hot(ctx: Any, labels: Array, classes: int, dtype: Any) -> Array:
@@ -215,11 +230,17 @@ def penalize(
     """Return the penalty sum(l1 |w| + l2 w^2) over the segments, and g + its gradient l1 sign(w) + 2 l2 w."""
     xp, value, parts, done = ctx.xp, 0.0, [], 0
     for start, stop, l1, l2 in segments:
-        part = w[..., start:stop]
-        value = value + l1 * xp.sum(xp.abs(part)) + l2 * xp.sum(part * part)
-        parts += [g[..., done:start], g[..., start:stop] + (l1 * xp.sign(part) + (2.0 * l2) * part)]
+        more, slope = penalty(xp, w[..., start:stop], l1, l2)
+        value = value + more
+        parts += [g[..., done:start], g[..., start:stop] + slope]
         done = stop
     return value, xp.concat([*parts, g[..., done:]], axis=-1)
+
+
+def penalty(xp: Any, a: Array, l1: float, l2: float) -> tuple[Array, Array]:
+    """Return l1 sum(|a|) + l2 sum(a^2), 0-d, and its derivative  l1 sign(a) + 2 l2 a."""
+    sign = xp.astype(a > 0, a.dtype) - xp.astype(a < 0, a.dtype)  # `xp.sign` waits for a GPU
+    return l1 * xp.sum(xp.abs(a)) + l2 * xp.sum(a * a), l1 * sign + (2.0 * l2) * a
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: tuple[Array, dict[str, Array]] | None) -> Array:

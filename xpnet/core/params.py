@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..backend import Array, Backend, np
 from ..errors import InvalidTypeError, ShapeError
-from .random import Stream
+from .random import Stream, keep_mask, normals
 
 __all__ = ["DrawSpec", "Flats", "Group", "Layout", "ParamSpec", "Variable", "Variables"]
 
@@ -39,11 +39,25 @@ class ParamSpec(NamedTuple):
 
 
 class DrawSpec(NamedTuple):
-    """A random mask that a layer needs at each training step; its shape has no batch axis."""
+    """Random numbers that a layer needs at each training step.
+
+    Attributes:
+        name: unique in the layer. shape: without the batch axis.
+        rate: of a boolean mask, True with probability 1 - rate; None for standard normal numbers.
+        seed: of a stream of its own; None for the model's.
+    """
 
     name: str
     shape: tuple[int, ...]
-    rate: float
+    rate: float | None
+    seed: int | None = None
+
+    def draw(self, stream: Stream, slot: int, step: int, rows: int, dtype: str) -> np.ndarray:
+        """Return them for a batch, shape (rows, *shape): booleans, or normal numbers in `dtype`."""
+        stream, shape = stream.of(self.seed), (rows, *self.shape)
+        if self.rate is None:
+            return normals(stream, slot, step, shape, dtype)
+        return keep_mask(stream, slot, step, shape, self.rate)
 
 
 class Variable(NamedTuple):

@@ -1,8 +1,9 @@
 """Counter-based random numbers: functions of (seed, purpose, slot, step), the same on every backend.
 
 The generator is NumPy's Philox (4x64-10; J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011). Nothing depends on earlier draws, so weights, shuffles and masks are bit-equal on every backend, after
-a resume, and in any order of requests.
+SC 2011). Nothing depends on earlier draws, so weights, shuffles, masks and noise are the same after a resume and
+in any order of requests. The host makes them with NumPy, so they are bit-equal on every backend. Steps that are
+captured on a GPU make their own masks, bit for bit, and their own noise, up to rounding (see `normals`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import secrets
 
 from ..backend import np
 
-__all__ = ["DRAW", "INIT", "SHUFFLE", "Stream", "fresh_seed", "keep_mask", "set_first_seed"]
+__all__ = ["DRAW", "INIT", "SHUFFLE", "Stream", "fresh_seed", "keep_mask", "normals", "set_first_seed"]
 
 # The purposes: the highest word of Philox's 256-bit counter.
 INIT, SHUFFLE, DRAW = 0, 1, 2
@@ -53,6 +54,13 @@ class Stream:
         self._bits = np.random.Philox(key=self.key)
         self._state = self._bits.state
         self._generator = np.random.Generator(self._bits)
+        self._others: dict[int, Stream] = {}
+
+    def of(self, seed: int | None) -> Stream:
+        """Return the stream of another seed; None: this one."""
+        if seed is None:
+            return self
+        return self._others.setdefault(seed, self if seed == self.seed else Stream(seed))
 
     def at(self, purpose: int, slot: int, step: int) -> np.random.Generator:
         """Return the generator with its counter at (0, slot, step, purpose); valid until the next call."""
@@ -84,3 +92,25 @@ def keep_mask(stream: Stream, slot: int, step: int, shape: tuple[int, ...], rate
     raw = stream.at(DRAW, slot, step).bit_generator.random_raw(-(-size // 2))
     words = raw.astype("<u8", copy=False).view("<u4")[:size]  # the lower half of 64 bits comes first
     return (words >= math.ceil(rate * 2**24) << 8).reshape(shape)  # the lowest 8 bits do not matter
+
+
+def normals(stream: Stream, slot: int, step: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Return standard normal numbers: two of each 64-bit word of the stream, computed in float64.
+
+    With the word's lower half u and upper half v (32 bits each), they are r cos(t) and r sin(t), where
+    r = sqrt(-2 log((u + 1) 2^-32)) and t = 2 pi v 2^-32  (G. Box, M. Muller, "A note on the generation of random
+    normal deviates", 1958). None is larger than 6.67. Rows come first, as in `keep_mask`.
+
+    The CUDA kernel `normals` follows the same formula. Its log, sin and cos may round differently, so it gives the
+    same numbers within 1e-14 (float64), or to the last bit or the one before (float32).
+
+    >>> large = normals(Stream(1), 2, 5, (9, 8), "float32")
+    >>> bool((normals(Stream(1), 2, 5, (3, 8), "float32") == large[:3]).all())
+    True
+    """
+    size = math.prod(shape)
+    raw = stream.at(DRAW, slot, step).bit_generator.random_raw(-(-size // 2))
+    radius = np.sqrt(-2.0 * np.log(((raw & np.uint64(0xFFFFFFFF)) + 1.0) * 2.0**-32))
+    angle = (raw >> np.uint64(32)) * (2.0 * math.pi * 2.0**-32)
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return pairs.reshape(-1)[:size].reshape(shape).astype(dtype)

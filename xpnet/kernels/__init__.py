@@ -31,9 +31,11 @@ _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
         "host.numpy": ("product", "activate", *_NETWORK, "row_total", *_GRADIENT, "update"),
-        "host.numba": (*_NETWORK, "update"),
+        "host.numba": (*_NETWORK, "normalize", "update"),
     },
-    "torch": {"torch": ("activate", "affine", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")},
+    "torch": {
+        "torch": ("activate", "affine", "normalize", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")
+    },
     "jax": {"jax": ("pack", "product")},
     "cupy": {
         "cuda.layers": ("product", *_NETWORK, "hits", "confusion", "row_total"),

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..backend import Backend, NumpyBackend, np
-from ..core.random import Stream, keep_mask
+from ..core.random import Stream, keep_mask, normals
 from . import chosen, maker_for, recorder_for
 from .compare import TOLERANCE, close
 from .context import Arena, Context
@@ -71,7 +71,7 @@ def _wrong(backend: Backend) -> Iterator[str]:
     with np.errstate(all="ignore"):
         wanted = _layers(body) | _losses(body) | _flat(body) | _sums(body)
         found = _layers(twin) | _losses(twin) | _flat(twin) | _sums(twin)
-    wanted["masks"], found["masks"] = _masks(backend)
+    wanted["masks and noise"], found["masks and noise"] = _draws(backend)
     wanted["batches"], found["batches"] = _batches(backend)
     for name, arrays in wanted.items():
         pairs = zip((backend.host(a) for a in found[name]), map(np.asarray, arrays), strict=True)
@@ -167,11 +167,14 @@ def ended(ctx: Context) -> None:
     ctx.finish.clear()
 
 
-def _masks(backend: Backend) -> tuple[list[Any], list[Any]]:
-    stream, shape = Stream(5), (ROWS, UNITS)
-    keep, step = backend.xp.empty(shape, dtype=backend.xp.bool), backend.count(11)
-    found = maker_for(backend).keep_mask(keep, stream.key, 2, step, 0.4)
-    return [keep_mask(stream, 2, 11, shape, 0.4)], [found]
+def _draws(backend: Backend) -> tuple[list[Any], list[Any]]:
+    stream, shape, maker, xp = Stream(5), (ROWS, UNITS), maker_for(backend), backend.xp
+    place = stream.key, 2, backend.count(11)
+    found = [
+        maker.keep_mask(xp.empty(shape, dtype=xp.bool), *place, 0.4),
+        maker.normals(xp.empty(shape, dtype=backend.dtype), *place),
+    ]
+    return [keep_mask(stream, 2, 11, shape, 0.4), normals(stream, 2, 11, shape, backend.dtype_name)], found
 
 
 def _batches(backend: Backend) -> tuple[list[Any], list[Any]]:

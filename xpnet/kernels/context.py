@@ -48,9 +48,11 @@ class Context:
         backend, xp, dtype: where and in what precision to compute.
         ops: the fused operations (`xpnet.core.ops`, or their twins from `xpnet.kernels`).
         training: whether this is a training step.
-        draws: this step's random masks. carry: new running statistics on their way out.
+        draws: this step's masks and noise. carry: new running statistics on their way out.
         place: (position in the model, path) of the layer that is being computed.
         frozen: the paths of the layers that were not trainable when the model was laid out; None: a layer alone.
+        losses: what layers add to the objective in this step, 0-d arrays (see `add_loss`).
+        loss_scale: what the derivative of the objective is multiplied by on its way back, 0-d; None for 1.
         inplace: whether there is memory for twins to write to.
         apply_update: 0-d boolean: whether the update is applied. Twins that write in place on a GPU read it there.
         overwrite: whether twins may write over weights and slots, by deferred calls (`defer`).
@@ -68,6 +70,8 @@ class Context:
         "finish",
         "frozen",
         "inplace",
+        "loss_scale",
+        "losses",
         "ops",
         "overwrite",
         "place",
@@ -89,6 +93,8 @@ class Context:
         self.training = training
         self.draws = draws or {}
         self.carry: dict[str, Array] = {}
+        self.losses: list[Array] = []
+        self.loss_scale: Array | None = None
         self.apply_update: Array | None = None
         self.overwrite = self.inplace
         self.finish: list[Any] = []
@@ -98,16 +104,26 @@ class Context:
         self._arena = arena
 
     def restart(self, draws: Mapping[str, Array], tape: Any = None) -> Context:
-        """Begin the next step with its masks, in the same memory."""
+        """Begin the next step with its masks and noise, in the same memory."""
         self.draws, self.carry, self.tape = draws, {}, tape
-        self.finish = []
+        self.losses, self.loss_scale, self.finish = [], None, []
         if self._arena is not None:
             self._arena.restart()
         return self
 
     def draw(self, name: str) -> Array:
-        """Return the mask that the current layer declared with `add_draw`, for this batch."""
+        """Return the mask or noise that the current layer declared with `add_draw`, for this batch."""
         return self.draws[f"{self.place[0]}/{name}"]
+
+    def add_loss(self, value: Array, slope: Array) -> Callable[[Array], Array]:
+        """Add a term to the objective, and return the function from dy to dy with the term's derivative.
+
+        Args:
+            value: the term, 0-d. slope: its derivative by an output y of the layer; the backward pass of the layer
+                starts from the dy that the returned function gives.
+        """
+        self.losses.append(value)
+        return lambda dy: dy + (slope if self.loss_scale is None else slope * self.loss_scale)
 
     def set_statistic(self, name: str, value: Array) -> None:
         """Pass on a new value of a running statistic of the current layer."""

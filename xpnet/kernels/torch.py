@@ -46,6 +46,37 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     return y, backward
 
 
+def normalize(
+    ctx: Any,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    axes: tuple[int, ...],
+    epsilon: float,
+    others: tuple[int, ...] | None = None,
+    center: bool = True,
+) -> Any:
+    """Twin of `ops.normalize` for rows, by PyTorch's own layer normalization."""
+    shape, given = x.shape[-1:], [a for a in (gamma, beta) if a is not None]
+    rows = axes == (-1,) and center and all(a.numel() == shape[0] for a in given)
+    if not (ctx.inplace and rows and others == tuple(range(-x.ndim, -1))):
+        return ops.normalize(ctx, x, gamma, beta, axes, epsilon, others, center)
+    x = _plain(x)
+    scale, shift = (None if a is None else a.reshape(-1) for a in (gamma, beta))
+    y, mean, inverse = torch.native_layer_norm(x, shape, scale, shift, epsilon)
+
+    def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
+        wanted = [want_dx, gamma is not None, beta is not None]
+        found = _layer_norm_back(_plain(dy), x, shape, mean, inverse, scale, shift, wanted)
+        grads = {name: g for name, g in zip(("gamma", "beta"), found[1:]) if g is not None}
+        return (found[0] if want_dx else None), grads
+
+    return y, None, None, backward
+
+
+_layer_norm_back = torch.ops.aten.native_layer_norm_backward
+
+
 def _product(ctx: Any, a: Array, b: Array, out: Array, bias: Array | None = None) -> Array:
     """Return a b + bias in `out`; few columns as (b^T a^T)^T, which takes MKL down to a sixth of the time."""
     if b.shape[1] <= 24 and a.numel() >= 1 << 14:

@@ -5,6 +5,7 @@ from .base import Layer, Stateless, registry
 from .dense import *
 from .dropout import *
 from .normalization import *
+from .penalty import *
 from .shape import *
 from .variable import Variable
 

@@ -10,7 +10,7 @@ from .. import activations, constraints, initializers, regularizers
 from ..backend import Array, floating, np, traced
 from ..core.config import Configurable, Registry, fingerprint, overrides
 from ..core.params import DrawSpec, Flats, Layout, ParamSpec
-from ..core.random import Stream, fresh_seed, keep_mask
+from ..core.random import Stream, fresh_seed
 from ..core.settings import flag, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
 from ..kernels.context import Context, enter, numeric
@@ -30,9 +30,9 @@ def _layer_name(what: str, name: Any) -> str | None:
 class Layer(Configurable, HasWeights):
     """Base class of layers.
 
-    A subclass defines `build`, which declares parameters and masks and returns the output shape, and `forward`,
-    which returns the output and a function for the backward pass. Parameters are passed in and gradients are
-    returned; nothing is stored on the layer during a step.
+    A subclass defines `build`, which declares parameters, masks and noise and returns the output shape, and
+    `forward`, which returns the output and a function for the backward pass. Parameters are passed in and
+    gradients are returned; nothing is stored on the layer during a step.
 
     Args:
         name: unique in a model; None lets the model choose one.
@@ -80,14 +80,14 @@ class Layer(Configurable, HasWeights):
     # Methods that a subclass defines ------------------------------------------------------------------
 
     def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Declare weights and masks for inputs of this shape (no batch axis); return the output shape."""
+        """Declare weights, masks and noise for inputs of this shape (no batch axis); return the output shape."""
         return input_shape
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return y and `backward(dy, into, want_dx=True) -> (dx or None, {name: gradient})`.
 
         Args:
-            ctx: namespace, operations and masks. params: the layer's parameters and statistics by name.
+            ctx: namespace, operations, masks and noise. params: the layer's parameters and statistics by name.
             x: shape (..., batch, *input_shape).
         """
         raise TypeError(f"{type(self).__name__} must define forward(ctx, params, x)")
@@ -122,9 +122,30 @@ class Layer(Configurable, HasWeights):
             ParamSpec(name, tuple(shape), first, trainable, l1, l2, lr_factor, bool(decay), own, rule)
         )
 
-    def add_draw(self, name: str, shape: Sequence[int], rate: float) -> None:
-        """Declare a boolean mask, True with probability 1 - rate; in training, get it with `ctx.draw(name)`."""
-        self.draws.append(DrawSpec(name, tuple(shape), rate))
+    def add_draw(
+        self, name: str, shape: Sequence[int], rate: float | None = None, seed: int | None = None
+    ) -> None:
+        """Declare random numbers of shape (batch, *shape), new at each training step; `ctx.draw(name)` gets them.
+
+        Args:
+            rate: of a boolean mask, True with probability 1 - rate; None for standard normal numbers.
+            seed: of a stream of its own; None for the model's.
+        """
+        self.draws.append(DrawSpec(name, tuple(shape), rate, seed))
+
+    def penalize_outputs(self, ctx: Context, y: Array, backward: Backward, regularizer: Any) -> Backward:
+        """Add a penalty on the outputs to the objective, divided by the number of rows as in Keras.
+
+        Args:
+            y: the outputs, shape (..., batch, *output_shape). backward: of `forward`. regularizer: the penalty.
+
+        Returns:
+            `backward`, which also takes the derivative of the penalty back.
+        """
+        rows = max(y.shape[-1 - len(self.output_shape or ())], 1)
+        value, slope = regularizer.at(ctx, y)
+        add = ctx.add_loss(value / rows, slope / rows)
+        return lambda dy, into, want_dx=True: backward(add(dy), into, want_dx)
 
     def learns(self, ctx: Context) -> bool:
         """Return whether it is trainable; in a model, as of the last `compile` or `build`."""
@@ -175,7 +196,7 @@ class Layer(Configurable, HasWeights):
     def __call__(self, x: Any, training: bool = False) -> Array:
         """Return the layer's output for `x`, shape (batch, ...), in the library of `x`.
 
-        Builds the layer at first use. `training=True` draws fresh masks.
+        Builds the layer at first use. `training=True` draws fresh masks and noise.
         """
         ctx, leave = enter(x, dtype=self.dtype)
         x = ctx.asarray(x)
@@ -194,12 +215,12 @@ class Layer(Configurable, HasWeights):
         if training and self.draws:
             if traced(x):
                 raise InvalidValueError(
-                    "masks are drawn at each call, but a function traced by jax.jit would reuse the first ones: "
-                    "use training=False in jax.jit, jax.grad and jax.vmap; got training=True"
+                    "masks and noise are drawn at each call, but a function traced by jax.jit would reuse the "
+                    "first ones: use training=False in jax.jit, jax.grad and jax.vmap; got training=True"
                 )
             stream = Stream(fresh_seed())
             ctx.draws = {
-                f"0/{d.name}": ctx.backend.array(keep_mask(stream, i, 0, (x.shape[0], *d.shape), d.rate))
+                f"0/{d.name}": ctx.backend.array(d.draw(stream, i, 0, x.shape[0], ctx.backend.dtype_name))
                 for i, d in enumerate(self.draws)
             }
         return leave(pair(self, "forward", self.forward(ctx, params, x))[0])
@@ -261,10 +282,13 @@ class Layer(Configurable, HasWeights):
     def without_activation(self, activation: str) -> Layer | None:
         """Return this layer without its final activation; None if it does not end in the named one.
 
-        A subclass that overrides `forward` or `call` has none, unless it also sets `ends_in_activation`.
+        A subclass that overrides `forward` or `call` has none, unless it also sets `ends_in_activation`; nor has a
+        layer that penalizes its outputs.
         """
         methods = [name for name in ("forward", "call") if hasattr(self, name)]
         if not self.ends_in_activation or any(overrides(self, name, "ends_in_activation") for name in methods):
+            return None
+        if getattr(self, "activity_regularizer", None) is not None:  # it penalizes what the activation gives
             return None
         own: Any = getattr(self, "activation", None)
         exact = activations.registry.classes.get(activation, type(own))  # excludes subclasses of the same name

@@ -24,6 +24,7 @@ class Dense(Layer):
         use_bias: whether there is a b.
         kernel_initializer, bias_initializer: initial values of W, shape (in, units), and b, shape (units,).
         kernel_regularizer, bias_regularizer: penalties (see `xpnet.regularizers`), or None.
+        activity_regularizer: the same on the outputs; the penalty is divided by the number of rows.
         kernel_constraint, bias_constraint: apply after each update (see `xpnet.constraints`); or None.
         name, dtype, trainable: see `Layer`.
 
@@ -47,6 +48,7 @@ class Dense(Layer):
     bias_initializer: Any = part(initializers.get, default="zeros", fixed=True)
     kernel_regularizer: Any = part(regularizers.get, default=None)
     bias_regularizer: Any = part(regularizers.get, default=None)
+    activity_regularizer: Any = part(regularizers.get, default=None)
     kernel_constraint: Any = part(constraints.get, default=None)
     bias_constraint: Any = part(constraints.get, default=None)
 
@@ -64,4 +66,7 @@ class Dense(Layer):
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return f(x W + b) and its backward."""
-        return ctx.ops.affine(ctx, x, params["kernel"], params.get("bias"), self.activation)
+        y, backward = ctx.ops.affine(ctx, x, params["kernel"], params.get("bias"), self.activation)
+        if self.activity_regularizer is not None:
+            backward = self.penalize_outputs(ctx, y, backward, self.activity_regularizer)
+        return y, backward

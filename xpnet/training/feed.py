@@ -22,14 +22,14 @@ Held = tuple[Array, Array, Array | None]  # a data set on the device: inputs, ta
 
 
 class Feed:
-    """Make batches on the host, with the masks of their steps.
+    """Make batches on the host, with the masks and noise of their steps.
 
     Args:
         session, program: what takes the steps. data: checked rows. class_weight: {class: factor} or None.
 
     Attributes:
         run: `run(state, batches, commit)`, which takes one step per batch.
-        step: the number of the next step; it determines the masks.
+        step: the number of the next step; it determines masks and noise.
     """
 
     def __init__(
@@ -197,7 +197,8 @@ def make_batches(
     reuse = backend.inplace and not backend.pooled
     x, y, weight = data.batch(rows, backend, *target, class_weight, reuse=reuse)
     size = int(x.shape[0]) // count
-    drawn = [network.masks(session.stream, step + i, size) if masks else {} for i in range(count)]
+    dtype = backend.dtype_name
+    drawn = [network.masks(session.stream, step + i, size, dtype) if masks else {} for i in range(count)]
     if count == 1:
         return [Batch(x, y, weight, {key: backend.feed(mask) for key, mask in drawn[0].items()})]
 

@@ -30,11 +30,11 @@ def gradients(session: Session, data: Data) -> dict[str, Array]:
 
 
 def training_outputs(session: Session, data: Data) -> Array:
-    """Return the outputs for all rows as in training: fresh masks, statistics of this batch. No state changes."""
+    """Return the outputs for all rows as in training, with fresh masks and noise, and change no state."""
     backend, network = session.backend, session.network
     with backend.here(), session.reading() as (weights, stats), kernels.inference_context(backend):
-        masks = network.masks(Stream(fresh_seed()), 0, len(data))
-        ctx = Context(backend, True, {key: backend.array(mask) for key, mask in masks.items()})
+        draws = network.masks(Stream(fresh_seed()), 0, len(data), backend.dtype_name)
+        ctx = Context(backend, True, {key: backend.array(a) for key, a in draws.items()})
         x = data.batch(slice(0, len(data)), backend)[0]
         return _home(session, data, backend.copy(network.forward(ctx, weights, stats, x)[0]))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..backend import Array, Backend, np
 from ..core.config import fingerprint, snake_case
 from ..core.params import DrawSpec, Layout, ParamSpec
-from ..core.random import Stream, keep_mask
+from ..core.random import Stream
 from ..errors import InvalidValueError, ShapeError, unknown_name
 from ..kernels.context import Context
 from ..layers import Layer
@@ -38,7 +38,7 @@ class Network:
         settings: of the layers (see `settings_of`). learns: as above. frozen: keys of the layers that are not
             trainable.
         units: the layers at their positions. layout: of the trainable parameters. stats_layout: of the running
-            statistics and frozen parameters. draws: (key, slot, spec) of the masks.
+            statistics and frozen parameters. draws: (key, slot, spec) of masks and noise.
         input_shape, output_shape: without the batch axis.
 
     Raises:
@@ -100,11 +100,13 @@ class Network:
         bare = layer.without_activation(activation)
         return None if bare is None else [*self.units[:-1], Unit(position, key, bare)]
 
-    def masks(self, stream: Stream, step: int, rows: int) -> dict[str, np.ndarray]:
-        """Return the host masks of a training step on a batch of `rows` rows."""
-        return {
-            key: keep_mask(stream, slot, step, (rows, *draw.shape), draw.rate) for key, slot, draw in self.draws
-        }
+    def masks(self, stream: Stream, step: int, rows: int, dtype: str = "float32") -> dict[str, np.ndarray]:
+        """Return the masks and noise of a training step on a batch of `rows` rows, made on the host.
+
+        Args:
+            dtype: of the noise.
+        """
+        return {key: draw.draw(stream, slot, step, rows, dtype) for key, slot, draw in self.draws}
 
     def params(self, ctx: Context, weights: Array, stats: Array) -> dict[str, dict[str, Array]]:
         """Return, by layer key, the parameters and statistics by name."""

@@ -16,7 +16,7 @@ Watch = Callable[[str, str, Array], None]
 
 
 class Batch(NamedTuple):
-    """What a step takes in: rows, targets, weights or None, and the masks by place."""
+    """What a step takes in: rows, targets, weights or None, and masks and noise by place."""
 
     x: Array
     y: Array
@@ -39,7 +39,7 @@ class Gradient(NamedTuple):
 
 
 class Objective:
-    """The loss of a batch plus the penalties on the weights.
+    """The loss of a batch plus the penalties on the weights and on the outputs of layers.
 
     Args:
         network, loss: of the model. A loss that fuses with the last activation starts from the scores before it.
@@ -58,7 +58,7 @@ class Objective:
         value, _, prediction = self.loss.value_and_slope(ctx, batch.y, y, batch.weight, self.units is not None)
         if self.is_penalized:
             value = value + self.layout.penalize(ctx, weights, ctx.xp.zeros_like(weights))[0]
-        return value, prediction
+        return _with_losses(ctx, value), prediction
 
     def gradient(
         self,
@@ -82,7 +82,10 @@ class Objective:
             last = self.network.units[-1].key
             watch("loss", last, value)
             watch("gradient of the loss", last, dy)
+            for own in ctx.losses:
+                watch("penalty on outputs", last, own)
         factor = None if scale is None else 1.0 / scale
+        ctx.loss_scale = scale
         g = backward(dy if scale is None else dy * scale)
         if self.is_penalized:
             if factor is not None:
@@ -91,4 +94,11 @@ class Objective:
             if watch is not None:
                 watch("penalty", last, penalty)
             value = value + penalty
-        return Gradient(value, g, factor, prediction)
+        return Gradient(_with_losses(ctx, value), g, factor, prediction)
+
+
+def _with_losses(ctx: Context, value: Array) -> Array:
+    """Return the objective with what layers added to it."""
+    for own in ctx.losses:
+        value = value + own
+    return value

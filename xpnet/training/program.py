@@ -67,7 +67,7 @@ class Program(NamedTuple):
         target_shape, target_dtype: of a row of y.
         step: `step(state, batch, finish=None) -> state`. run: `run(state, batches, commit)`, compiled or recorded.
         evaluation: `evaluation(sums, weights, stats, batch) -> sums`.
-        recorder: what records its steps, or None. maker: what makes masks and batches on the device, or None.
+        recorder: what records its steps, or None. maker: what makes draws and batches on the device, or None.
         settings: those of optimizer, loss and metrics (see `Compiled.settings`).
     """
 
@@ -86,7 +86,7 @@ class Program(NamedTuple):
 
     @property
     def host_masks(self) -> bool:
-        """Whether batches must bring their masks."""
+        """Whether batches must bring their masks and noise."""
         return self.maker is None
 
 
@@ -149,7 +149,7 @@ def _warn_of_constant(network: Network) -> None:
 
 
 def make_program(compiled: Compiled, network: Network, backend: Backend, stream: Stream) -> Program:
-    """Return the compiled step and evaluation for a network on a backend; `stream` is that of its masks."""
+    """Return the compiled step and evaluation for a network on a backend. Args: stream: of masks and noise."""
     optimizer, loss, settings = compiled.optimizer, compiled.loss, compiled.settings()
     check_reduction(loss)
     check_head(network, loss)
@@ -168,7 +168,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
         recorder = None
     maker = kernels.maker_for(backend) if recorder else None
     if maker:
-        step = maker.with_masks(step, network.draws, stream.key)
+        step = maker.with_masks(step, network.draws, stream)
     return Program(
         optimizer,
         loss,

@@ -1,6 +1,6 @@
-"""CuPy: what a step needs, made on the device: masks by the seed's Philox, batches from a data set held there.
+"""CuPy: what a step needs, made on the device: masks and noise by the seed's Philox, batches from data held there.
 
-Inside a captured step both cost a kernel, and nothing on the host: a batch is then a list of row numbers.
+Inside a captured step each costs a kernel, and nothing on the host: a batch is then a list of row numbers.
 """
 
 from __future__ import annotations
@@ -13,29 +13,32 @@ import numpy as np
 
 from .launch import SOURCES, kernel_of, over
 
-__all__ = ["can_pick", "fits", "gather", "hold", "keep_mask", "pick", "with_masks"]
+__all__ = ["can_pick", "fits", "gather", "hold", "keep_mask", "normals", "pick", "with_masks"]
 
 Array = Any  # a CuPy array
 
 
-def with_masks(step: Callable[..., Any], draws: Sequence[Any], key: Any) -> Callable[..., Any]:
-    """Return the step with its masks made from `state.step`; those of its batches are not looked at.
+def with_masks(step: Callable[..., Any], draws: Sequence[Any], stream: Any) -> Callable[..., Any]:
+    """Return the step with its masks and noise made from `state.step`; it ignores those of its batches.
 
     Args:
-        step: (state, batch) -> state. draws: (name, slot, spec) of the masks. key: `Stream.key`.
+        step: (state, batch) -> state. draws: (name, slot, spec) of masks and noise. stream: the model's `Stream`.
     """
     if not draws:
         return step
+    keys = [stream.of(spec.seed).key for _, _, spec in draws]
 
     def masked(state: Any, batch: Any, finish: Any = None) -> Any:
         import cupy
 
-        rows = batch.x.shape[0]
-        masks = {
-            name: keep_mask(cupy.empty((rows, *draw.shape), bool), key, slot, state.step, draw.rate)
-            for name, slot, draw in draws
-        }
-        return step(state, batch._replace(draws=masks), finish)
+        made = {}
+        for (name, slot, spec), key in zip(draws, keys):
+            shape = (batch.x.shape[0], *spec.shape)
+            if spec.rate is None:
+                made[name] = normals(cupy.empty(shape, batch.x.dtype), key, slot, state.step)
+            else:
+                made[name] = keep_mask(cupy.empty(shape, bool), key, slot, state.step, spec.rate)
+        return step(state, batch._replace(draws=made), finish)
 
     return masked
 
@@ -83,6 +86,14 @@ def keep_mask(keep: Array, key: Any, slot: int, step: Array, rate: float) -> Arr
         args = (keep, np.int64(keep.size), *map(np.uint64, key), np.uint64(slot), step, threshold)
         kernel_of("keep_mask", "float32")(*over(-(-keep.size // 8)), args)
     return keep
+
+
+def normals(out: Array, key: Any, slot: int, step: Array) -> Array:
+    """Fill `out` with the numbers of `xpnet.core.random.normals`, up to rounding. Args: see `keep_mask`."""
+    if out.size:
+        args = (out, np.int64(out.size), *map(np.uint64, key), np.uint64(slot), step)
+        kernel_of("normals", out.dtype.name)(*over(-(-out.size // 8)), args)
+    return out
 
 
 def gather(data: Array, order: Array, out: Array) -> Array:

@@ -47,26 +47,33 @@ extern "C" __global__ void dropout(const A* __restrict__ x, const bool* __restri
     for (EACH(i, n)) y[i] = x[i] * (keep[i] ? scale : A(0));
 }
 
+// The words of a block of the Philox4x64-10 stream with this key at counter (0, slot, step, 2), as NumPy has them.
+__device__ inline void philox(u64* word, i64 block, u64 key0, u64 key1, u64 slot, i64 step) {
+    word[0] = 1 + (u64)block;  // NumPy adds 1 to the counter before its first block
+    word[1] = slot;
+    word[2] = (u64)step;
+    word[3] = 2;
+    for (int round = 0; round < 10; round++) {
+        const u64 high0 = __umul64hi(0xd2e7470ee14c6c93ull, word[0]), low0 = 0xd2e7470ee14c6c93ull * word[0];
+        const u64 high1 = __umul64hi(0xca5a826395121157ull, word[2]), low1 = 0xca5a826395121157ull * word[2];
+        word[0] = high1 ^ word[1] ^ key0;
+        word[1] = low1;
+        word[2] = high0 ^ word[3] ^ key1;
+        word[3] = low0;
+        key0 += 0x9e3779b97f4a7c15ull;
+        key1 += 0xbb67ae8584caa73bull;
+    }
+}
+
 // keep[i] = (the i-th float32 of the Philox4x64-10 stream with this key at counter (0, slot, step, 2)) >= threshold,
 // bit for bit as NumPy's: 1 B. A thread makes the 8 floats of one block of the stream.
 extern "C" __global__ void keep_mask(bool* keep, i64 n, u64 key0, u64 key1, u64 slot,
                                      const i64* __restrict__ step, float threshold) {
     const bool aligned = (u64)keep % 8 == 0;  // 8 bytes may be stored as one word
     for (EACH(block, (n + 7) / 8)) {
-        // NumPy adds 1 to the counter before its first block
-        u64 word[4] = {1 + (u64)block, slot, (u64)*step, 2}, k0 = key0, k1 = key1;
-        for (int round = 0; round < 10; round++) {
-            const u64 high0 = __umul64hi(0xd2e7470ee14c6c93ull, word[0]), low0 = 0xd2e7470ee14c6c93ull * word[0];
-            const u64 high1 = __umul64hi(0xca5a826395121157ull, word[2]), low1 = 0xca5a826395121157ull * word[2];
-            word[0] = high1 ^ word[1] ^ k0;
-            word[1] = low1;
-            word[2] = high0 ^ word[3] ^ k1;
-            word[3] = low0;
-            k0 += 0x9e3779b97f4a7c15ull;
-            k1 += 0xbb67ae8584caa73bull;
-        }
-        u64 bytes = 0;  // the low half of each word comes first
-        for (int i = 0; i < 8; i++) {
+        u64 word[4], bytes = 0;
+        philox(word, block, key0, key1, slot, *step);
+        for (int i = 0; i < 8; i++) {  // the low half of each word comes first
             const unsigned u = (unsigned)(word[i / 2] >> (i % 2 * 32)) >> 8;
             bytes |= (u64)((float)u * 5.9604644775390625e-8f >= threshold) << (8 * i);  // u / 2^24
         }
@@ -74,6 +81,23 @@ extern "C" __global__ void keep_mask(bool* keep, i64 n, u64 key0, u64 key1, u64 
             *(u64*)(keep + 8 * block) = bytes;
         else
             for (int i = 0; i < 8 && 8 * block + i < n; i++) keep[8 * block + i] = bytes >> (8 * i) & 1;
+    }
+}
+
+// out[2 k], out[2 k + 1] = r cos(t), r sin(t) with r = sqrt(-2 log((u + 1) 2^-32)), t = 2 pi v 2^-32, where u and v are
+// the lower and the upper half of the k-th word of that stream: 4 B, computed in float64. A thread makes the 8 numbers
+// of one block.
+extern "C" __global__ void normals(A* __restrict__ out, i64 n, u64 key0, u64 key1, u64 slot,
+                                   const i64* __restrict__ step) {
+    for (EACH(block, (n + 7) / 8)) {
+        u64 word[4];
+        philox(word, block, key0, key1, slot, *step);
+        for (i64 k = 0, i = 8 * block; k < 4 && i < n; k++, i += 2) {
+            const double r = sqrt(-2.0 * log(((double)(word[k] & 0xffffffffull) + 1.0) * 2.3283064365386963e-10));
+            const double t = (double)(word[k] >> 32) * 1.4629180792671596e-09;
+            out[i] = A(r * cos(t));
+            if (i + 1 < n) out[i + 1] = A(r * sin(t));
+        }
     }
 }
 

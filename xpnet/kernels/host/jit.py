@@ -18,14 +18,19 @@ import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 
-__all__ = ["loop"]
+__all__ = ["loop", "sum_loop"]
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
-def loop(function: Any) -> Any:
-    """Compile a loop at its first use; cache it on disk if possible."""
-    compiled = numba.njit(**OPTIONS)(function)
+def sum_loop(function: Any) -> Any:
+    """Compile a loop that adds up: as `loop`, in any order of the sums, so that vector instructions make them."""
+    return loop(function, fastmath={"contract", "reassoc", "nsz"})
+
+
+def loop(function: Any, **options: Any) -> Any:
+    """Compile a loop at its first use; cache it on disk if possible. Args: options: numba's, beside `OPTIONS`."""
+    compiled = numba.njit(**{**OPTIONS, **options})(function)
     try:
         compiled._cache = _Cache(function)
     except (RuntimeError, OSError) as error:  # neither the source's folder nor the user's cache is writable

@@ -22,6 +22,7 @@ from ...fusion.update import fading
 from . import numpy as twins
 from .calls import compute, filled
 from .jit import loop
+from .norms import normalize as normalize
 
 Array = np.ndarray
 
@@ -124,7 +125,7 @@ def _softmax_cross_entropy(z: Array, target: Array, weight: Any, a: Array, dz: A
 
 def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
     """Twin of `ops.dropout`: no mask in floating point."""
-    if not ctx.inplace:
+    if not ctx.inplace or keep.shape != x.shape:
         return twins.dropout(ctx, x, keep, rate)
     scale, keep = x.dtype.type(1.0 / (1.0 - rate)), keep.reshape(-1)
 
