@@ -133,17 +133,18 @@ class Layer(Configurable, HasWeights):
         """
         self.draws.append(DrawSpec(name, tuple(shape), rate, seed))
 
-    def penalize_outputs(self, ctx: Context, y: Array, backward: Backward, regularizer: Any) -> Backward:
+    def penalize_outputs(self, ctx: Context, y: Array, backward: Backward, at: Any) -> Backward:
         """Add a penalty on the outputs to the objective, divided by the number of rows as in Keras.
 
         Args:
-            y: the outputs, shape (..., batch, *output_shape). backward: of `forward`. regularizer: the penalty.
+            y: the outputs, shape (..., batch, *output_shape). backward: of `forward`.
+            at: `at(ctx, y)` returns the penalty and its gradient, as that of a regularizer.
 
         Returns:
             `backward`, which also takes the derivative of the penalty back.
         """
         rows = max(y.shape[-1 - len(self.output_shape or ())], 1)
-        value, slope = regularizer.at(ctx, y)
+        value, slope = at(ctx, y)
         add = ctx.add_loss(value / rows, slope / rows)
         return lambda dy, into, want_dx=True: backward(add(dy), into, want_dx)
 

@@ -68,5 +68,5 @@ class Dense(Layer):
         """Return f(x W + b) and its backward."""
         y, backward = ctx.ops.affine(ctx, x, params["kernel"], params.get("bias"), self.activation)
         if self.activity_regularizer is not None:
-            backward = self.penalize_outputs(ctx, y, backward, self.activity_regularizer)
+            backward = self.penalize_outputs(ctx, y, backward, self.activity_regularizer.at)
         return y, backward

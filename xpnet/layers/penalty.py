@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
+from ..core.ops import penalty
 from ..core.settings import setting
 from ..errors import number
 from ..kernels.context import Context
-from ..regularizers import L1L2
 from .base import Backward, Layer, registry
 
 __all__ = ["ActivityRegularization"]
@@ -42,4 +42,7 @@ class ActivityRegularization(Layer):
         def backward(dy: Array, into: dict[str, Array], want_dx: bool = True) -> Any:
             return (dy if want_dx else None), {}
 
-        return x, self.penalize_outputs(ctx, x, backward, L1L2(self.l1, self.l2))
+        def at(ctx: Context, y: Array) -> tuple[Array, Array]:
+            return penalty(ctx.xp, y, self.l1, self.l2)
+
+        return x, self.penalize_outputs(ctx, x, backward, at)
