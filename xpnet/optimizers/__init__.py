@@ -1,9 +1,12 @@
-"""Optimizers: each is its settings, the slots that it keeps, the numbers of an update, and a formula."""
+"""Optimizers. Each declares its settings, its slots, the numbers of an update, and a formula."""
 
+from .adafactor import *
 from .adam import *
 from .adaptive import *
 from .base import Optimizer, OptimizerState, get, registry
 from .descent import *
+from .ftrl import *
 from .lamb import *
+from .muon import *
 
 __all__ = ["Optimizer", "OptimizerState", "get", *registry.exports()]

@@ -140,7 +140,7 @@ def make_step(
         if sure:
             number, age, sums = tally(ok)
             # a twin may have put off the counting to the end of the step, for twins that do so too
-            now = s.age + 1.0 if age is s.age and optimizer.has_own_update else age
+            now = s.age + 1.0 if age is s.age and optimizer.reads_age else age
             weights, slots, stats = backend.when(ok, lambda kept: update(kept, now), kept)
         else:
             new = update(kept, s.age + 1.0)
