@@ -33,6 +33,7 @@ from xpnet.losses import (
     SparseCategoricalCrossentropy,
 )
 from xpnet.optimizers import (
+    LBFGS,
     SGD,
     Adadelta,
     Adafactor,
@@ -204,6 +205,10 @@ OPTIMIZERS = {
     "clipvalue": (lambda lr: Momentum(lr, clipvalue=2.0), 0.1, 2e-3, 6000),
     "global_clipnorm": (lambda lr: Adam(lr, global_clipnorm=1.0), 0.1, 1e-2, 4000),
 }
+
+# Optimizers that need values of the function: name -> what makes one.
+
+SOLVERS = {"lbfgs": lambda: LBFGS(), "lbfgs_short": lambda: LBFGS(history=3, tol=1e-7, max_line_search=30)}
 
 # Regularizers: name -> (object, its penalty by NumPy).
 

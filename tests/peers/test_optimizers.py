@@ -303,3 +303,51 @@ def test_optax(agree, optax, case):
         updates, state = theirs.update(split(g), state, params)
         params = optax.apply_updates(params, updates)
         agree(theta, np.concatenate([np.asarray(params[k]).reshape(-1) for k in PAIR.slices]))
+
+
+# SciPy --------------------------------------------------------------------------------------------------
+
+
+def logistic(data):
+    """Return the mean cross-entropy of a linear model with an L2 penalty, and its size."""
+    x, y = data
+    x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
+    classes = np.eye(y.max() + 1)[y]
+
+    def function(w):
+        w = w.reshape(x.shape[1], -1)
+        z = x @ w
+        z -= z.max(1, keepdims=True)
+        p = np.exp(z)
+        p /= p.sum(1, keepdims=True)
+        value = -np.log((p * classes).sum(1)).mean() + 0.5e-2 * (w * w).sum()
+        return value, (x.T @ (p - classes) / len(x) + 1e-2 * w).reshape(-1)
+
+    return function, x.shape[1] * classes.shape[1]
+
+
+@pytest.mark.parametrize("name", ["load_iris", "load_wine", "load_breast_cancer", "load_digits"])
+def test_lbfgs_on_data(name):
+    """Of a convex function the same minimum, by about as many iterations and evaluations."""
+    datasets, scipy = pytest.importorskip("sklearn.datasets"), pytest.importorskip("scipy.optimize")
+    function, size = logistic(getattr(datasets, name)(return_X_y=True))
+    config = {"ftol": 0.0, "gtol": 1e-9}
+    theirs = scipy.minimize(function, np.zeros(size), jac=True, method="L-BFGS-B", options=config)
+    mine = optimizers.LBFGS(tol=1e-9, ftol=0.0).minimize(function, np.zeros(size))
+    assert mine.converged
+    assert abs(mine.value - theirs.fun) <= 1e-10 * theirs.fun
+    np.testing.assert_allclose(mine.x, theirs.x, atol=1e-6)
+    for found, wanted in ((mine.iterations, theirs.nit), (mine.evaluations, theirs.nfev)):
+        assert wanted / 1.5 <= found <= 1.5 * wanted
+
+
+@pytest.mark.parametrize("size", [2, 10, 100])
+def test_lbfgs_on_rosenbrock(size):
+    scipy = pytest.importorskip("scipy.optimize")
+    start = np.full(size, -1.2)
+    start[1::2] = 1.0
+    theirs = scipy.minimize(scipy.rosen, start, jac=scipy.rosen_der, method="L-BFGS-B")
+    mine = optimizers.LBFGS().minimize(lambda x: (scipy.rosen(x), scipy.rosen_der(x)), start)
+    assert mine.converged
+    assert max(mine.value, theirs.fun) < 1e-8
+    assert theirs.nfev / 1.5 <= mine.evaluations <= 1.5 * theirs.nfev

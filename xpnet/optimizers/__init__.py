@@ -7,6 +7,7 @@ from .base import Optimizer, OptimizerState, get, registry
 from .descent import *
 from .ftrl import *
 from .lamb import *
+from .lbfgs import *
 from .muon import *
 
 __all__ = ["Optimizer", "OptimizerState", "get", *registry.exports()]

@@ -60,6 +60,7 @@ class Optimizer(Configurable):
         slots: the arrays that the formula keeps: names, or a dictionary of names and start values.
         scalar_slots: the names of those slots that are one number for all weights, 0-d.
         known_as: the name of the algorithm, where a library has a hand-written version of it.
+        full_batch: whether `fit` passes all rows at once.
 
     Raises:
         InvalidValueError: a number is out of range, or two ways to clip are given.
@@ -91,6 +92,7 @@ class Optimizer(Configurable):
     slots: ClassVar[Any] = ()
     scalar_slots: ClassVar[Any] = ()
     known_as: ClassVar[Any] = None
+    full_batch: ClassVar[bool] = False
     excluded = ()  # type: tuple[str, ...]  # see `exclude_from_weight_decay`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -292,8 +294,8 @@ class Optimizer(Configurable):
         old = tuple(kept[name] for name in self.slots)
         new, slots = self.apply_variables(ctx, w, g, old, lr, age, *others)
         ctx.overwrite = before
-        new, *slots = ops.if_due(ctx.xp, self, (new, *slots), (w, *old), age)
-        kept.update(zip(self.slots, slots))
+        new, *chosen = ops.if_due(ctx.xp, self, (new, *slots), (w, *old), age)
+        kept.update(zip(self.slots, chosen))
         if self.use_ema:
             new, kept[AVERAGE] = ops.averaged(ctx.xp, self, new, kept[AVERAGE], age)
         return new, tuple(kept.values())

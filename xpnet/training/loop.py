@@ -51,6 +51,8 @@ def fit(session: Session, job: Job, model: Any) -> History:
     """
     program, run = session.program(), Run(job.callbacks, model)
     model.history = run.history
+    if program.optimizer.full_batch:
+        job = job._replace(batch_size=len(job.data), shuffle=False)
     run.begin(_params(job, program.names), session.unfinished)
     unfinished = session.unfinished  # kept on the session until an epoch has begun, in case that fails
     progress = ProgressBar(job.verbose, job.epochs, _steps(job))

@@ -18,7 +18,7 @@ from ..optimizers import Optimizer
 from .network import Network
 from .objective import Batch, Objective
 
-__all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
+__all__ = ["Batch", "TrainState", "make_evaluation", "make_step", "sums_of"]
 
 MAX_SHAPES = 16  # batch shapes whose memory for twins, and whose recordings, are kept
 
@@ -120,7 +120,7 @@ def make_step(
             ctx, s.weights, s.stats, b, s.scale[0] if s.scale else None
         )
         new_stats = network.new_stats(ctx, s.stats)
-        parts = _parts(ctx, value, b, prediction, metrics)
+        parts = sums_of(ctx, value, b, prediction, metrics)
         ok = ctx.ops.within_limits(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
         # a step that only costs itself counts in the logs, if its loss is a number
         counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
@@ -174,13 +174,13 @@ def make_evaluation(
     def evaluation(sums: Any, weights: Array, stats: Array, b: Batch) -> Any:
         ctx = Context(backend)
         value, prediction = objective.value(ctx, weights, stats, b)
-        parts = _parts(ctx, value, b, prediction, metrics)
+        parts = sums_of(ctx, value, b, prediction, metrics)
         return add_up(ctx, sums, parts)
 
     return backend.jit(evaluation)
 
 
-def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> list[Any]:
+def sums_of(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> list[Any]:
     """Return what a batch adds to the sums (see `ops.add_up`); its loss counts once a row."""
     rows = float(b.x.shape[0])
     counts = [c for metric in metrics for c in metric.checked_counts(ctx, b.y, prediction, b.weight)]
