@@ -37,6 +37,16 @@ class Adadelta(Optimizer):
     epsilon: float = setting(number, 0, default=1e-7)
     slots = ("mean_square", "mean_square_step")
 
+    @property
+    def never_overflows(self) -> bool:
+        """See `Optimizer`.
+
+        Let D = d + epsilon, A = a + epsilon, M the largest A so far. By induction D <= 2 M^(1 - rho) A^rho:
+        if D <= A', then D' <= (1 + rho) A', else D' <= (1 + rho - rho A / A') D <= (A' / A)^rho D. So for
+        rho >= 0.5, epsilon >= 1e-10 and |g| <= 1e18 no d exceeds 2e36, and no s 1e30.
+        """
+        return self.rho >= 0.5 and never_overflows(self.rho, self.epsilon, self.decay)
+
     def formula(self, xp: Any) -> Callable[..., Any]:
         """Return the update of one element."""
 

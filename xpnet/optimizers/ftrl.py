@@ -50,8 +50,8 @@ class Ftrl(Optimizer):
         return {"accumulator": self.initial_accumulator_value, "linear": 0.0}
 
     def numbers(self, xp: Any, lr: Array, age: Array) -> tuple[Any, ...]:
-        """Return 1 / lr and what is added to n'^p / lr."""
-        return 1.0 / lr, self.beta / lr + 2.0 * self.l2_regularization_strength
+        """Return 1 / lr and what is added to n'^p / lr, both negative."""
+        return -1.0 / lr, -self.beta / lr - 2.0 * self.l2_regularization_strength
 
     def formula(self, xp: Any) -> Callable[..., Any]:
         """Return the update of one element."""
@@ -63,10 +63,8 @@ class Ftrl(Optimizer):
         def at(w: Array, g: Array, n: Array, z: Array, inverse: Array, more: Array) -> Any:
             before, n = power(n), n + g * g
             after = power(n)
-            z = z + (g + shrink * w if shrink else g) - (after - before) * inverse * w
-            low = -z
-            if l1:
-                low = low + xp.minimum(xp.maximum(z, xp.full_like(z, -l1)), xp.full_like(z, l1))
-            return low / (after * inverse + more), n, z
+            z = z + (g + shrink * w if shrink else g) + (after - before) * inverse * w
+            clipped = xp.minimum(xp.maximum(z, xp.full_like(z, -l1)), xp.full_like(z, l1)) if l1 else 0.0
+            return (z - clipped if l1 else z) / (after * inverse + more), n, z
 
         return at

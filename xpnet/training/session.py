@@ -275,7 +275,7 @@ class Session:
         place = tuple(state.weights.shape), self.network.layout.variables
         shapes = dict(zip(names, optimizer.slot_shapes(*place)))
         known = {name: slot for name, slot in known.items() if tuple(slot.shape) == shapes.get(name)}
-        if tuple(known) != names:
+        if tuple(known) != names or len(known) < len(state.slots):
             first = optimizer.first_slots(self.backend, *place, state.weights)
             self.state = state._replace(slots=tuple(known.get(name, slot) for name, slot in zip(names, first)))
         self._slots = names
