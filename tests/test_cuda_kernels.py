@@ -597,7 +597,7 @@ OPTIMIZERS = {
     "Nadam": optimizers.Nadam(epsilon=1e-3),
     "Nadam, 0": optimizers.Nadam(beta_1=0.0, beta_2=0.0, epsilon=1e-2),
     "Ftrl": optimizers.Ftrl(),
-    "Ftrl, power": optimizers.Ftrl(0.1, -0.4, 0.2, 1e-2, 1e-2, 1e-2, 0.1),
+    "Ftrl, power": optimizers.Ftrl(0.1, 0.0, 0.2, 1e-2, 1e-2, 1e-2, 0.1),
     "the Lion of xpnet": optimizers.Lion(),
     "Lamb, direction": optimizers.Lamb(epsilon=1e-3),
     "Adam, averaged": optimizers.Adam(epsilon=1e-3, use_ema=True, ema_momentum=0.7),
