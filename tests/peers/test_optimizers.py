@@ -202,6 +202,7 @@ TORCH = {
     "adam": ("Adam", {}, lambda: optimizers.Adam(0.05, epsilon=1e-8, epsilon_on="corrected")),
     "adamw": ("AdamW", {}, lambda: optimizers.AdamW(0.05, 0.01, epsilon=1e-8, epsilon_on="corrected")),
     "adamax": ("Adamax", {"eps": 0.0}, lambda: optimizers.Adamax(0.05, epsilon=0.0)),
+    "adafactor": ("Adafactor", {}, lambda: optimizers.Adafactor(0.05, epsilon_1=0.0)),
     "nadam": ("NAdam", {"momentum_decay": 1.0}, lambda: optimizers.Nadam(0.05, epsilon=1e-8)),
     "nadam_decay": (
         "NAdam", {"momentum_decay": 1.0, "weight_decay": 0.1, "decoupled_weight_decay": True},
@@ -268,6 +269,7 @@ OPTAX = {
     "lamb_settings": (
         lambda o: o.lamb(0.05, b1=0.5, b2=0.7, eps=1e-3), lambda: optimizers.Lamb(0.05, 0.5, 0.7, 1e-3),
     ),
+    "adafactor": (lambda o: o.adafactor(0.05, min_dim_size_to_factor=1), lambda: optimizers.Adafactor(0.05)),
     "muon": (
         lambda o: o.contrib.muon(0.05, ns_coeffs=(3.4445, -4.775, 2.0315), eps=1e-7, beta=0.95, nesterov=False,
                                  adam_eps_root=0.0, consistent_rms=0.2),
@@ -302,7 +304,8 @@ def test_optax(agree, optax, case):
     for g, theta in zip(grads, found, strict=True):
         updates, state = theirs.update(split(g), state, params)
         params = optax.apply_updates(params, updates)
-        agree(theta, np.concatenate([np.asarray(params[k]).reshape(-1) for k in PAIR.slices]))
+        wanted = np.concatenate([np.asarray(params[k]).reshape(-1) for k in PAIR.slices])
+        agree(theta, wanted, 1e-7 if case == "adafactor" else 1e-10)  # its t^-0.8 is computed in float32
 
 
 # SciPy --------------------------------------------------------------------------------------------------
