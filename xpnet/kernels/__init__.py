@@ -36,7 +36,7 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
     "torch": {"torch": ("activate", "affine", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")},
     "jax": {"jax": ("pack", "product")},
     "cupy": {
-        "cuda.layers": (*_NETWORK, "hits", "confusion", "row_total"),
+        "cuda.layers": ("product", *_NETWORK, "hits", "confusion", "row_total"),
         "cuda.flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),
     },
 }

@@ -95,22 +95,22 @@ class Muon(PerVariable):
             return ctx.ops.update(ctx, adam, w, g, slots, lr * self.adam_lr_ratio, age)
         m = self.momentum * slots[0] + g
         x = g + self.momentum * m if self.nesterov else m
-        x = self.orthogonal(ctx.xp, ctx.xp.reshape(x, (*w.shape[:-1], *variable.shape)))
+        x = self.orthogonal(ctx, ctx.xp.reshape(x, (*w.shape[:-1], *variable.shape)))
         scale = 1.0 if self.rms_rate is None else self.rms_rate * max(variable.shape) ** 0.5
         return w - (lr * scale) * ctx.xp.reshape(x, tuple(w.shape)), (m, slots[1])
 
-    def orthogonal(self, xp: Any, x: Array) -> Array:
+    def orthogonal(self, ctx: Context, x: Array) -> Array:
         """Return matrices, shape (..., rows, columns), with their singular values brought near 1.
 
         An odd polynomial of degree 5 acts on each singular value; its coefficients make small values grow fast and
         end between about 0.7 and 1.2 (the Newton-Schulz iteration of the source).
         """
-        tall = x.shape[-2] > x.shape[-1]
+        xp, product, tall = ctx.xp, ctx.ops.product, x.shape[-2] > x.shape[-1]
         x = xp.matrix_transpose(x) if tall else x
         x = x / (xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True)) + 1e-7)
         for _ in range(self.ns_steps):
-            a = xp.matmul(x, xp.matrix_transpose(x))
-            x = self.muon_a * x + xp.matmul(self.muon_b * a + self.muon_c * xp.matmul(a, a), x)
+            a = product(ctx, x, xp.matrix_transpose(x))
+            x = self.muon_a * x + product(ctx, self.muon_b * a + self.muon_c * product(ctx, a, a), x)
         return xp.matrix_transpose(x) if tall else x
 
 

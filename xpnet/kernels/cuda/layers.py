@@ -81,6 +81,14 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     return y, backward
 
 
+def product(ctx: Any, a: Array, b: Array) -> Array:
+    """Twin of `ops.product` that a captured step can use; under a mixed policy the body computes it."""
+    plain = ctx.inplace and a.ndim == b.ndim == 2 and a.dtype == b.dtype == ctx.dtype and not ctx.backend.narrow
+    if not (plain and a.size and b.size):
+        return ops.product(ctx, a, b)
+    return matmul(a, b, ctx.empty((a.shape[0], b.shape[1])))
+
+
 def _factor(ctx: Any, a: Array) -> Array:
     """Return a factor of a product: rounded to 16 bits where the policy says so."""
     narrow = ctx.backend.narrow
