@@ -58,7 +58,23 @@ from xpnet.losses import (
     SquaredHinge,
     Tversky,
 )
-from xpnet.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Momentum, RMSprop
+from xpnet.optimizers import (
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Ftrl,
+    Lamb,
+    Lion,
+    Momentum,
+    Muon,
+    Nadam,
+    RMSprop,
+)
 from xpnet.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 from xpnet.schedules import (
     CosineDecay,
@@ -471,11 +487,32 @@ OPTIMIZERS = {
     "adam_corrected": (lambda lr: Adam(lr, epsilon_on="corrected"), 0.1, 1e-2, 4000),
     "adamw": (lambda lr: AdamW(lr, weight_decay=1e-3), 0.1, 1e-2, 4000),
     "adamw_corrected": (lambda lr: AdamW(lr, weight_decay=1e-3, epsilon_on="corrected"), 0.1, 1e-2, 4000),
+    "adadelta": (lambda lr: Adadelta(lr), 30.0, 0.1, 12000),
+    "adamax": (lambda lr: Adamax(lr), 0.1, 2e-2, 4000),
+    "nadam": (lambda lr: Nadam(lr), 0.1, 1e-2, 4000),
+    "ftrl": (lambda lr: Ftrl(lr), 1.0, 0.5, 6000),
+    "ftrl_power": (lambda lr: Ftrl(lr, -0.4, 0.2, 1e-3, 1e-3, 1e-3, 0.1), 1.0, 0.5, 6000),
+    "lion": (lambda lr: Lion(lr), 0.02, 1e-3, 6000),
     "lamb": (lambda lr: Lamb(lr), 0.02, 5e-3, 6000),
+    "adafactor": (lambda lr: Adafactor(lr), 0.5, 1e-2, 6000),
+    "muon": (lambda lr: Muon(lr, adam_weight_decay=None), 0.1, 1e-2, 6000),
+    "sgd_ema": (lambda lr: SGD(lr, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3), 0.1, 1e-3, 12000),
+    "adam_ema": (lambda lr: Adam(lr, use_ema=True, ema_momentum=0.9), 0.1, 1e-2, 4000),
+    "rmsprop_accumulated": (lambda lr: RMSprop(lr, gradient_accumulation_steps=2), 0.02, 1e-3, 12000),
+    "adafactor_both": (
+        lambda lr: Adafactor(lr, use_ema=True, gradient_accumulation_steps=2, clipnorm=1e9),
+        0.5,
+        1e-2,
+        12000,
+    ),
     "clipnorm": (lambda lr: SGD(lr, clipnorm=5.0), 0.1, 1e-3, 12000),
     "clipvalue": (lambda lr: Momentum(lr, clipvalue=2.0), 0.1, 2e-3, 6000),
     "global_clipnorm": (lambda lr: Adam(lr, global_clipnorm=1.0), 0.1, 1e-2, 4000),
 }
+
+# Optimizers that need values of the function: name -> what makes one.
+
+SOLVERS = {"lbfgs": lambda: LBFGS(), "lbfgs_short": lambda: LBFGS(history=3, tol=1e-7, max_line_search=30)}
 
 # Regularizers: name -> (object, its penalty on a matrix by NumPy).
 

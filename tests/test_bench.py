@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from xpnet import datasets, kernels
+from xpnet import activations, datasets, kernels, optimizers
 from xpnet.backend import np
-from xpnet.bench import JOBS, NETWORKS, Case, Result, jobs, measure, memory, of_jax, ours, report, run
+from xpnet.bench import JOBS, NETWORKS, Case, Result, jobs, measure, memory, of_jax, ours, parts, report, run
 from xpnet.bench.cases import TO_98
 from xpnet.bench.jobs import Runner, passes
 from xpnet.bench.machine import describe, in_words
@@ -572,3 +572,46 @@ def test_a_process_says_how_it_ended(capfd):
 def test_a_process_that_takes_too_long_is_ended():
     task = {"threads": 1, "case": STEP._asdict(), "limit": 0.01}
     assert run._process(task) == "the process was killed after 0.01 s (--limit)"
+
+
+# Parts by themselves ------------------------------------------------------------------------------------
+
+
+def test_every_optimizer_is_timed():
+    names = parts.names_of("optimizer", ["all"])
+    assert names[0] == "Adam"
+    assert set(names) == set(optimizers.registry.exports()) - {"LBFGS"}
+    rows = parts.table("optimizer", names, 2, 0.0, sizes=(60,))
+    assert [row.name for row in rows] == names * (len(rows) // len(names))
+    found = {row.name: row for row in rows}
+    assert {row.loops for row in rows} == {"numpy", *(["fast"] if find_spec("numba") else [])}
+    assert all(row.median > 0 for row in rows)
+    assert [found[name].moved for name in ("SGD", "Adam", "Ftrl", "Muon")] == [3.0, 7.0, 13.0, 9.0]
+    assert found["SGD"].per_array == pytest.approx(found["SGD"].ratio)
+    assert found["Ftrl"].per_array == pytest.approx(found["Ftrl"].ratio * 7.0 / 13.0)
+    assert found["Adam"].ratio == 1.0
+    lines = parts.text(rows, 1).splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert lines[0].endswith("float32 array, 1 thread; ratios to Adam")
+
+
+def test_every_activation_is_timed():
+    names = parts.names_of("activation", ["all"])
+    assert set(names) == set(activations.registry.exports()) - {"Step"}
+    rows = parts.table("activation", names[:3], 2, 0.0)
+    assert [(row.name, row.moved, row.per_array) for row in rows[:3]] == [(name, None, None) for name in names[:3]]
+    assert parts.names_of("activation", ["tanh", "relu", "tanh"]) == ["ReLU", "Tanh"]
+
+
+def test_parts_from_the_command_line(capsys, tmp_path):
+    path = tmp_path / "parts.json"
+    words = ["--rounds", "1", "--seconds", "0", "--threads", "1"]
+    assert cli.main(["bench", "--optimizer", "nadam", "--activation", "tanh", *words, "--json", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "--optimizer nadam" in shown
+    found = json.loads(path.read_text())["results"]
+    assert {row["name"] for row in found} == {"Adam", "Nadam", "ReLU", "Tanh"}
+    assert cli.main(["bench", "--optimizer", "adm", *words]) == 2
+    assert "adm" in capsys.readouterr().err
+    assert cli.main(["bench", "--networks", "1", "--optimizer", "nadam", *words]) == 2
+    assert "the optimizer of steps must be 'adam' or 'sgd'; got ['nadam']" in capsys.readouterr().err

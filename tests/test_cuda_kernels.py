@@ -598,6 +598,18 @@ OPTIMIZERS = {
     "Adam, amsgrad": optimizers.Adam(epsilon=1e-3, amsgrad=True),
     "AdamW": optimizers.AdamW(epsilon=1e-3),
     "Adagrad": optimizers.Adagrad(),
+    "Adadelta": optimizers.Adadelta(epsilon=1e-3),
+    "Adamax": optimizers.Adamax(epsilon=1e-3),
+    "Nadam": optimizers.Nadam(epsilon=1e-3),
+    "Nadam, 0": optimizers.Nadam(beta_1=0.0, beta_2=0.0, epsilon=1e-2),
+    "Ftrl": optimizers.Ftrl(),
+    "Ftrl, power": optimizers.Ftrl(0.1, 0.0, 0.2, 1e-2, 1e-2, 1e-2, 0.1),
+    "the Lion of xpnet": optimizers.Lion(),
+    "Lamb, direction": optimizers.Lamb(epsilon=1e-3),
+    "Adam, averaged": optimizers.Adam(epsilon=1e-3, use_ema=True, ema_momentum=0.7),
+    "SGD, all": optimizers.SGD(
+        momentum=0.5, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=2, gradient_accumulation_steps=2
+    ),
     "Lion": Lion(0.1),
     "Careless": Careless(0.1),
 }
@@ -607,8 +619,9 @@ WAYS = {  # decay, factor, in place
 
 
 def test_the_table_has_every_optimizer():
-    known = {type(optimizer) for optimizer in OPTIMIZERS.values()} | {optimizers.Lamb}  # which is not elementwise
-    assert set(optimizers.registry.classes.values()) <= known
+    known = {type(optimizer) for optimizer in OPTIMIZERS.values()}
+    whole = {optimizers.Adafactor, optimizers.LBFGS, optimizers.Muon}  # these are not elementwise
+    assert set(optimizers.registry.classes.values()) <= known | whole
 
 
 class Updates:
@@ -619,6 +632,7 @@ class Updates:
         self.decay, factor, self.in_place = WAYS[way]
         self.factor = None if factor is None else device.real(factor)
         slots = optimizer.first_slots(get_backend("numpy", dtype=device.dtype.name), (size,))
+        slots = slots[: len(optimizer.slots) + optimizer.use_ema]  # gradients are accumulated elsewhere
         self.kept = [draw(np.random.default_rng(9), size, device.dtype), *slots]
         self.on = [device.put(a) for a in self.kept]
         scaled = factor is not None
@@ -646,7 +660,8 @@ def test_optimizers(device, name, way, size):
     rng = np.random.default_rng(10)
     for grid, block in GRIDS:
         updates = Updates(device, OPTIMIZERS[name], way, size)
-        for age, odd in ((1.0, False), (2.0, False), (3.0, False), (1000.0, False), (1001.0, True)):
+        ages = (1.0, False), (1.5, False), (2.0, False), (3.0, False), (1000.0, False), (1001.0, True)
+        for age, odd in ages:
             g = draw(rng, size, device.dtype, odd)
             for found, wanted in updates.take(g, 0.1 / age, age, device.put(True, bool), grid, block):
                 device.close(found, wanted, rtol=5 * device.tolerance["rtol"], atol=device.tolerance["atol"])

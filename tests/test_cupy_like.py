@@ -29,7 +29,7 @@ from xpnet.layers import (
     SpatialDropout1D,
     UnitNormalization,
 )
-from xpnet.optimizers import SGD, Adam, Momentum, RMSprop
+from xpnet.optimizers import LBFGS, SGD, Adadelta, Adafactor, Adam, Adamax, Ftrl, Momentum, Muon, Nadam, RMSprop
 from xpnet.regularizers import L1, L1L2, L2
 
 if get_backend().name != "numpy":
@@ -106,7 +106,9 @@ def test_all_layers_with_weights_and_validation(per_execution):
     "optimizer",
     [lambda: SGD(0.1), lambda: SGD(0.1, momentum=0.9), lambda: SGD(0.1, momentum=0.9, nesterov=True),
      lambda: Momentum(0.1), RMSprop, lambda: RMSprop(epsilon_on="root"), Adam,
-     lambda: Adam(epsilon_on="corrected"), lambda: Adam(beta_1=0.0)],
+     lambda: Adam(epsilon_on="corrected"), lambda: Adam(beta_1=0.0), Adadelta, Adamax, Nadam, Ftrl, Adafactor,
+     Muon, lambda: Adam(use_ema=True), lambda: Muon(gradient_accumulation_steps=2, use_ema=True), LBFGS,
+     lambda: SGD(0.1, gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2)],
 )  # fmt: skip
 def test_optimizers(optimizer):
     def train(model):

@@ -116,7 +116,9 @@ def test_parity(device, capsys):
     assert "all equal within the limits" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("optimizer", sorted({c.__name__ for c in optimizers.registry.classes.values()}))
+@pytest.mark.parametrize(
+    "optimizer", sorted({c.__name__ for c in optimizers.registry.classes.values()} - {"LBFGS"})
+)
 def test_all_layers_train_as_on_numpy(device, optimizer):
     found, wanted = (
         model_of(everything, optimizer=optimizer, backend=name, dtype="float64") for name in ("cupy", "numpy")
@@ -269,7 +271,9 @@ def test_graphs_in_tf32(device, captures, monkeypatch):
     same_with_and_without(captures, wide)
 
 
-@pytest.mark.parametrize("optimizer", sorted({c.__name__ for c in optimizers.registry.classes.values()}))
+@pytest.mark.parametrize(
+    "optimizer", sorted({c.__name__ for c in optimizers.registry.classes.values()} - {"LBFGS"})
+)
 def test_graphs_of_optimizers(device, captures, optimizer):
     same_with_and_without(captures, everything, optimizer=optimizer)
 

@@ -42,7 +42,7 @@ from xpnet.layers import (
     SpatialDropout1D,
     UnitNormalization,
 )
-from xpnet.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
+from xpnet.optimizers import SGD, Adafactor, Adam, Ftrl, Lamb, Momentum, Muon, Nadam, Optimizer, RMSprop
 from xpnet.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 from xpnet.training.replay import MAX_ATTEMPTS, Replay
 
@@ -298,8 +298,13 @@ def test_captured_steps_make_their_noise():
 
 
 @pytest.mark.parametrize(
-    "optimizer", [lambda: SGD(0.1), lambda: Momentum(0.1), RMSprop, lambda: Adam(epsilon_on="corrected")]
-)
+    "optimizer",
+    [lambda: SGD(0.1), lambda: Momentum(0.1), RMSprop, lambda: Adam(epsilon_on="corrected"), Nadam, Ftrl, Lamb,
+     Adafactor, lambda: Adam(use_ema=True), lambda: SGD(0.1, gradient_accumulation_steps=2, clipnorm=1.0),
+     lambda: Lamb(use_ema=True, ema_overwrite_frequency=2, gradient_accumulation_steps=3),
+     lambda: SGD(0.1, momentum=0.9, use_ema=True, ema_overwrite_frequency=2, gradient_accumulation_steps=3),
+     Muon],
+)  # fmt: skip
 def test_optimizers(optimizer):
     same_with_and_without(small(), optimizer=optimizer)
 

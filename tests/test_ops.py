@@ -18,7 +18,7 @@ from xpnet.core.params import Layout, ParamSpec
 from xpnet.errors import InvalidValueError, MissingExtraError, UnknownNameError
 from xpnet.kernels.context import Arena, Context
 from xpnet.kernels.finish import make
-from xpnet.optimizers import SGD, Adagrad, Adam, Momentum, RMSprop
+from xpnet.optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, Ftrl, Lamb, Lion, Momentum, Nadam, RMSprop
 from xpnet.testing import assert_close
 
 
@@ -45,7 +45,8 @@ UPDATES = [
     RMSprop(epsilon=1e-3), RMSprop(epsilon=1e-3, epsilon_on="root"), RMSprop(epsilon=1e-3, momentum=0.5),
     RMSprop(epsilon=0.1, momentum=0.5, centered=True), Adagrad(),
     Adam(epsilon=1e-3), Adam(epsilon=1e-3, epsilon_on="corrected"), Adam(beta_1=0.0, beta_2=0.0, epsilon=1e-3),
-    Adam(epsilon=1e-3, amsgrad=True), Clipped(),
+    Adam(epsilon=1e-3, amsgrad=True), Clipped(), Adadelta(epsilon=1e-3), Adamax(epsilon=1e-3),
+    Nadam(epsilon=1e-3), Nadam(beta_1=0.0, beta_2=0.0, epsilon=1e-3), Lion(), Lamb(epsilon=1e-3),
 ]  # fmt: skip
 
 RNG = np.random.default_rng(0)
@@ -300,7 +301,7 @@ def test_update(ctx):
         assert_close(a, at(ctx, wanted))
 
 
-@pytest.mark.parametrize("optimizer", UPDATES, ids=repr)
+@pytest.mark.parametrize("optimizer", [*UPDATES, Ftrl(), Ftrl(0.1, -0.4, 0.1, 0.01, 1.0, 0.01, 0.1)], ids=repr)
 def test_decay_and_factor(ctx, optimizer):
     """The weights decay first, as in Keras; a factor is a smaller gradient."""
     w, g, *slots = np.abs(RNG.standard_normal((2 + len(optimizer.slots), 5)))
@@ -658,11 +659,20 @@ TAME = [
     Adam(beta_1=0.0, beta_2=0.9999, epsilon=1e-10),
     Adam(beta_1=0.9999, beta_2=0.0, epsilon=1e-10, epsilon_on="corrected"),
     Adam(beta_1=0.9999, beta_2=0.9999, epsilon=1e-10, weight_decay=1e3), Adam(amsgrad=True, epsilon=1e-10),
+    Adadelta(rho=0.5, epsilon=1e-10), Adadelta(rho=0.97, epsilon=1e-10, weight_decay=1e3),
+    Adadelta(rho=0.9999, epsilon=1e-10), Adadelta(rho=0.9999, epsilon=1e10),
+    Adamax(beta_1=0.9999, beta_2=0.0, epsilon=1e-10), Adamax(beta_1=0.0, beta_2=0.9999, epsilon=1e-10),
+    Nadam(beta_1=0.9999, beta_2=0.0, epsilon=1e-10), Nadam(beta_1=0.0, beta_2=0.9999, epsilon=1e-10),
+    Nadam(beta_1=0.9999, beta_2=0.9999, epsilon=1e-10, weight_decay=1e3),
+    Lion(beta_2=0.9999, weight_decay=1e3), Lion(beta_1=1.0, beta_2=0.0),
+    Adam(epsilon=1e-10, use_ema=True, ema_momentum=1.0), Lion(use_ema=True, ema_overwrite_frequency=2),
 ]  # fmt: skip
 WILD = [
     SGD(momentum=1.0, nesterov=True), SGD(weight_decay=1.1e3), Momentum(weight_decay=1e33),
     RMSprop(epsilon=0.0, epsilon_on="root"), RMSprop(momentum=1.0), Adagrad(epsilon=0.0),
-    Adam(epsilon=0.0), Adam(beta_1=0.99999), Clipped(),
+    Adam(epsilon=0.0), Adam(beta_1=0.99999), Clipped(), Adamax(epsilon=0.0), Adamax(beta_1=0.99999),
+    Nadam(epsilon=0.0), Nadam(beta_2=0.99999), Lion(beta_2=0.99999), Lion(weight_decay=1e4), Ftrl(),
+    Adadelta(rho=0.4), Adadelta(epsilon=0.0),
 ]  # fmt: skip
 
 

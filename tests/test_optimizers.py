@@ -21,7 +21,8 @@ from xpnet.kernels.context import Context
 from xpnet.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, RMSprop
 from xpnet.testing import assert_close
 
-FORMULAS = [name for name in OPTIMIZERS if "clip" not in name and name != "lamb"]  # these have their own tests
+OTHERS = "clip", "ema", "accumulated", "lamb", "adafactor", "muon"  # these have their own tests
+FORMULAS = [name for name in OPTIMIZERS if not any(other in name for other in OTHERS)]
 
 
 def descend(backend, opt, gradient, start, steps):
@@ -60,8 +61,8 @@ def test_rosenbrock(name):
 
 def by_hand(name, w, grads, lr):
     """Each update written out for one number, in Python floats."""
-    v = s = m = top = 0.0
-    total = 0.1
+    v = s = m = top = z = 0.0
+    product, total = 1.0, 0.2 if name == "ftrl_power" else 0.1
     for t, g in enumerate(grads, 1):
         if name == "sgd":
             w -= lr * g
@@ -84,6 +85,29 @@ def by_hand(name, w, grads, lr):
         elif name == "adagrad":
             total += g**2
             w -= lr * g / math.sqrt(total + 1e-7)
+        elif name == "adadelta":
+            s = 0.95 * s + 0.05 * g**2
+            step = math.sqrt(m + 1e-7) / math.sqrt(s + 1e-7) * g
+            m = 0.95 * m + 0.05 * step**2
+            w -= lr * step
+        elif name == "adamax":
+            m, top = 0.9 * m + 0.1 * g, max(0.999 * top, abs(g))
+            w -= lr / (1 - 0.9**t) * m / (top + 1e-7)
+        elif name == "nadam":
+            m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g**2
+            now, following = (0.9 * (1 - 0.5 * 0.96**i) for i in (t, t + 1))
+            product *= now
+            ahead = following * m / (1 - product * following) + (1 - now) * g / (1 - product)
+            w -= lr * ahead / (math.sqrt(s / (1 - 0.999**t)) + 1e-7)
+        elif name.startswith("ftrl"):
+            power, penalty, beta = (0.4, 1e-3, 0.1) if name == "ftrl_power" else (0.5, 0.0, 0.0)
+            z += g + 2 * penalty * w - ((total + g**2) ** power - total**power) / lr * w
+            total += g**2
+            clipped = min(max(z, -penalty), penalty)
+            w = (clipped - z) / ((beta + total**power) / lr + 2 * penalty)
+        elif name == "lion":
+            w -= lr * math.copysign(1.0, 0.9 * m + 0.1 * g)
+            m = 0.99 * m + 0.01 * g
         else:
             m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g**2
             c1, c2 = 1 - 0.9**t, 1 - 0.999**t
@@ -171,6 +195,13 @@ LAYOUT = Layout([(key, 0, ParamSpec(key, shape, initializers.get("zeros"))) for 
         ("Adam", {"amsgrad": True}),
         ("AdamW", {}),
         ("Lamb", {}),
+        ("Adadelta", {}),
+        ("Adamax", {}),
+        ("Nadam", {}),
+        ("Ftrl", {"l1_regularization_strength": 0.01}),
+        ("Lion", {}),
+        ("Adafactor", {}),
+        ("Muon", {}),
     ],
 )
 def test_like_keras(backend64, keras, name, config, decay, more):
@@ -226,7 +257,7 @@ def test_numbers_and_arrays_without_axes(backend64, name):
         opt = make(0.1)
         found, new = opt.update(theta, grad, opt.init(theta))
         assert tuple(found.shape) == ()
-        assert [tuple(slot.shape) for slot in new.slots] == [()] * len(opt.slots)
+        assert [tuple(slot.shape) for slot in new.slots] == [()] * len(opt.all_slots)
         assert float(found) == pytest.approx(float(wanted[0]), rel=1e-6)
         for slot, expected in zip(new.slots, state.slots, strict=True):
             assert float(slot) == pytest.approx(float(expected[0]), rel=1e-6)

@@ -110,7 +110,14 @@ OPTIMIZERS = {
         {"momentum": 0.5}, {"centered": True, "momentum": 0.5},
     ],
     "Adagrad": [{}, {"epsilon": 0.0}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
-    "Lamb": [{}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
+    "Adadelta": [{}, {"weight_decay": 0.1, "global_clipnorm": 0.1}],
+    "Adamax": [{}, {"use_ema": True}],
+    "Nadam": [{}, {"use_ema": True, "ema_overwrite_frequency": 3}],
+    "Ftrl": [{}, {"l1_regularization_strength": 0.01, "learning_rate_power": -0.4}],
+    "Lion": [{}, {"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 5, "use_ema": True}],
+    "Lamb": [{}, {"weight_decay": 0.1, "global_clipnorm": 0.1}, {"gradient_accumulation_steps": 3}],
+    "Adafactor": [{}, {"weight_decay": 0.1, "global_clipnorm": 0.1}, {"use_ema": True}],
+    "Muon": [{}, {"clipnorm": 0.1}, {"use_ema": True, "gradient_accumulation_steps": 2}],
     "Adam": [
         {}, {"epsilon_on": "corrected"}, {"beta_1": 0.0}, {"beta_2": 0.99999}, {"amsgrad": True},
         {"clipnorm": 0.1}, {"clipvalue": 0.01}, {"global_clipnorm": 0.1},
@@ -123,7 +130,7 @@ OPTIMIZERS = {
 def test_optimizers(monkeypatch, name, config):
     optimizer = optimizers.get(name).__class__(**config)
     same_with_and_without(monkeypatch, dense(), CLASSES, "sparse_categorical_crossentropy", optimizer)
-    assert {cls.__name__ for cls in optimizers.registry.classes.values()} == set(OPTIMIZERS)
+    assert {cls.__name__ for cls in optimizers.registry.classes.values()} - {"LBFGS"} == set(OPTIMIZERS)
 
 
 LAYERS = {

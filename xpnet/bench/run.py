@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InvalidValueError
-from . import gpu, report
+from . import gpu, parts, report
 from .cases import JOBS, LARGE, NETWORKS, PRECISIONS, TO_98, Case
 from .machine import describe, in_words
 from .measure import Measured, Result, measure
@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--batch", type=count, default=128, help="rows per step, with --layers")
     what.add_argument("--jobs", nargs="*", choices=[*JOBS, "to98"],
                       help="whole jobs: an epoch of fit, predict, MNIST to 98 %% accuracy")  # fmt: skip
-    what.add_argument("--optimizer", choices=["adam", "sgd"], default="adam", help="of the steps")
+    what.add_argument("--optimizer", nargs="+", metavar="NAME",
+                      help="of the steps: adam (default) or sgd; without --networks and --layers, time the "
+                      "updates of these optimizers, or of all, beside Adam's")  # fmt: skip
+    what.add_argument("--activation", nargs="+", metavar="NAME",
+                      help="time layers with these activations, or all, beside one with ReLU")  # fmt: skip
     what.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the steps")
     what.add_argument("--precision", nargs="+", choices=PRECISIONS,
                       help="of the matrix products of steps on a GPU (default with --networks: all)")  # fmt: skip
@@ -109,6 +113,8 @@ def main(options: argparse.Namespace) -> int:
     """Run the benchmark and report all results; return 1 if a contestant failed or did not learn."""
     if options.worker:
         return _work(json.loads(options.worker))
+    if _of_parts(options):
+        return _main_of_parts(options)
     _check(options)
     cases = _cases(options)
     chosen = {case.kind: _contestants(options, case.kind) for case in cases}
@@ -137,6 +143,34 @@ def main(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _of_parts(options: argparse.Namespace) -> bool:
+    """Return whether parts are to be timed, not steps or jobs."""
+    steps = options.networks or options.layers or options.jobs is not None
+    return bool(options.activation or (options.optimizer and not steps))
+
+
+def _main_of_parts(options: argparse.Namespace) -> int:
+    """Time optimizers and activations by themselves; return 1 if that failed."""
+    machine, command, failed, results = describe(), _command(options), 0, []
+    print(in_words(machine), command, sep="\n", flush=True)
+    how = _how(options)
+    for threads in dict.fromkeys(options.threads or [1]):
+        for what in parts.KINDS:
+            if getattr(options, what):
+                names = parts.names_of(what, _names(getattr(options, what)))
+                answer = _process({**how, "parts": what, "names": names, "threads": threads})
+                if isinstance(answer, str):
+                    print(f"error: {answer}", file=sys.stderr)
+                    failed = 1
+                    continue
+                rows = [parts.Row(**row) for row in answer["rows"]]
+                print(f"\n{parts.text(rows, threads)}", flush=True)
+                results += [{**row._asdict(), "threads": threads} for row in rows]
+    if options.json:
+        _write_json(options.json, {"machine": machine, "command": command, "results": results})
+    return failed
+
+
 def _how(options: argparse.Namespace) -> dict[str, Any]:
     """Return the rounds, their duration and the time limit: the given ones or the defaults."""
     usual = {"rounds": ROUNDS, "seconds": SECONDS, "limit": LIMIT}
@@ -155,15 +189,18 @@ def _reasons(case: Case, threads: int, by_name: dict[str, str]) -> list[dict[str
 def _write(options: argparse.Namespace, about: dict[str, Any], results: list[Result]) -> None:
     """Write the requested files with all results so far."""
     if options.json:
-        whole = {**about, "results": [r._asdict() for r in results]}
-        with open(f"{options.json}.part", "w", encoding="utf-8") as file:
-            json.dump(whole, file, indent=1, allow_nan=False)
-        os.replace(f"{options.json}.part", options.json)  # atomic: the file is complete if the run is killed
+        _write_json(options.json, {**about, "results": [r._asdict() for r in results]})
     if options.markdown:
         with open(options.markdown, "w", encoding="utf-8") as file:
             file.write(report.markdown(results, in_words(about["machine"]), about["command"]))
     if options.plot and results:
         report.plot(results, options.plot)
+
+
+def _write_json(path: str, whole: dict[str, Any]) -> None:
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+        json.dump(whole, file, indent=1, allow_nan=False)
+    os.replace(f"{path}.part", path)  # atomic: the file is complete if the run is killed
 
 
 def _on_gpu(options: argparse.Namespace) -> bool:
@@ -177,6 +214,8 @@ def _names(texts: list[str]) -> list[str]:
 def _check(options: argparse.Namespace) -> None:
     """Raise for incompatible options."""
     others = [name for name in _names(options.backend) if name != "cupy"]
+    if options.optimizer and options.optimizer not in (["adam"], ["sgd"]):
+        raise InvalidValueError(f"the optimizer of steps must be 'adam' or 'sgd'; got {options.optimizer}")
     if not _on_gpu(options):
         if options.precision:
             raise InvalidValueError(f"--precision needs --backend cupy; got {options.precision}")
@@ -208,7 +247,7 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         steps = [c.in_precision(name) for c in steps for name in options.precision or _usual(c, everything)]
     else:
         steps = [case._replace(dtype=options.dtype) for case in steps]
-    steps = [case._replace(optimizer=options.optimizer) for case in steps]
+    steps = [case._replace(optimizer=(options.optimizer or ["adam"])[0]) for case in steps]
     if not on_gpu:
         return [*steps, *jobs]
     return [case._replace(device="cuda") for case in (*steps, *jobs)]
@@ -266,7 +305,7 @@ def _add_memory(task: dict[str, Any], measured: Measured, threads: int) -> Measu
 def _process(task: dict[str, Any]) -> Any:
     """Do a task in a separate process; return its answer, or a text that says how the process ended."""
     call = [sys.executable, "-m", "xpnet", "bench", "--worker", json.dumps(task)]
-    environment = _environment(task["threads"], _case(task))
+    environment = _environment(task["threads"], Case((), 0) if "parts" in task else _case(task))
     limit = task.get("limit")
     try:
         done = subprocess.run(call, env=environment, stdout=subprocess.PIPE, check=False, timeout=limit)
@@ -279,12 +318,15 @@ def _work(task: dict[str, Any]) -> int:
     """Do a task and write the answer to standard output; all other output goes to standard error."""
     if task["threads"] == 1 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    case = _case(task)
     answer: dict[str, Any]
     with contextlib.redirect_stdout(sys.stderr):
-        if "peak_of" in task:
-            answer = {"memory": peak(case, task["peak_of"])}
+        if "parts" in task:
+            rows = parts.table(task["parts"], task["names"], task["rounds"], task["seconds"])
+            answer = {"rows": [row._asdict() for row in rows]}
+        elif "peak_of" in task:
+            answer = {"memory": peak(_case(task), task["peak_of"])}
         else:
+            case = _case(task)
             found = measure(case, task["contestants"], task["rounds"], task["seconds"], task["threads"])
             answer = {**found._asdict(), "results": [r._asdict() for r in found.results]}
     json.dump(answer, sys.stdout, allow_nan=False)

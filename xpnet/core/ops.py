@@ -399,23 +399,54 @@ def update(
     Args:
         optimizer: has `numbers(xp, lr, age)` and `formula(xp)`, which returns
             `at(w, g, *slots, *numbers) -> (w', *slots')`.
-        w, g: weights and gradient, shape (..., size). slots: what the optimizer keeps, of the same shape or 0-d.
-        lr, age: 0-d; `age` counts updates from 1.
+        w, g: weights and gradient, shape (..., size). slots: those of the formula, of the same shape or 0-d; with
+            `use_ema` the average of the weights behind them.
+        lr, age: 0-d; `age` counts updates from 1 (if the optimizer accumulates gradients, see `if_due`).
         decay: takes  lr decay w  away from the weights first ("decoupled weight decay": I. Loshchilov, F. Hutter,
             ICLR 2019); a number or a schedule.
         factor: 0-d and at most 1, or None: what the gradient is multiplied with first.
     """
-    g = _scaled(g, factor)
-    w = w - (lr * at_age(ctx.xp, decay, age)) * w if decay else w
-    numbers = optimizer.numbers(ctx.xp, lr, age)
-    new = optimizer.formula(ctx.xp)(w, g, *slots, *numbers)
+    xp, count = ctx.xp, len(optimizer.slots)
+    old, g = (w, *slots[:count]), _scaled(g, factor)
+    w = w - (lr * at_age(xp, decay, age)) * w if decay else w
+    numbers = optimizer.numbers(xp, lr, age)
+    new = optimizer.formula(xp)(w, g, *slots[:count], *numbers)
     new = new if isinstance(new, (tuple, list)) else (new,)
-    if len(new) != 1 + len(slots):
+    if len(new) != 1 + count:
         raise InvalidValueError(
-            f"the formula of {type(optimizer).__name__} must return the weights and {len(slots)} slots; got "
+            f"the formula of {type(optimizer).__name__} must return the weights and {count} slots; got "
             f"{len(new)} arrays"
         )
-    return new[0], tuple(new[1:])
+    w, *new = if_due(xp, optimizer, new, old, age)
+    if len(slots) > count:
+        w, average = averaged(xp, optimizer, w, slots[count], age)
+        new.append(average)
+    return w, tuple(new)
+
+
+def if_due(xp: Any, optimizer: Any, new: Sequence[Array], old: Sequence[Array], age: Array) -> Sequence[Array]:
+    """Return the new arrays at a step that updates, the old ones at a step that only accumulates its gradient.
+
+    Args:
+        age: 0-d: steps from 1, divided by `gradient_accumulation_steps`: a whole number at a step that updates.
+    """
+    if optimizer.gradient_accumulation_steps is None:
+        return new
+    due = xp.floor(age) == age
+    return [xp.where(due, a, b) for a, b in zip(new, old)]
+
+
+def averaged(xp: Any, optimizer: Any, w: Array, average: Array, age: Array) -> tuple[Array, Array]:
+    """Return the weights and their moving average  e' = m e + (1 - m) w,  m = `ema_momentum`; first  e' = w.
+
+    Every `ema_overwrite_frequency` updates w is e'. Args: average: e. age: see `if_due`.
+    """
+    updates, often = -xp.floor(-age), optimizer.ema_overwrite_frequency  # at least 1: the one under way counts
+    momentum = optimizer.ema_momentum * xp.astype(updates > 1, age.dtype)
+    average = momentum * average + (1.0 - momentum) * w
+    if often is None:
+        return w, average
+    return xp.where(xp.floor(updates / often) * often == updates, average, w), average
 
 
 # The guard's limits by precision: of the norm of the gradient, and of the weights. With LARGEST_RATE and

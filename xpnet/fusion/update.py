@@ -56,16 +56,16 @@ def _graph(optimizer: Any, slots: int, decay: float, scaled: bool) -> Graph | No
 
 @lru_cache(maxsize=256)
 def fading(graph: Graph) -> tuple[int, ...]:
-    """Return the numbers of the outputs that are slots which decay: s' = number * s + something, or - something.
+    """Return the positions of the outputs that are decaying slots: s' = number * s + x, or its maximum with x.
 
-    With gradients of 0 such a slot ends in the subnormal numbers, which take a processor a hundred cycles each.
+    With gradients of 0 such a slot decays into subnormal numbers, which cost a processor a hundred cycles each.
     """
     return tuple(i for i in range(1, len(graph.outputs)) if _decays(graph, graph.outputs[i], 1 + i))
 
 
 def _decays(graph: Graph, output: int, array: int) -> bool:
     node = graph.nodes[output]
-    if node.op not in ("add", "subtract"):
+    if node.op not in ("add", "subtract", "maximum"):
         return False
     for term in (graph.nodes[arg] for arg in node.args):
         if term.op == "multiply":

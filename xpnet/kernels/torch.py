@@ -276,7 +276,8 @@ def _prepare(optimizer: Any, key: tuple[Any, ...]) -> Any:
         return None
     over = over and optimizer.never_overflows
     decaying = [output - 1 for output in fading(graph)] if over else []
-    adam = over and optimizer.known_as == "adam" and _fused_adam is not None
+    plain = count == len(optimizer.slots) and optimizer.gradient_accumulation_steps is None
+    adam = over and plain and optimizer.known_as == "adam" and _fused_adam is not None
     write = _adam(optimizer, decay) if adam else _formula(writes_of(graph, homes(graph, over), dtype, over), over)
 
     def update(ctx: Any, w: Array, g: Array, slots: Any, lr: Any, age: Any, factor: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A rate for each weight, by the squares of its past gradients."""
+"""A learning rate for each weight, from the squares of its past gradients."""
 
 from __future__ import annotations
 
@@ -12,15 +12,60 @@ from ..errors import number, one_of
 from ..schedules import rate
 from .base import Optimizer, registry
 
-__all__ = ["Adagrad", "RMSprop"]
+__all__ = ["Adadelta", "Adagrad", "RMSprop"]
+
+
+@registry.register
+class Adadelta(Optimizer):
+    """Adadelta: steps in the unit of the weights, from the mean squares of gradients and of past steps.
+
+    a' = rho a + (1 - rho) g^2,  s = sqrt((d + epsilon) / (a' + epsilon)) g,  d' = rho d + (1 - rho) s^2,
+    w' = w - lr s
+
+    Args:
+        learning_rate: lr; 1 in the paper. rho: in [0, 1). epsilon: >= 0. The others: see `Optimizer`.
+
+    M. Zeiler, arXiv:1212.5701, 2012; the default rate is Keras', which is small for this method.
+
+    >>> opt = Adadelta(1.0, rho=0.0, epsilon=1.0)
+    >>> opt.update([1.0], [0.0], opt.init([1.0]))[0].tolist()
+    [1.0]
+    """
+
+    learning_rate: Any = setting(rate, default=0.001)
+    rho: float = setting(number, 0, 1, open_high=True, default=0.95)
+    epsilon: float = setting(number, 0, default=1e-7)
+    slots = ("mean_square", "mean_square_step")
+
+    @property
+    def never_overflows(self) -> bool:
+        """See `Optimizer`.
+
+        Let D = d + epsilon, A = a + epsilon, M the largest A so far. By induction D <= 2 M^(1 - rho) A^rho:
+        if D <= A', then D' <= (1 + rho) A', else D' <= (1 + rho - rho A / A') D <= (A' / A)^rho D. So for
+        rho >= 0.5, epsilon >= 1e-10 and |g| <= 1e18 no d exceeds 2e36, and no s 1e30.
+        """
+        return self.rho >= 0.5 and never_overflows(self.rho, self.epsilon, self.decay)
+
+    def formula(self, xp: Any) -> Callable[..., Any]:
+        """Return the update of one element."""
+
+        def at(w: Array, g: Array, a: Array, d: Array, lr: Array) -> Any:
+            a = self.rho * a + (1.0 - self.rho) * (g * g)
+            step = xp.sqrt((d + self.epsilon) / (a + self.epsilon)) * g
+            return w - lr * step, a, self.rho * d + (1.0 - self.rho) * (step * step)
+
+        return at
 
 
 @registry.register
 class Adagrad(Optimizer):
-    """a' = a + g^2,  w' = w - lr g / sqrt(a' + epsilon).
+    """Adagrad: each weight's rate falls with the sum of its squared gradients.
+
+    a' = a + g^2,  w' = w - lr g / sqrt(a' + epsilon)
 
     Args:
-        learning_rate: lr. initial_accumulator_value: what a starts at, >= 0. epsilon: >= 0.
+        learning_rate: lr. initial_accumulator_value: the start value of a, >= 0. epsilon: >= 0.
         The others: see `Optimizer`.
 
     J. Duchi, E. Hazan, Y. Singer, JMLR 12, 2011; epsilon as in Keras.
@@ -37,7 +82,7 @@ class Adagrad(Optimizer):
 
     @property
     def never_overflows(self) -> bool:
-        """See `Optimizer`. The sum of squares may become infinite; the weights then stay as they are."""
+        """See `Optimizer`. If the sum of squares becomes infinite, the weights do not change any more."""
         return never_overflows(0.0, self.epsilon, self.decay)
 
     def formula(self, xp: Any) -> Callable[..., Any]:
@@ -52,10 +97,12 @@ class Adagrad(Optimizer):
 
 @registry.register
 class RMSprop(Optimizer):
-    """s' = rho s + (1 - rho) g^2,  w' = w - lr g / sqrt(s' + epsilon).
+    """RMSprop: the gradient divided by the root of its mean square.
 
-    With `momentum`  v' = momentum v + lr g / sqrt(s' + epsilon),  w' = w - v'. If `centered`, s' - a'^2 is taken
-    in the place of s', with the average gradient  a' = rho a + (1 - rho) g  (A. Graves, arXiv:1308.0850).
+    s' = rho s + (1 - rho) g^2,  w' = w - lr g / sqrt(s' + epsilon)
+
+    With `momentum`  v' = momentum v + lr g / sqrt(s' + epsilon),  w' = w - v'. If `centered`, s' - a'^2 replaces
+    s', with the average gradient  a' = rho a + (1 - rho) g  (A. Graves, arXiv:1308.0850).
 
     Args:
         learning_rate: lr. rho: in [0, 1). momentum: in [0, 1]. epsilon: >= 0. centered: see above.

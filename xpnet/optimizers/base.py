@@ -1,26 +1,34 @@
-"""The base class of the optimizers: flat arrays of weights and gradients in, flat arrays out."""
+"""The base class of the optimizers. They map flat arrays of weights and gradients to new weights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 from ..backend import Array, Backend, floating, library_of, np, traced
+from ..core import ops
 from ..core.config import Configurable, Registry
 from ..core.params import Group, Variable, Variables
-from ..core.settings import optional, part, setting
+from ..core.settings import flag, optional, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, ShapeError, number
 from ..kernels.context import Context, enter
 from ..schedules import Schedule, rate
 
 __all__ = ["Optimizer", "OptimizerState", "get", "registry"]
 
-_UPDATE = {"formula", "numbers", "apply", "apply_variables", "advance"}  # who overrides one answers for it
+# A class that overrides one of these must itself say whether it overflows.
+_UPDATE = {"formula", "numbers", "apply", "apply_variables", "advance"}
+AVERAGE, SUM = "weights_average", "gradient_sum"  # the slots of `use_ema` and of `gradient_accumulation_steps`
 
 
 class OptimizerState(NamedTuple):
-    """What an optimizer used alone carries from one update to the next: all arrays."""
+    """The state of an optimizer used without a model, from one update to the next; all fields are arrays.
+
+    Attributes:
+        age: how often `update` was called. learning_rate: of the next update. slots: see `Optimizer.all_slots`.
+    """
 
     age: Array
     learning_rate: Array
@@ -28,26 +36,34 @@ class OptimizerState(NamedTuple):
 
 
 class Optimizer(Configurable):
-    """Base class of the optimizers; a subclass names its `slots` and defines `formula`, and `numbers` if need be.
+    """Base class of the optimizers; a subclass names its `slots` and defines `formula`, and often `numbers`.
 
     Args:
-        learning_rate: a finite number >= 0, or one of `xpnet.schedules`. It can be changed between any two steps.
-        weight_decay: takes  learning_rate * weight_decay * w  away from all weights w, before the update
-            ("decoupled": I. Loshchilov, F. Hutter, ICLR 2019); None or 0: nothing. It may be a schedule, too.
-        clipnorm: the largest norm of the gradient of a variable; a larger one is scaled down to it.
-        clipvalue: the largest size of a single number of the gradient.
+        learning_rate: a finite number >= 0, or one of `xpnet.schedules`. It can change between any two steps.
+        weight_decay: subtracts  learning_rate * weight_decay * w  from all weights w before the update
+            ("decoupled": I. Loshchilov, F. Hutter, ICLR 2019). It may be a schedule. None or 0: no decay.
+        clipnorm: the largest norm of the gradient of one variable; a longer gradient is scaled down to it.
+        clipvalue: the largest absolute value of one element of the gradient.
         global_clipnorm: the largest norm of the whole gradient  (R. Pascanu et al., ICML 2013).
-        name, dtype: what to call it; the precision when used alone.
+        use_ema: whether to keep an exponential moving average of the weights, w after each update:
+            e' = ema_momentum e + (1 - ema_momentum) w,  and e = w after the first update. `fit` ends by setting
+            the weights to it (B. Polyak, A. Juditsky, SIAM J. Control Optim. 30, 1992).
+        ema_momentum: in [0, 1]. ema_overwrite_frequency: every so many updates the weights become the average;
+            None: only at the end of `fit`.
+        gradient_accumulation_steps: n >= 2: the gradients of n steps are averaged and make one update, at the last
+            of them. Weights and slots rest in between. Schedules still count steps. None: each step updates.
+        name, dtype: a name; the precision of an optimizer used without a model.
 
-    At most one of `clipnorm`, `clipvalue` and `global_clipnorm` may be given; all are as in Keras.
+    At most one of `clipnorm`, `clipvalue` and `global_clipnorm` may be given. All have the meaning of Keras.
 
     Attributes:
-        slots: the arrays that it keeps: names, or a dictionary of names and the values that they start at.
+        slots: the arrays that the formula keeps: names, or a dictionary of names and start values.
         scalar_slots: the names of those slots that are one number for all weights, 0-d.
-        known_as: the name of the algorithm, for a machine that has a version of it written by hand.
+        known_as: the name of the algorithm, where a library has a hand-written version of it.
+        full_batch: whether `fit` passes all rows at once.
 
     Raises:
-        InvalidValueError: a number is out of range, or there are two ways to clip.
+        InvalidValueError: a number is out of range, or two ways to clip are given.
 
     >>> from xpnet import setting
     >>> class Sign(Optimizer):
@@ -64,16 +80,23 @@ class Optimizer(Configurable):
     clipnorm: float | None = setting(optional(number), 0, open_low=True, default=None, kw_only=True)
     clipvalue: float | None = setting(optional(number), 0, open_low=True, default=None, kw_only=True)
     global_clipnorm: float | None = setting(optional(number), 0, open_low=True, default=None, kw_only=True)
+    use_ema: bool = setting(flag, default=False, kw_only=True)
+    ema_momentum: float = setting(number, 0, 1, default=0.99, kw_only=True)
+    ema_overwrite_frequency: int | None = setting(optional(number), 1, integer=True, default=None, kw_only=True)
+    gradient_accumulation_steps: int | None = setting(
+        optional(number), 2, integer=True, default=None, kw_only=True
+    )
     name: str | None = setting(default=None, kw_only=True)
     dtype: str | None = part(floating, default=None, kw_only=True)
 
     slots: ClassVar[Any] = ()
     scalar_slots: ClassVar[Any] = ()
     known_as: ClassVar[Any] = None
+    full_batch: ClassVar[bool] = False
     excluded = ()  # type: tuple[str, ...]  # see `exclude_from_weight_decay`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let a class that overrides the update say for itself whether it overflows, and as what it is known."""
+        """Reset `never_overflows` and `known_as` in a class that overrides the update but not these."""
         super().__init_subclass__(**kwargs)
         for attribute, unknown in (("never_overflows", False), ("known_as", None)):
             for base in map(vars, cls.__mro__):
@@ -84,7 +107,7 @@ class Optimizer(Configurable):
                     break
 
     def check_settings(self) -> None:
-        """Raise if there are two ways to clip."""
+        """Raise if two ways to clip are given."""
         clips = {name: getattr(self, name) for name in ("clipnorm", "clipvalue", "global_clipnorm")}
         given = {name: value for name, value in clips.items() if value is not None}
         if len(given) > 1:
@@ -93,10 +116,10 @@ class Optimizer(Configurable):
     # What a subclass defines --------------------------------------------------------------------------
 
     def numbers(self, xp: Any, lr: Array, age: Array) -> tuple[Any, ...]:
-        """Return the numbers that the formula takes, worked out once an update: 0-d arrays or Python numbers.
+        """Return the numbers that the formula takes, computed once per update: 0-d arrays or Python numbers.
 
         Args:
-            lr, age: 0-d: the learning rate; the updates, counted from 1.
+            lr, age: 0-d: the learning rate, and the number of this update, counted from 1.
         """
         return (lr,)
 
@@ -106,7 +129,7 @@ class Optimizer(Configurable):
 
     @property
     def never_overflows(self) -> bool:
-        """Whether all that is within the guard's limits gives finite weights now (see `xpnet.core.ops`)."""
+        """Whether all numbers within the guard's limits give finite weights (see `ops.never_overflows`)."""
         return False
 
     # What it may override instead ---------------------------------------------------------------------
@@ -122,15 +145,15 @@ class Optimizer(Configurable):
         factor: Array | None = None,
         decay: float | None = None,
     ) -> tuple[Array, tuple[Array, ...]]:
-        """Return the new weights and slots, all of shape (..., size) or 0-d; by the formula, unless overridden.
+        """Return the new weights and slots, of shape (..., size) or 0-d; by default as the formula defines them.
 
         Args:
             w, g: weights and gradient, shape (..., size). lr, age: 0-d; `age` counts updates from 1.
-            factor: 0-d, on the device: g is to be multiplied with it. decay: the weight decay of these weights,
-                where it is not that of the optimizer.
+            factor: 0-d, on the device: multiply g by it. decay: the weight decay of these weights, if it differs
+                from the optimizer's.
 
-        `factor` is handed over only where there is one (with `global_clipnorm`, or under `mixed_float16`), `decay`
-        only where some weights are excluded from it: who never meets them need not take them.
+        `factor` is passed only with `global_clipnorm` or under `mixed_float16`, `decay` only if some weights are
+        excluded from decay. An override that never meets them need not accept them.
         """
         decay = self.weight_decay or 0.0 if decay is None else decay
         return ctx.ops.update(ctx, self, w, g, slots, lr, age, decay, factor)
@@ -146,12 +169,12 @@ class Optimizer(Configurable):
         variables: Variables,
         factor: Array | None = None,
     ) -> tuple[Array, tuple[Array, ...]]:
-        """Return the new weights and slots; `apply`, once for each group of variables, unless overridden.
+        """Return the new weights and slots; by default call `apply` once for each group of variables.
 
         Args:
-            variables: which lie one after the other; see `apply` for the others.
+            variables: in the order of the flat array, without gaps. The others: see `apply`.
 
-        A 0-d slot gets the value that the last group gives.
+        A 0-d slot takes the value of the last group.
         """
         groups = variables.groups(self.excluded if self.weight_decay else None)
         if factor is None and groups and groups[0] == (0, w.shape[-1], 1.0, True):  # the usual case, kept short
@@ -188,23 +211,28 @@ class Optimizer(Configurable):
 
     @property
     def has_own_update(self) -> bool:
-        """Whether its class overrides what makes an update of the formula."""
+        """Whether its class overrides a method that makes an update from the formula."""
         own = ("apply", "apply_variables", "advance")
         return any(getattr(type(self), name) is not getattr(Optimizer, name) for name in own)
 
     @property
+    def reads_age(self) -> bool:
+        """Whether an update computes with the age outside of `ops.update`."""
+        return self.has_own_update or self.gradient_accumulation_steps is not None
+
+    @property
     def decay(self) -> Any:
-        """The weight decay, 0 for none, or its schedule."""
+        """The weight decay: a number, 0 for none, or a schedule."""
         return self.weight_decay or 0.0
 
     def rate_at(self, xp: Any, lr: Array, age: Array) -> Array:
-        """Return the learning rate of the update after `age` others: lr, unless there is a schedule."""
+        """Return the learning rate of the step after `age` others: lr, unless there is a schedule."""
         schedule = self.learning_rate
         return schedule.at(xp, age) if isinstance(schedule, Schedule) else lr
 
     @property
     def fixed_rate(self) -> float:
-        """The learning rate as a number; 0 where a schedule gives it."""
+        """The learning rate as a number; 0 if it is a schedule."""
         return 0.0 if isinstance(self.learning_rate, Schedule) else self.learning_rate
 
     def advance(
@@ -218,41 +246,130 @@ class Optimizer(Configurable):
         variables: Variables,
         factor: Array | None = None,
     ) -> tuple[Array, tuple[Array, ...]]:
-        """Clip the gradient, then call `apply_variables`. A step calls this method.
+        """Accumulate and clip the gradient, call `apply_variables`, average the weights. A step calls this method.
 
         Args:
-            variables: which lie one after the other. factor: 0-d, what g is multiplied with before it is clipped.
+            slots: those of `all_slots`. age: 0-d: the number of this step, counted from 1.
+            variables: in the order of the flat array. factor: 0-d: g is multiplied by it before it is clipped.
                 The others: see `apply`.
         """
+        if self.gradient_accumulation_steps is None and not self.use_ema:  # the usual case, kept short
+            g, factor = self._clipped(ctx, g, variables, factor)
+            return self.apply_variables(ctx, w, g, slots, lr, age, variables, factor)
+        kept = dict(zip(self.all_slots, slots))
+        if self.gradient_accumulation_steps is not None:
+            total = kept[SUM] + (g if factor is None else g * factor)
+            g, factor = total / self.gradient_accumulation_steps, None
+            age = age / self.gradient_accumulation_steps  # a whole number at the steps that update
+            kept[SUM] = ctx.xp.where(ctx.xp.floor(age) == age, ctx.xp.zeros_like(total), total)
+        g, factor = self._clipped(ctx, g, variables, factor)
+        advance = self._advance_own if self.has_own_update else self._advance_formula
+        return advance(ctx, w, g, kept, lr, age, variables, factor)
+
+    def _clipped(
+        self, ctx: Context, g: Array, variables: Variables, factor: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Return the clipped gradient, to be multiplied by the factor that is also returned."""
         if self.clipnorm is not None:
-            g, factor = ctx.ops.clip_parts(ctx, g, self.clipnorm, factor, variables.slices), None
-        elif self.clipvalue is not None:
-            g, factor = ctx.ops.clip_values(ctx, g, self.clipvalue, factor), None
-        elif self.global_clipnorm is not None:
-            factor = ctx.ops.clip_factor(ctx, g, self.global_clipnorm, factor)
-        return self.apply_variables(ctx, w, g, slots, lr, age, variables, factor)
+            return ctx.ops.clip_parts(ctx, g, self.clipnorm, factor, variables.slices), None
+        if self.clipvalue is not None:
+            return ctx.ops.clip_values(ctx, g, self.clipvalue, factor), None
+        if self.global_clipnorm is not None:
+            return g, ctx.ops.clip_factor(ctx, g, self.global_clipnorm, factor)
+        return g, factor
 
-    def first_slots(self, backend: Backend, shape: tuple[int, ...]) -> tuple[Array, ...]:
-        """Return the slots before the first update of weights of this shape, (..., size)."""
-        values = self.slots if isinstance(self.slots, Mapping) else dict.fromkeys(self.slots, 0.0)
-        shapes = self.slot_shapes(shape)
-        return tuple(
-            backend.zeros(size) if value == 0 else backend.zeros(size) + value
-            for size, value in zip(shapes, values.values())
-        )
+    def _advance_formula(
+        self, ctx: Context, w: Array, g: Array, kept: dict[str, Array], lr: Array, age: Array, *others: Any
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Update by the formula: `ops.update` averages the weights and leaves out steps that only accumulate."""
+        names = [name for name in kept if name != SUM]
+        w, new = self.apply_variables(ctx, w, g, tuple(kept[name] for name in names), lr, age, *others)
+        return w, tuple({**kept, **dict(zip(names, new))}.values())
 
-    def slot_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Return the shapes of the slots for weights of this shape, (..., size)."""
-        one = (*shape[:-1], 1) if len(shape) > 1 else ()  # a number for each model, if there is an axis of them
-        return [one if name in self.scalar_slots else shape for name in self.slots]
+    def _advance_own(
+        self, ctx: Context, w: Array, g: Array, kept: dict[str, Array], lr: Array, age: Array, *others: Any
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Update by an overridden method, then do the same on its results, which must not be deferred."""
+        before, ctx.overwrite = ctx.overwrite, False
+        old = tuple(kept[name] for name in self.slots)
+        new, slots = self.apply_variables(ctx, w, g, old, lr, age, *others)
+        ctx.overwrite = before
+        new, *chosen = ops.if_due(ctx.xp, self, (new, *slots), (w, *old), age)
+        kept.update(zip(self.slots, chosen))
+        if self.use_ema:
+            new, kept[AVERAGE] = ops.averaged(ctx.xp, self, new, kept[AVERAGE], age)
+        return new, tuple(kept.values())
+
+    # Slots --------------------------------------------------------------------------------------------
+
+    @property
+    def all_slots(self) -> dict[str, float | None]:
+        """The names and start values of all arrays that it keeps; None: the value of the weights."""
+        own = self.slots if isinstance(self.slots, Mapping) else dict.fromkeys(self.slots, 0.0)
+        average = {AVERAGE: None} if self.use_ema else {}
+        return {**own, **average, **({SUM: 0.0} if self.gradient_accumulation_steps else {})}
+
+    def slot_sizes(self, variables: Variables) -> dict[str, int]:
+        """Return the sizes of those slots that do not have the size of the weights, by name."""
+        return {}
+
+    def slot_shapes(self, shape: tuple[int, ...], variables: Variables | None = None) -> list[tuple[int, ...]]:
+        """Return the shapes of all slots for weights of this shape, (..., size).
+
+        Args:
+            variables: the parts of the last axis; None: there is one.
+        """
+        lead = tuple(shape[:-1])
+        sizes = self.slot_sizes(one_variable(shape) if variables is None else variables)
+        found = {name: tuple(shape) for name in self.all_slots}
+        found.update((name, (*lead, size)) for name, size in sizes.items() if shape)
+        one = (*lead, 1) if lead else ()  # one number for each model
+        return [one if name in self.scalar_slots else size for name, size in found.items()]
+
+    def first_slots(
+        self,
+        backend: Backend,
+        shape: tuple[int, ...],
+        variables: Variables | None = None,
+        weights: Array | None = None,
+    ) -> tuple[Array, ...]:
+        """Return all slots before the first update. Args: weights: None for 0. The others: see `slot_shapes`."""
+
+        def first(size: tuple[int, ...], value: float | None) -> Array:
+            if value is None and weights is not None:
+                return backend.copy(weights)
+            return backend.zeros(size) + value if value else backend.zeros(size)
+
+        return tuple(map(first, self.slot_shapes(shape, variables), self.all_slots.values()))
 
     # What users call ----------------------------------------------------------------------------------
 
-    def exclude_from_weight_decay(self, var_names: Sequence[str] = ()) -> None:
-        """Take no weight decay from some variables: before `compile`, as in Keras before it is built.
+    @property
+    def iterations(self) -> int:
+        """The updates so far, in the model compiled with it; 0 without one (see `OptimizerState.age`)."""
+        found = _sessions.get(self)
+        session = None if found is None else found()
+        if session is None or session.compiled is None or session.compiled.optimizer is not self:
+            return 0
+        return int(session.age) // (self.gradient_accumulation_steps or 1)
+
+    def join(self, session: Any) -> None:
+        """Remember the session of the model compiled with it."""
+        _sessions[self] = ref(session)
+
+    def finalize_variable_values(self, weights: Array, slots: Sequence[Array]) -> Array:
+        """Return the weights that training ends with: their average with `use_ema`, else the given ones.
 
         Args:
-            var_names: regular expressions; a variable in whose path ("dense_1/bias") one is found is excluded.
+            slots: those of `all_slots`; also `OptimizerState.slots`.
+        """
+        return dict(zip(self.all_slots, slots))[AVERAGE] if self.use_ema else weights
+
+    def exclude_from_weight_decay(self, var_names: Sequence[str] = ()) -> None:
+        """Exclude variables from weight decay; call it before `compile`.
+
+        Args:
+            var_names: regular expressions; they exclude the variables in whose path ("dense_1/bias") one is found.
 
         >>> from xpnet.optimizers import AdamW
         >>> opt = AdamW()
@@ -260,16 +377,16 @@ class Optimizer(Configurable):
         >>> opt.get_config()["exclude_from_weight_decay"]
         ['bias', 'gamma', 'beta']
         """
-        self.excluded = _patterns(var_names)
+        self.excluded = patterns("var_names", var_names)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, and which variables are excluded from weight decay."""
+        """Return the constructor's arguments, and the patterns that exclude variables from weight decay."""
         config = super().get_config()
         return {**config, "exclude_from_weight_decay": list(self.excluded)} if self.excluded else config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Optimizer:
-        """Return a new optimizer from what `get_config` gave."""
+        """Return a new optimizer from the result of `get_config`."""
         rest = {name: value for name, value in config.items() if name != "exclude_from_weight_decay"}
         optimizer = super().from_config(rest)
         if len(rest) < len(config):
@@ -281,27 +398,28 @@ class Optimizer(Configurable):
         """Return the state before the first update of `theta`, shape (size,).
 
         Args:
-            theta: the variable. layout: its parts (`xpnet.core.params.Layout`), of which `clipnorm` wants to know;
-                None for one variable.
+            theta: the weights. layout: their parts (`xpnet.core.params.Layout`), for optimizers that treat each
+                variable by itself; None: there is one variable.
         """
         ctx, leave = enter(theta, dtype=self.dtype)
         w = ctx.asarray(theta)
         zero = ctx.backend.scalar(0.0)
-        slots = tuple(map(leave, self.first_slots(ctx.backend, tuple(w.shape))))
+        variables = None if layout is None else layout.variables
+        slots = tuple(map(leave, self.first_slots(ctx.backend, tuple(w.shape), variables, w)))
         return OptimizerState(leave(zero), leave(self.rate_at(ctx.xp, zero + self.fixed_rate, zero)), slots)
 
     @np.errstate(all="ignore")
     def update(
         self, theta: Any, grad: Any, state: OptimizerState, layout: Any = None
     ) -> tuple[Array, OptimizerState]:
-        """Return the variable after one step down `grad`, and the next state; nothing passed in is changed.
+        """Return the weights after one step, and the next state; the arguments do not change.
 
         Args:
-            theta, grad: shape (size,), or two numbers. state: from `init` or the last `update`. layout: as for
-                `init`.
+            theta, grad: weights and gradient, shape (size,), or two numbers. state: the result of `init` or of the
+                last `update`. layout: as for `init`.
 
         Raises:
-            ShapeError: `grad` is not of the shape of `theta`.
+            ShapeError: `grad` does not have the shape of `theta`.
         """
         ctx, leave = enter(theta, *filter(traced, (grad,)), dtype=self.dtype)
         w, g = ctx.backend.copy(ctx.asarray(theta)), ctx.asarray(grad)
@@ -311,34 +429,42 @@ class Optimizer(Configurable):
         lr, age = self.rate_at(ctx.xp, ctx.asarray(state.learning_rate), age), age + 1.0
         slots = tuple(ctx.backend.copy(ctx.asarray(s)) for s in state.slots)
         shape = w.shape
-        shapes = [shape, *self.slot_shapes(tuple(shape))]
         flat = shape or (1,)
-        kinds = [flat, *self.slot_shapes(tuple(flat))]
+        variables = one_variable(tuple(flat)) if layout is None else layout.variables
+        shapes, kinds = ([a, *self.slot_shapes(tuple(a), variables)] for a in (shape, flat))
         w, *slots_in = (ctx.xp.reshape(a, kind) for a, kind in zip((w, *slots), kinds))
-        variables = Variables([Variable("", 0, flat[-1], (flat[-1],))]) if layout is None else layout.variables
         w, slots = self.advance(ctx, w, ctx.xp.reshape(g, flat), tuple(slots_in), lr, age, variables)
         w, *slots_out = (leave(ctx.xp.reshape(a, given)) for a, given in zip((w, *slots), shapes))
         host_rate = state.learning_rate if library_of(state.learning_rate) is None else leave(lr)
         return w, OptimizerState(leave(age), host_rate, tuple(slots_out))
 
 
-def _patterns(given: Any) -> tuple[str, ...]:
+def one_variable(shape: tuple[int, ...]) -> Variables:
+    """Return weights of shape (..., size) as one variable of one axis."""
+    size = shape[-1] if shape else 1
+    return Variables([Variable("", 0, size, (size,))])
+
+
+def patterns(name: str, given: Any) -> tuple[str, ...]:
+    """Check an argument that is a list of regular expressions; None: no expression."""
+    given = () if given is None else given
     if isinstance(given, str) or not all(isinstance(pattern, str) for pattern in given):
-        raise InvalidTypeError(f"var_names must be a list of strings; got {given!r}")
+        raise InvalidTypeError(f"{name} must be a list of strings; got {given!r}")
     for pattern in given:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise InvalidValueError(f"var_names must be regular expressions ({error}); got {pattern!r}") from error
+            raise InvalidValueError(f"{name} must be regular expressions ({error}); got {pattern!r}") from error
     return tuple(given)
 
 
 def _joined(ctx: Context, flat: Array, given: Sequence[Array], results: Sequence[Array]) -> Array:
-    """Return the results of the groups as one array: the flat one, if they have been or will be written to it."""
+    """Return the results of the groups as one array: the flat one, if they are (or will be) written there."""
     if all(new is old for new, old in zip(results, given)):
         return flat
     return ctx.ops.join(ctx, results) if flat.ndim else results[-1]
 
 
+_sessions: WeakKeyDictionary[Optimizer, Any] = WeakKeyDictionary()
 registry: Registry[Optimizer] = Registry("optimizer", Optimizer)
 get = registry.get

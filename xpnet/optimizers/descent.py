@@ -1,4 +1,4 @@
-"""Gradient descent, plain and with momentum."""
+"""Gradient descent: plain, with momentum, and by signs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..errors import number
 from ..schedules import rate
 from .base import Optimizer, registry
 
-__all__ = ["SGD", "Momentum"]
+__all__ = ["SGD", "Lion", "Momentum"]
 
 
 @registry.register
 class SGD(Optimizer):
-    """w' = w - lr g; with momentum the classical form  v' = momentum v - lr g,  w' = w + v'.
+    """Gradient descent  w' = w - lr g;  with momentum  v' = momentum v - lr g,  w' = w + v'.
 
-    With `nesterov`  w' = w + momentum v' - lr g. As in Keras (PyTorch's v leaves out lr, which differs when lr
-    changes). Full batch, stochastic or mini-batch descent: by `batch_size` of `fit`.
+    With `nesterov`  w' = w + momentum v' - lr g. As in Keras; PyTorch's v does not contain lr, so that the two
+    differ when lr changes. `batch_size` of `fit` makes it full-batch, mini-batch or stochastic descent.
 
     Args:
         learning_rate: lr. momentum: in [0, 1]. nesterov: see above. The others: see `Optimizer`.
@@ -68,9 +68,9 @@ class SGD(Optimizer):
 
 @registry.register
 class Momentum(Optimizer):
-    """v' = beta v + (1 - beta) g,  w' = w - lr v': the moving average of the gradients, not bias-corrected.
+    """Descent along the moving average of the gradients, without bias correction.
 
-    Not `SGD(momentum=)`, whose v is the sum of the past steps.
+    v' = beta v + (1 - beta) g,  w' = w - lr v'.  Unlike in `SGD(momentum=)`, v is an average and not a sum.
 
     Args:
         learning_rate: lr. beta: in [0, 1). The others: see `Optimizer`.
@@ -91,5 +91,42 @@ class Momentum(Optimizer):
         def at(w: Array, g: Array, v: Array, lr: Array) -> Any:
             v = self.beta * v + (1.0 - self.beta) * g
             return w - lr * v, v
+
+        return at
+
+
+@registry.register
+class Lion(Optimizer):
+    """Lion: steps of one size, in the direction of the sign of a momentum.
+
+    w' = w - lr sign(b1 m + (1 - b1) g),  m' = b2 m + (1 - b2) g
+
+    Args:
+        learning_rate: lr; the paper advises a third to a tenth of AdamW's. beta_1: b1 in (0, 1]. beta_2: b2 in
+            [0, 1). The others: see `Optimizer`.
+
+    X. Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023; as in Keras.
+
+    >>> opt = Lion(0.5)
+    >>> opt.update([1.0, 2.0], [3.0, -4.0], opt.init([1.0, 2.0]))[0].tolist()
+    [0.5, 2.5]
+    """
+
+    learning_rate: Any = setting(rate, default=0.001)
+    beta_1: float = setting(number, 0, 1, open_low=True, default=0.9)
+    beta_2: float = setting(number, 0, 1, open_high=True, default=0.99)
+    slots = ("mean",)
+
+    @property
+    def never_overflows(self) -> bool:
+        """See `Optimizer`."""
+        return never_overflows(self.beta_2, decay=self.decay)
+
+    def formula(self, xp: Any) -> Callable[..., Any]:
+        """Return the update of one element."""
+
+        def at(w: Array, g: Array, m: Array, lr: Array) -> Any:
+            step = lr * xp.sign(self.beta_1 * m + (1.0 - self.beta_1) * g)
+            return w - step, self.beta_2 * m + (1.0 - self.beta_2) * g
 
         return at

@@ -51,6 +51,8 @@ def fit(session: Session, job: Job, model: Any) -> History:
     """
     program, run = session.program(), Run(job.callbacks, model)
     model.history = run.history
+    if program.optimizer.full_batch:
+        job = job._replace(batch_size=len(job.data), shuffle=False)
     run.begin(_params(job, program.names), session.unfinished)
     unfinished = session.unfinished  # kept on the session until an epoch has begun, in case that fails
     progress = ProgressBar(job.verbose, job.epochs, _steps(job))
@@ -78,9 +80,19 @@ def fit(session: Session, job: Job, model: Any) -> History:
         raise
     finally:
         progress.close()
+    if epoch is not None:
+        _finalize(session)
     session.run, session.unfinished = None, None  # finished: a model saved by `on_train_end` contains no run
     run.end()
     return run.history
+
+
+def _finalize(session: Session) -> None:
+    """Set the weights to what the optimizer ends with: their average, if it keeps one."""
+    optimizer, state = session.need_compiled().optimizer, session.state
+    if optimizer.use_ema and len(state.slots) == len(optimizer.all_slots):
+        weights = optimizer.finalize_variable_values(state.weights, state.slots)
+        session.replace_state(weights=session.backend.copy(weights))
 
 
 def _steps(job: Job) -> int:

@@ -16,6 +16,7 @@ from ..fusion.activation import activation_graphs
 from ..fusion.update import update_graph
 from ..kernels.check import usable
 from ..schedules import Schedule
+from .full_batch import FullBatch
 from .network import Network
 from .replay import Replay
 from .step import make_evaluation, make_step
@@ -161,7 +162,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
     )
     chosen: list[Any] = [*map(metrics.Unweighted, plain), *weighted]
     step = make_step(backend, network, loss, optimizer, chosen)
-    recorded = compiled.graph and kernels.records(backend) and usable(backend)
+    recorded = compiled.graph and not optimizer.full_batch and kernels.records(backend) and usable(backend)
     recorder = kernels.recorder_for(backend) if recorded else None
     parts = (*network.parts(), loss, *plain, *weighted)
     if recorder and not (recorder.records_user_code or (_is_traced(optimizer) and all(map(_is_pure, parts)))):
@@ -169,6 +170,10 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
     maker = kernels.maker_for(backend) if recorder else None
     if maker:
         step = maker.with_masks(step, network.draws, stream)
+    if isinstance(optimizer, optimizers.LBFGS):
+        run: Any = FullBatch(backend, network, loss, optimizer, chosen)
+    else:
+        run = Replay(step, recorder) if recorder else backend.compile(step)
     return Program(
         optimizer,
         loss,
@@ -177,7 +182,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
         targets[1:],
         "int32" if loss.sparse else None,
         step,
-        Replay(step, recorder) if recorder else backend.compile(step),
+        run,
         make_evaluation(backend, network, loss, chosen),
         recorder,
         maker,

@@ -70,7 +70,7 @@ def _tensors(model: Any, host: HostState) -> dict[str, np.ndarray]:
     tensors = {}
     for layout, flat in zip(model.network.layouts, (host.weights, host.stats)):
         tensors.update(layout.views(np, flat))
-    count = len(model.optimizer.slots) if model.optimizer is not None else 0
+    count = len(model.optimizer.all_slots) if model.optimizer is not None else 0
     tensors.update((SLOT_NAMES[VERSION].format(i), slot) for i, slot in enumerate(host.slots[:count]))
     return tensors
 
@@ -331,7 +331,8 @@ def _slots(model: Any, file: TensorFile, name: str) -> dict[str, tuple[int, ...]
     """Return the shapes of the optimizer's slots by tensor name; empty before the first step, which makes them."""
     if model.optimizer is None or name.format(0) not in file.entries:
         return {}
-    shapes = model.optimizer.slot_shapes((model.network.layout.size,))
+    layout = model.network.layout
+    shapes = model.optimizer.slot_shapes((layout.size,), layout.variables)
     return {name.format(i): shape for i, shape in enumerate(shapes)}
 
 

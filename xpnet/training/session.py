@@ -182,6 +182,7 @@ class Session:
             if self._state is not None:
                 self.adopt_network(Network(self.layers, self._network.input_shape), keep)
         self.compiled, self._program = compiled, None
+        compiled.optimizer.join(self)
 
     # The state ------------------------------------------------------------------------------------------------
 
@@ -205,6 +206,12 @@ class Session:
         """The training steps taken."""
         with self.access.lock:
             return 0 if self._state is None else self.backend.counted(self.state.step)
+
+    @property
+    def age(self) -> float:
+        """The training steps that the optimizer has taken."""
+        with self.access.lock:
+            return 0.0 if self._state is None else float(self.backend.host(self.state.age))
 
     def place(self, host: HostState) -> None:
         """Copy host arrays to the backend as the state before the next step."""
@@ -263,10 +270,13 @@ class Session:
 
     def _give_slots(self, optimizer: Optimizer) -> None:
         """Give the state the optimizer's slots; keep those that it already has."""
-        state, names = self.state, tuple(optimizer.slots)
+        state, names = self.state, tuple(optimizer.all_slots)
         known = dict(zip(self._slots or names, state.slots))
-        if tuple(known) != names:
-            first = optimizer.first_slots(self.backend, tuple(state.weights.shape))
+        place = tuple(state.weights.shape), self.network.layout.variables
+        shapes = dict(zip(names, optimizer.slot_shapes(*place)))
+        known = {name: slot for name, slot in known.items() if tuple(slot.shape) == shapes.get(name)}
+        if tuple(known) != names or len(known) < len(state.slots):
+            first = optimizer.first_slots(self.backend, *place, state.weights)
             self.state = state._replace(slots=tuple(known.get(name, slot) for name, slot in zip(names, first)))
         self._slots = names
 
@@ -423,6 +433,8 @@ class Session:
         explicit, seed = kept.pop("_explicit"), kept.pop("_seed")
         self.__dict__.update(kept)
         self.stream, self.access = Stream(seed), Access()
+        if self.compiled is not None:
+            self.compiled.optimizer.join(self)
         self._backend = get_backend(*where) if where else None
         if explicit and self._backend is not None:
             self._where = (self._backend, None, None)

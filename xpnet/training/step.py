@@ -18,7 +18,7 @@ from ..optimizers import Optimizer
 from .network import Network
 from .objective import Batch, Objective
 
-__all__ = ["Batch", "TrainState", "make_evaluation", "make_step"]
+__all__ = ["Batch", "TrainState", "make_evaluation", "make_step", "sums_of"]
 
 MAX_SHAPES = 16  # batch shapes whose memory for twins, and whose recordings, are kept
 
@@ -121,7 +121,7 @@ def make_step(
             ctx, s.weights, s.stats, b, s.scale[0] if s.scale else None
         )
         new_stats = network.new_stats(ctx, s.stats)
-        parts = _parts(ctx, value, b, prediction, metrics)
+        parts = sums_of(ctx, value, b, prediction, metrics)
         ok = ctx.ops.within_limits(ctx, s.ok, lr, limit, (g, s.weights), value, new_stats)
         # the logs count a step that only lowers the scale, if its loss is a number
         counted = ok if alive is None else ok | (alive & ctx.xp.isfinite(value))
@@ -140,7 +140,7 @@ def make_step(
         if sure:
             number, age, sums = tally(ok)
             # a twin may have put off the counting to the end of the step, for twins that do so too
-            now = s.age + 1.0 if age is s.age and optimizer.has_own_update else age
+            now = s.age + 1.0 if age is s.age and optimizer.reads_age else age
             weights, slots, stats = backend.when(ok, lambda kept: update(kept, now), kept)
         else:
             new = update(kept, s.age + 1.0)
@@ -174,14 +174,14 @@ def make_evaluation(
     def evaluation(sums: Any, weights: Array, stats: Array, b: Batch) -> Any:
         ctx = Context(backend)
         value, prediction = objective.value(ctx, weights, stats, b)
-        parts = _parts(ctx, value, b, prediction, metrics)
+        parts = sums_of(ctx, value, b, prediction, metrics)
         return add_up(ctx, sums, parts)
 
     return backend.jit(evaluation)
 
 
-def _parts(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> list[Any]:
-    """Return what a batch adds to the sums (see `ops.add_up`); its loss counts once for each row."""
+def sums_of(ctx: Context, value: Array, b: Batch, prediction: Array, metrics: Sequence[Metric]) -> list[Any]:
+    """Return what a batch adds to the sums (see `ops.add_up`); its loss counts once a row."""
     rows = float(b.x.shape[0])
     counts = [c for metric in metrics for c in metric.checked_counts(ctx, b.y, prediction, b.weight)]
     return [(value, rows), (rows, 1.0), *((c, 1.0) for c in counts)]

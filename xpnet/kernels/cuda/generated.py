@@ -142,14 +142,14 @@ def update_kernel(
         return UpdateKernel(kernel, tuple(map(np.dtype(dtype).type, graph.constants)))
 
     def check() -> bool:
-        return _update_right(backend, optimizer, decay, scaled, in_place, made())
+        return _update_right(backend, optimizer, slots, decay, scaled, in_place, made())
 
     return made() if _right(backend, key, f"the optimizer {optimizer!r}", check) else None
 
 
 @np.errstate(all="ignore")
 def _update_right(
-    backend: Backend, optimizer: Any, decay: float, scaled: bool, in_place: bool, made: UpdateKernel
+    backend: Backend, optimizer: Any, count: int, decay: float, scaled: bool, in_place: bool, made: UpdateKernel
 ) -> bool:
     """Compare the fourth update of weights that the formula has taken three times; before it, one is held back."""
     host, rng = NumpyBackend(dtype=backend.dtype_name), np.random.default_rng(0)
@@ -158,7 +158,7 @@ def _update_right(
     def draw() -> np.ndarray:
         return rng.standard_normal(SIZE).astype(host.dtype)
 
-    w, slots = draw(), optimizer.first_slots(host, (SIZE,))
+    w, slots = draw(), optimizer.first_slots(host, (SIZE,))[:count]
     for _ in range(4):
         old, g, age = (w, *slots), draw(), age + host.scalar(1.0)
         w, slots = ops.update(SimpleNamespace(xp=host.xp), optimizer, w, g, slots, lr, age, decay, factor)
