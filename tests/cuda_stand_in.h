@@ -31,6 +31,8 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return (unsigned long long)((unsigned __int128)a * b >> 64);
 }
+inline double cospi(double x) { return cos(M_PI * x); }
+inline double sinpi(double x) { return sin(M_PI * x); }
 inline unsigned __float_as_uint(float x) {
     unsigned bits;
     memcpy(&bits, &x, sizeof bits);

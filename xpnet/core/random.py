@@ -101,7 +101,7 @@ def normals(stream: Stream, slot: int, step: int, shape: tuple[int, ...], dtype:
     r = sqrt(-2 log((u + 1) 2^-32)) and t = 2 pi v 2^-32  (G. Box, M. Muller, "A note on the generation of random
     normal deviates", 1958). None is larger than 6.67. Rows come first, as in `keep_mask`.
 
-    The CUDA kernel `normals` follows the same formula. Its log, sin and cos may round differently, so it gives the
+    The CUDA kernel `normals` follows the same formula. Its log, cospi and sinpi round differently, so it gives the
     same numbers within 1e-14 (float64), or to the last bit or the one before (float32).
 
     >>> large = normals(Stream(1), 2, 5, (9, 8), "float32")

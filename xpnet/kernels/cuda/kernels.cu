@@ -94,9 +94,9 @@ extern "C" __global__ void normals(A* __restrict__ out, i64 n, u64 key0, u64 key
         philox(word, block, key0, key1, slot, *step);
         for (i64 k = 0, i = 8 * block; k < 4 && i < n; k++, i += 2) {
             const double r = sqrt(-2.0 * log(((double)(word[k] & 0xffffffffull) + 1.0) * 2.3283064365386963e-10));
-            const double t = (double)(word[k] >> 32) * 1.4629180792671596e-09;
-            out[i] = A(r * cos(t));
-            if (i + 1 < n) out[i + 1] = A(r * sin(t));
+            const double turn = (double)(word[k] >> 32) * 4.656612873077393e-10;  // t / pi: `cos` needs local memory
+            out[i] = A(r * cospi(turn));
+            if (i + 1 < n) out[i + 1] = A(r * sinpi(turn));
         }
     }
 }
