@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,12 +14,13 @@ from .errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeErr
 from .kernels.context import numeric
 from .layers import Input, Layer
 from .layers.base import rows_of
+from .layers.tree import count_trainable, name_layers
 from .losses import Loss
 from .optimizers import Optimizer
 from .training import loop
 from .training.data import Data, class_factors
 from .training.job import make_job, rows_at_a_time, training_data
-from .training.network import Network, name_layers
+from .training.network import Network
 from .training.program import Compiled, check_compile
 from .training.saving import read_model, save_model
 from .training.session import Progress, Session
@@ -119,6 +119,7 @@ class Sequential:
         return last
 
     def _append(self, layer: Layer) -> None:
+        layer = layer.as_layer() if isinstance(layer, Sequential) else layer
         if not isinstance(layer, Layer):
             raise InvalidTypeError(f"Sequential takes objects of xpnet.layers.Layer; got {layer!r}")
         self._layers.append(layer)
@@ -247,9 +248,7 @@ class Sequential:
         lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths)))
                  for r in rows]  # fmt: skip
         rule = "-" * len(lines[0])
-        layers = {id(layer): layer for layer in self._layers if layer.trainable}.values()
-        trainable = sum(math.prod(spec.shape) for layer in layers for spec in layer.specs if spec.trainable)
-        total = self.count_params()
+        trainable, total = count_trainable(self._layers), self.count_params()
         tail = f"Parameters: {total:,} ({trainable:,} trainable, {total - trainable:,} not), seed {self.seed}"
         text = "\n".join([f"Model {self.name!r}", rule, lines[0], rule, *lines[1:], rule, tail])
         (print_fn or print)(text)

@@ -29,6 +29,7 @@ __all__ = [
     "dropout",
     "hits",
     "join",
+    "lookup",
     "one_hot",
     "pack",
     "penalize",
@@ -36,6 +37,7 @@ __all__ = [
     "rescale",
     "row_total",
     "softmax_cross_entropy",
+    "sum_rows",
     "tally",
     "update",
     "within_limits",
@@ -154,6 +156,39 @@ def one_hot(ctx: Any, labels: Array, classes: int, dtype: Any) -> Array:
     labels = xp.expand_dims(labels, axis=-1)
     hot = xp.astype(labels == every, dtype)
     return xp.where((labels >= 0) & (labels < classes), hot, xp.full_like(hot, math.nan))
+
+
+def lookup(ctx: Any, table: Array, x: Array) -> tuple[Array, Callable[..., Array]]:
+    """y = the rows x of a table, and the function from dy (and memory for the result) to the table's gradient.
+
+    Args:
+        table: shape (..., classes, size). x: class numbers, shape (..., n), in any real dtype; what is no integer
+            from 0 to classes - 1 gives NaN.
+    """
+    xp, classes = ctx.xp, table.shape[-2]
+    known = (x >= 0) & (x < classes) & (x == xp.floor(x))
+    index = xp.astype(xp.where(known, x, xp.zeros_like(x)), xp.int32)
+    if table.ndim == 2:
+        y = xp.take(table, index, axis=0)
+    else:
+        every = xp.broadcast_to(xp.expand_dims(index, axis=-1), (*index.shape, table.shape[-1]))
+        y = xp.take_along_axis(table, xp.astype(every, xp.int64), axis=-2)
+    zero = xp.zeros_like(y[..., 0])
+    y = y + xp.expand_dims(xp.where(known, zero, xp.full_like(zero, math.nan)), axis=-1)
+    return y, lambda dy, out=None: ctx.ops.sum_rows(ctx, index, dy, classes, out)
+
+
+def sum_rows(ctx: Any, index: Array, values: Array, count: int, out: Array | None = None) -> Array:
+    """Return the sums of the rows that have the same index, shape (..., count, size).
+
+    Args:
+        index: int32, shape (..., n), each number from 0 to count - 1. values: shape (..., n, size).
+        out: memory for the result, which a twin may use.
+
+    By a product, for which n * count numbers are made.
+    """
+    hot = one_hot(ctx, index, count, values.dtype)
+    return ctx.xp.matmul(ctx.xp.matrix_transpose(hot), values)
 
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:

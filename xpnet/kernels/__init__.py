@@ -30,11 +30,13 @@ _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "host.numpy": ("product", "activate", *_NETWORK, "row_total", *_GRADIENT, "update"),
+        "host.numpy": ("product", "activate", *_NETWORK, "row_total", "sum_rows", *_GRADIENT, "update"),
         "host.numba": (*_NETWORK, "update"),
     },
-    "torch": {"torch": ("activate", "affine", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")},
-    "jax": {"jax": ("pack", "product")},
+    "torch": {
+        "torch": ("activate", "affine", "softmax_cross_entropy", "row_total", "sum_rows", *_GRADIENT, "update")
+    },
+    "jax": {"jax": ("pack", "product", "sum_rows")},
     "cupy": {
         "cuda.layers": (*_NETWORK, "hits", "confusion", "row_total"),
         "cuda.flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),

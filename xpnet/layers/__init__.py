@@ -2,11 +2,15 @@
 
 from .activations import *
 from .base import Layer, Stateless, registry
+from .combine import *
+from .container import Container, add_gradients
 from .dense import *
 from .dropout import *
+from .embedding import *
 from .normalization import *
+from .preprocessing import *
 from .shape import *
 
-__all__ = ["Layer", "Stateless", "get", *registry.exports()]
+__all__ = ["Container", "Layer", "Stateless", "add_gradients", "get", *registry.exports()]
 
 get = registry.get

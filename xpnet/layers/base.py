@@ -9,11 +9,13 @@ from typing import Any
 from .. import activations, initializers, regularizers
 from ..backend import Array, floating, np, traced
 from ..core.config import Configurable, Registry, fingerprint, overrides
+from ..core.convert import check_classes
 from ..core.params import DrawSpec, Flats, Layout, ParamSpec
 from ..core.random import Stream, fresh_seed, keep_mask
 from ..core.settings import flag, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
 from ..kernels.context import Context, enter, numeric
+from .tree import unchanged_on_error
 
 __all__ = ["Backward", "Layer", "Stateless", "registry"]
 
@@ -91,6 +93,16 @@ class Layer(Configurable):
         """
         raise TypeError(f"{type(self).__name__} must define forward(ctx, params, x)")
 
+    @property
+    def classes(self) -> int | None:
+        """The number of classes if the inputs must be class numbers, 0 to classes - 1; else None."""
+        return None
+
+    @property
+    def sublayers(self) -> Sequence[Layer]:
+        """The layers that it consists of (see `Container`)."""
+        return ()
+
     # Methods that a subclass calls --------------------------------------------------------------------
 
     def add_weight(
@@ -151,19 +163,16 @@ class Layer(Configurable):
 
     def _declare(self, shape: tuple[int, ...]) -> None:
         """Call `build`: the first time, or again after a change of a setting such as a penalty or rate."""
-        before = self.specs, self.draws, self.output_shape
-        self.specs, self.draws = [], []
-        try:
+        before = self.specs, self.output_shape
+        with unchanged_on_error([self]):
+            self.specs, self.draws = [], []
             self.output_shape = tuple(self.build(shape))
             now, then = ([(s.name, s.shape, s.trainable) for s in specs] for specs in (self.specs, before[0]))
-            if self.built and (now, self.output_shape) != (then, before[2]):
+            if self.built and (now, self.output_shape) != (then, before[1]):
                 raise InvalidValueError(
                     f"layer {self.name} is built: a setting must no longer change its weights, {then}; got {now}"
                 )
-        except BaseException:  # Ctrl-C too: the declarations are as they were, and the exception goes on
-            self.specs, self.draws, self.output_shape = before
-            raise
-        self.input_shape, self._declared = shape, fingerprint(self)
+            self.input_shape, self._declared = shape, fingerprint(self)
 
     @np.errstate(all="ignore")
     def __call__(self, x: Any, training: bool = False) -> Array:
@@ -180,6 +189,8 @@ class Layer(Configurable):
                 f"a layer takes arrays of shape (batch, ...): for one row pass x[None]; got {tuple(x.shape)}"
             )
         self.ensure_built(x.shape[1:])
+        if self.classes is not None and isinstance(x, np.ndarray):
+            check_classes(x, self.classes)
         params = {
             spec.name: ctx.backend.array(value, ctx.backend.dtype_name)
             for spec, value in zip(self.specs, self.get_weights())
@@ -202,10 +213,11 @@ class Layer(Configurable):
         """Return host copies of the parameters and statistics, in the order of declaration."""
         if self.input_shape is None:
             raise NotBuiltError(f"layer {self.name or type(self).__name__} has no weights before it is built")
-        values = self.values()
-        if values is None:
+        values = self.values() or {}
+        if len(values) < len(self.specs):
             layout = self._layout()
-            values = self._alone = self._parts(layout, layout.initial(Stream(fresh_seed())))
+            values = self._parts(layout, layout.initial(Stream(fresh_seed()), values))
+            self._keep(values)
         return [values[spec.name].copy() for spec in self.specs]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
@@ -225,7 +237,7 @@ class Layer(Configurable):
             return
         layout = self._layout()
         flat = layout.from_host({spec.name: v for spec, v in zip(self.specs, values)})
-        self._alone, self._left = self._parts(layout, flat), None
+        self._keep(self._parts(layout, flat))
 
     def count_params(self) -> int:
         """Return the number of parameters and statistics."""
@@ -278,14 +290,19 @@ class Layer(Configurable):
         self._model = weakref.ref(model)
 
     def values(self) -> dict[str, np.ndarray] | None:
-        """Return the parameters and statistics by name; None if they do not exist yet."""
+        """Return the parameters and statistics by name, those that exist; None if there are none yet."""
         model = self._holder()
         if model is not None:
             return model.layer_values(self)
         if self._left is not None:
             flats, key = self._left
-            self._alone, self._left = flats.values(key, [spec.name for spec in self.specs]), None
+            names = [spec.name for spec in self.specs if "/" not in spec.name]  # sublayers have their own
+            self._alone, self._left = flats.values(key, names), None
         return self._alone
+
+    def _keep(self, values: dict[str, np.ndarray]) -> None:
+        """Keep these weights, while no model holds them."""
+        self._alone, self._left = values, None
 
     def drop_weights(self) -> None:
         """Drop the layer's own copy of its weights: its model now holds them."""
@@ -309,7 +326,10 @@ class Layer(Configurable):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for `copy` and pickle: the weights, but not the model that holds them."""
-        return {**self.__dict__, "_alone": self.values(), "_left": None, "_model": None, "_declared": None}
+        values = self.values()
+        if values is not None:
+            values = {name: value for name, value in values.items() if "/" not in name}
+        return {**self.__dict__, "_alone": values, "_left": None, "_model": None, "_declared": None}
 
 
 class Stateless(Layer):

@@ -96,15 +96,18 @@ def _architecture(model: Any) -> dict[str, Any]:
     """Describe the layers; a layer used again is given as the number of its first position."""
     places: dict[int, int] = {}
     layers: list[Any] = []
-    for i, (layer, learns) in enumerate(zip(model.layers, model.network.learns)):
+    frozen = model.network.frozen
+    for i, layer in enumerate(model.layers):
         if id(layer) in places:
             layers.append(places[id(layer)])
         else:
             places[id(layer)] = i
             layers.append({"class_name": type(layer).__name__, "config": layer.get_config()})
-            if not learns:  # as laid out; the config has the current value
+            if layer.name in frozen:  # as laid out; the config has the current value
                 layers[-1]["trainable"] = False
-    return {"name": model.name, "input_shape": list(model.input_shape), "layers": layers}
+    found = {"name": model.name, "input_shape": list(model.input_shape), "layers": layers}
+    within = sorted(path for path in frozen if "/" in path)
+    return {**found, "frozen": within} if within else found
 
 
 def _compile_config(model: Any) -> dict[str, Any] | None:
@@ -265,16 +268,16 @@ def _make_model(
 ) -> Any:
     """Return the model laid out but without weights: nothing of their size is allocated here."""
     layers: list[Any] = []
-    learns: list[bool] = []
+    frozen = {_of(str, path) for path in _of(list, description["model"].get("frozen", []))}
     for entry in _of(list, description["model"]["layers"]):
         if isinstance(entry, dict):
             layers.append(registry.get({k: entry[k] for k in ("class_name", "config")}))
-            learns.append(_of(bool, entry.get("trainable", True)))
-            if "trainable" not in entry["config"] and not learns[-1]:  # an older file
-                layers[-1].trainable = False
+            if not _of(bool, entry.get("trainable", True)):
+                frozen.add(str(layers[-1].name))
+                if "trainable" not in entry["config"]:  # an older file
+                    layers[-1].trainable = False
         elif 0 <= _of(int, entry) < len(layers):
             layers.append(layers[entry])
-            learns.append(learns[entry])
         else:
             raise IndexError(f"a reused layer must be one of the {len(layers)} before it, not {entry}")
     model = make(
@@ -298,7 +301,7 @@ def _make_model(
     shape = tuple(_of(int, n) for n in _of(list, description["model"]["input_shape"]))
     if not all(0 < n <= LARGEST_COUNT for n in shape):
         raise ValueError(f"input_shape must be positive integers, not {list(shape)}")
-    model.session.prepare(shape, learns)
+    model.session.prepare(shape, frozen)
     return model
 
 

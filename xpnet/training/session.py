@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ from ..core.settings import changes
 from ..errors import NotBuiltError, ShapeError
 from ..kernels.context import Context
 from ..layers import Layer
+from ..layers.tree import unchanged_on_error
 from ..optimizers import Optimizer
 from .access import Access, Commit
 from .data import Data
@@ -132,15 +133,15 @@ class Session:
         self.prepare(shape)
         self.take_weights(HostState())
 
-    def prepare(self, shape: tuple[int, ...], learns: Sequence[bool] | None = None) -> None:
+    def prepare(self, shape: tuple[int, ...], frozen: Collection[str] | None = None) -> None:
         """Lay out the weights without drawing them (`load_model` reads them from a file).
 
         Args:
-            shape: of an input. learns: whether each layer is trainable; None asks the layers.
+            shape: of an input. frozen: paths of the layers that are not trainable; None asks the layers.
         """
         if not self.layers:
             raise NotBuiltError("a model needs at least one layer before it is built; got 0 layers")
-        network, backend = Network(self.layers, shape, learns), self.backend
+        network, backend = Network(self.layers, shape, frozen), self.backend
         if self.compiled is not None:
             check_head(network, self.compiled.loss)
         for layer in self.layers:
@@ -183,16 +184,13 @@ class Session:
         names = ("_backend", "_settled", "_network", "_state", "_program", "_inference")
         before = {name: getattr(self, name) for name in names}
         loose = self.layers if self._network is None else ()  # once built, the layers do not change
-        layers = [(layer, dict(vars(layer))) for layer in (*loose, *new) if isinstance(layer, Layer)]
         count = len(self.layers)
         try:
-            yield
+            with unchanged_on_error(layer for layer in (*loose, *new) if isinstance(layer, Layer)):
+                yield
         except BaseException:  # Ctrl-C too: undo, then re-raise
             vars(self).update(before)
             del self.layers[count:]
-            for layer, attributes in layers:
-                vars(layer).clear()
-                vars(layer).update(attributes)
             raise
 
     def compile(self, compiled: Compiled) -> None:
@@ -338,7 +336,7 @@ class Session:
                 return
             seen, network = changes.count, self._network
             if network.settings != Network.settings_of(self.layers):
-                self.adopt_network(Network(self.layers, network.input_shape, network.learns), keep=True)
+                self.adopt_network(Network(self.layers, network.input_shape, network.frozen), keep=True)
             elif self._program is not None and self._program.settings != self.need_compiled().settings():
                 self._program = None
                 if self._slots:
@@ -398,7 +396,9 @@ class Session:
         if data.y is not None and loss is not None:
             check_head(self.network, loss)
         limit = float(np.finfo(self.backend.dtype_name).max)
-        data.check(limit, None if loss is None else lambda y, rows: loss.check(y, (rows, *out)))
+        data.check(
+            limit, None if loss is None else lambda y, rows: loss.check(y, (rows, *out)), self.network.classes
+        )
         return data
 
     def _settle(self, data: Data, build: bool) -> None:
@@ -440,7 +440,7 @@ class Session:
         kept["_where"] = (None, self._where[1], self._where[2])
         kept["_backend"] = (backend.name, backend.device_name, backend.policy) if self._backend else None
         kept["_explicit"] = is_explicit(self._where[0])
-        kept["_shape"] = self._network and (self._network.input_shape, self._network.learns)
+        kept["_shape"] = self._network and (self._network.input_shape, self._network.frozen)
         host = None if self._state is None else self.snapshot()
         # the layers carry the weights, unless training may change them meanwhile
         kept["_host"] = host if host is None or self.access.training else host._replace(weights=None, stats=None)
