@@ -20,6 +20,7 @@ from .optimizers import Optimizer
 from .training import loop
 from .training.data import Data, class_factors
 from .training.job import make_job, rows_at_a_time, training_data
+from .training.lending import as_layer
 from .training.network import Network
 from .training.program import Compiled, check_compile
 from .training.saving import read_model, save_model
@@ -460,6 +461,10 @@ class Sequential:
         return scores if return_dict else values if len(values) > 1 else values[0]
 
     # Files and copies ---------------------------------------------------------------------------------
+
+    def as_layer(self) -> Layer:
+        """Return the layers as one `Chain`: a model that is built with it holds and trains their weights."""
+        return as_layer(self.session, None if self.name == "sequential" else self.name)
 
     def save(self, path: Any) -> None:
         """Write weights, architecture, optimizer state, counters and seed to one safetensors file.

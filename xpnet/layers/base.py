@@ -275,14 +275,18 @@ class Layer(Configurable):
         vars(bare).update(vars(self), activation=activations.get("linear"))
         return bare
 
+    @property
+    def owner(self) -> Any:
+        """The model that holds the weights (its `Session`), or None."""
+        return self._model and self._model()
+
     def join(self, model: Any) -> None:
         """Let `model` hold the weights from now on.
 
         Raises:
             InvalidValueError: another model holds them.
         """
-        owner = self._model and self._model()
-        if owner is not None and owner is not model:
+        if self.owner is not None and self.owner is not model:
             raise InvalidValueError(
                 f"layer {self.name!r} belongs to another model, and weights are not shared between models: make "
                 f"a new layer with type(layer).from_config(layer.get_config()); got {self!r}"
@@ -310,12 +314,11 @@ class Layer(Configurable):
 
     def leave(self, model: Any, flats: Flats, key: str) -> None:
         """Read the weights from `flats` under `key` from now on, because `model` is deleted."""
-        owner = self._model and self._model()
-        if owner is None or owner is model:
+        if self.owner is None or self.owner is model:
             self._model, self._left = None, (flats, key)
 
     def _holder(self) -> Any:
-        model = self._model and self._model()
+        model = self.owner
         return model if model is not None and model.holds(self) else None
 
     def _layout(self) -> Layout:

@@ -64,6 +64,8 @@ class Chain(Container):
         """The layers in order."""
         return self.layers
 
+    lender: Any = None  # weak reference to the `Session` of the model whose layers these are, or None
+
     @property
     def classes(self) -> int | None:
         """How many classes the first layer knows."""
@@ -95,6 +97,17 @@ class Chain(Container):
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values."""
         return {**super().get_config(), "layers": plain(_described(self.layers))}
+
+    def join(self, model: Any) -> None:
+        """Let `model` hold the weights from now on, those of an inner model too."""
+        lender = self.lender and self.lender()
+        if lender is not None and lender is not model:
+            lender.give_back()
+        super().join(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for `copy` and pickle, without the inner model."""
+        return {**super().__getstate__(), "lender": None}
 
     def without_activation(self, activation: str) -> Layer | None:
         """Return this chain, its last layer without its final activation; None if it has none."""

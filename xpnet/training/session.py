@@ -17,6 +17,7 @@ from ..layers.tree import unchanged_on_error
 from ..optimizers import Optimizer
 from .access import Access, Commit
 from .data import Data
+from .lending import borrow, give_back, pass_on, refuse_training
 from .network import Network, check_input
 from .program import Compiled, Program, check_head, make_program
 from .run import Run, Unfinished
@@ -113,6 +114,7 @@ class Session:
     @property
     def built(self) -> bool:
         """Whether the weights exist."""
+        borrow(self)
         return self._state is not None
 
     @property
@@ -131,26 +133,27 @@ class Session:
             check_input(self._network, shape, "inputs")
             return
         self.prepare(shape)
-        self.take_weights(HostState())
+        self.take_weights()
 
-    def prepare(self, shape: tuple[int, ...], frozen: Collection[str] | None = None) -> None:
+    def prepare(self, shape: tuple[int, ...], frozen: Collection[str] | None = None, join: bool = True) -> None:
         """Lay out the weights without drawing them (`load_model` reads them from a file).
 
         Args:
             shape: of an input. frozen: paths of the layers that are not trainable; None asks the layers.
+            join: whether this model holds the weights from now on.
         """
         if not self.layers:
             raise NotBuiltError("a model needs at least one layer before it is built; got 0 layers")
         network, backend = Network(self.layers, shape, frozen), self.backend
         if self.compiled is not None:
             check_head(network, self.compiled.loss)
-        for layer in self.layers:
+        for layer in self.layers if join else ():
             layer.join(self)
         self._network, self._backend = network, backend
 
-    def take_weights(self, host: HostState) -> None:
+    def take_weights(self, host: HostState | None = None) -> None:
         """Adopt the values that the layers hold and draw the others, unless the host state has all weights."""
-        network = self.network
+        network, host = self.network, host or HostState()
         own = {unit.key: unit.layer.values() or {} for unit in network.units}
         known = {f"{key}/{name}": value for key, values in own.items() for name, value in values.items()}
         if host.weights is None:
@@ -300,6 +303,7 @@ class Session:
 
     def program(self) -> Program:
         """Return the compiled training program, remade if settings have changed."""
+        refuse_training(self)
         self.refresh()
         if self._program is None:
             self._program = make_program(self.need_compiled(), self.network, self.backend, self.stream)
@@ -347,11 +351,14 @@ class Session:
 
     def values(self) -> dict[str, np.ndarray]:
         """Return host copies of all parameters and statistics by path, layer by layer."""
+        borrow(self)
         with self.access.lock:
             return self.network.host_values(self.backend, self.state.weights, self.state.stats)
 
     def assign(self, values: Mapping[str, Any]) -> None:
         """Set some parameters and statistics by path, such as "dense_1/kernel"."""
+        if pass_on(self, values):
+            return
         network, backend = self.network, self.backend
         with self.access.lock:
             self.access.refuse("set_weights", others=True)
@@ -426,11 +433,11 @@ class Session:
 
     def __del__(self) -> None:
         """Pass the weights to the layers, so that a layer still in use keeps them."""
-        network = self.__dict__.get("_network")
-        if network is not None and self._state is not None:
-            flats = self.flats()
-            for unit in network.units:
-                unit.layer.leave(self, flats, unit.key)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Let the layers have the weights (see `lending`)."""
+        give_back(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what `copy.deepcopy` and pickle keep: host arrays, no compiled code."""
