@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import activations, initializers, regularizers
-from ..backend import Array, floating, np, traced
+from ..backend import Array, floating, library_of, np, traced
 from ..core.config import Configurable, Registry, fingerprint, overrides
 from ..core.convert import check_classes
 from ..core.params import DrawSpec, Flats, Layout, ParamSpec
@@ -181,6 +181,8 @@ class Layer(Configurable):
         Builds the layer at first use. `training=True` draws fresh masks.
         """
         ctx, leave = enter(x, dtype=self.dtype)
+        if self.classes is not None and library_of(x) in (None, "numpy"):
+            check_classes(numeric(x), self.classes)
         x = ctx.asarray(x)
         if x.ndim < 1:
             raise ShapeError(f"a layer takes arrays of shape (batch, ...); got shape {tuple(x.shape)}")
@@ -189,8 +191,6 @@ class Layer(Configurable):
                 f"a layer takes arrays of shape (batch, ...): for one row pass x[None]; got {tuple(x.shape)}"
             )
         self.ensure_built(x.shape[1:])
-        if self.classes is not None and isinstance(x, np.ndarray):
-            check_classes(x, self.classes)
         params = {
             spec.name: ctx.backend.array(value, ctx.backend.dtype_name)
             for spec, value in zip(self.specs, self.get_weights())
