@@ -43,6 +43,9 @@ def use() -> None:
     assert_type(xn.load_model("file"), xn.Sequential)
     assert_type(Scale().factor, float)
     assert_type(Dense(3).units, int)
+    block = xn.layers.Residual([Dense(4, "relu"), xn.layers.Parallel([Dense(2), Dense(2)], merge="concat")])
+    xn.Sequential([xn.layers.Embedding(10, 4), block, xn.Sequential([Dense(1)], name="head")])
+    xn.layers.Normalization().adapt([[1.0], [2.0]])
     AdamW(xn.schedules.ExponentialDecay(0.1, 10, 0.5), 0.01)
     Sign(0.1, beta=0.5)
     Dense(units="3")  # type: ignore[arg-type]

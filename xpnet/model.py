@@ -34,7 +34,7 @@ class Sequential:
     """Layers in a row.
 
     Args:
-        layers: in order; an `Input` in front builds the model at once, else the first data do.
+        layers: in order, or models; an `Input` in front builds the model at once, else the first data do.
         seed: of the weights, shuffles and masks, an integer >= 0; None draws one (see `seed`).
         dtype: `"float32"`, `"float64"`, or one of Keras' mixed policies, `"mixed_float16"` and `"mixed_bfloat16"`:
             products of 16-bit factors that add up in float32, everything else in float32. None takes
@@ -55,7 +55,7 @@ class Sequential:
 
     def __init__(
         self,
-        layers: Iterable[Layer] | None = None,
+        layers: Iterable[Layer | Sequential] | None = None,
         *,
         seed: int | None = None,
         dtype: str | None = None,
@@ -68,27 +68,26 @@ class Sequential:
         self.stop_training = False
         self._layers: list[Layer] = []
         self.session = Session(self._layers, self.seed, backend, device, dtype)
-        for layer in layers or ():
-            self._append(layer)
+        self._layers += map(_checked, layers or ())
         if self._layers and isinstance(self._layers[0], Input):
             self.build(self._layers[0].shape)
 
     # Building -----------------------------------------------------------------------------------------
 
-    def add(self, layer: Layer) -> None:
-        """Append a layer, before any training; behind an `Input`, the model is built at once.
+    def add(self, layer: Layer | Sequential) -> None:
+        """Append a layer or model, before any training; behind an `Input`, the model is built at once.
 
         Raises:
             InvalidValueError: the model was built by data, or trained. ShapeError: the layer does not fit.
         """
-        session = self.session
+        session, layer = self.session, _checked(layer)
         session.access.refuse("add")
         known = isinstance(self._layers[0], Input) if self._layers else isinstance(layer, Input)
         if session.laid_out and not (known and self.step == 0):
             raise InvalidValueError(f"layers can't be added to a model that is built; got {layer!r}")
         values = session.values() if session.laid_out else {}
         with session.as_before_on_error(layer):
-            self._append(layer)
+            self._layers.append(layer)
             session.clear()
             if known:
                 self.build(getattr(self._layers[0], "shape", ()))
@@ -118,12 +117,6 @@ class Sequential:
         if not any(layer is last for layer in rest):
             last.leave(session, flats, key)
         return last
-
-    def _append(self, layer: Layer) -> None:
-        layer = layer.as_layer() if isinstance(layer, Sequential) else layer
-        if not isinstance(layer, Layer):
-            raise InvalidTypeError(f"Sequential takes objects of xpnet.layers.Layer; got {layer!r}")
-        self._layers.append(layer)
 
     def build(self, input_shape: Any) -> None:
         """Make the weights for inputs of this shape, without the batch axis (a leading None is accepted).
@@ -476,6 +469,13 @@ class Sequential:
     def __copy__(self) -> Sequential:
         """Return a model of its own, as `copy.deepcopy` does: weights and layers are not shared between models."""
         return copy.deepcopy(self)
+
+
+def _checked(layer: Layer | Sequential) -> Layer:
+    layer = layer.as_layer() if isinstance(layer, Sequential) else layer
+    if not isinstance(layer, Layer):
+        raise InvalidTypeError(f"Sequential takes objects of xpnet.layers.Layer; got {layer!r}")
+    return layer
 
 
 def load_model(

@@ -181,7 +181,7 @@ class Layer(Configurable):
         Builds the layer at first use. `training=True` draws fresh masks.
         """
         ctx, leave = enter(x, dtype=self.dtype)
-        if self.classes is not None and library_of(x) in (None, "numpy"):
+        if self.classes is not None and (library_of(x) is None or isinstance(x, np.ndarray)):
             check_classes(numeric(x), self.classes)
         x = ctx.asarray(x)
         if x.ndim < 1:

@@ -33,7 +33,8 @@ class Embedding(Layer):
             another layer, gives a row of NaN; in training the guard then rejects the step.
 
     Inputs (batch, ...) become outputs (batch, ..., output_dim). dE_v is the sum of dy over all places where x is
-    v; dx is 0. Keras' arguments, without `mask_zero`, `weights` and the LoRA ranks.
+    v; dx is 0. Where `ops.sum_rows` has no twin, dE is a product with one-hot vectors: input_dim numbers for each
+    class number of a batch. Keras' arguments, without `mask_zero`, `weights` and the LoRA ranks.
 
     >>> layer = Embedding(3, 2)
     >>> layer.ensure_built((2,))

@@ -11,13 +11,17 @@ from ..layers import Chain
 
 __all__ = ["as_layer", "borrow", "give_back", "pass_on", "refuse_training"]
 
-Session = Any  # `training.session.Session`, which imports this module
+Session = Any  # `training.session.Session`, whose module imports this one
+
+_chains: weakref.WeakKeyDictionary[Session, Chain] = weakref.WeakKeyDictionary()
 
 
 def as_layer(session: Session, name: str | None) -> Chain:
-    """Return the layers of a model as one layer; a model that is built with it takes their weights over."""
-    chain = Chain(session.layers, name=name)
-    chain.lender = weakref.ref(session)
+    """Return the layers of a model as one layer, always the same; a model built with it takes the weights over."""
+    chain = _chains.get(session)
+    if chain is None or [*map(id, chain.layers)] != [*map(id, session.layers)]:
+        chain = _chains[session] = Chain(session.layers, name=name)
+        chain.lender = weakref.ref(session)
     return chain
 
 
