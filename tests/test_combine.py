@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import layers
+from xpnet import kernels, layers
 from xpnet.errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, UnknownNameError
 from xpnet.layers import (
     Activation,
@@ -118,6 +118,28 @@ def test_a_layer_used_again_adds_its_gradients_and_keeps_its_config():
     assert other.layers[0] is other.layers[1]
     other.set_weights(chain.get_weights())
     assert_close(other(X), chain(X))
+
+
+def test_gradients_of_a_layer_used_again_do_not_share_memory():
+    """Twins write gradients where they are told to: the second use must not overwrite the first one's."""
+    results = []
+    for choice in ("bodies", "numpy"):
+        again, both = Dense(3, "tanh"), Dense(3)
+        with kernels.using(choice):
+            model = network(Chain([again, again]), Parallel([both, both]), optimizer="sgd")
+            model.fit(X, Y, batch_size=8, epochs=2, verbose=0)
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_there_is_no_second_copy_of_the_weights():
+    part = block()
+    part(X)
+    model = network(part)
+    found = [part, part.inner, *part.inner.layers]
+    assert [value for layer in found for value in (layer._alone, layer._left)] == [None] * 12
+    assert model.built
 
 
 def test_a_layer_has_one_path():

@@ -64,6 +64,7 @@ def test_gradients(backend64, name, shape, training):
         (Embedding(4, 2), (5, 1)),
         (CategoryEncoding(4, "one_hot"), (5, 1)),
         (Parallel([Embedding(4, 2), CategoryEncoding(4, "one_hot")]), (5, 2)),
+        (Parallel([layers.Rescaling(2.0), layers.Rescaling(2.0)], "maximum"), (5, 3)),  # equal ones share
     ],
     ids=lambda a: type(a).__name__ if isinstance(a, Layer) else None,
 )
