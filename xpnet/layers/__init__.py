@@ -10,7 +10,8 @@ from .embedding import *
 from .normalization import *
 from .preprocessing import *
 from .shape import *
+from .variable import Variable
 
-__all__ = ["Container", "Layer", "Stateless", "add_gradients", "get", *registry.exports()]
+__all__ = ["Container", "Layer", "Stateless", "Variable", "add_gradients", "get", *registry.exports()]
 
 get = registry.get

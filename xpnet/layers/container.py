@@ -7,7 +7,7 @@ from typing import Any
 from ..backend import Array, np
 from ..core.params import Flats
 from ..kernels.context import Context
-from .base import Backward, Layer
+from .base import Backward, Layer, pair
 from .tree import name_layers
 
 __all__ = ["Container", "add_gradients"]
@@ -69,7 +69,8 @@ class Container(Layer):
         names = {spec.name: f"{layer.name}/{spec.name}" for spec in layer.specs}
         ctx.place = f"{place[0]}/{i}", f"{place[1]}/{layer.name}"
         try:
-            y, back = layer.forward(ctx, {own: params[name] for own, name in names.items()}, x)
+            found = layer.forward(ctx, {own: params[name] for own, name in names.items()}, x)
+            y, back = pair(layer, "forward", found)
         except Exception as error:
             error.add_note(f"in its sublayer {layer.name!r}")
             raise

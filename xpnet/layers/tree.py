@@ -10,7 +10,7 @@ from typing import Any
 from ..core.config import snake_case
 from ..errors import InvalidValueError
 
-__all__ = ["count_trainable", "name_layers", "unchanged_on_error", "walk"]
+__all__ = ["count_trainable", "learns", "name_layers", "unchanged_on_error", "walk"]
 
 Layer = Any  # `layers.base.Layer`, whose module imports this one
 
@@ -25,6 +25,12 @@ def walk(layers: Iterable[Layer], prefix: str = "", learns: bool = True) -> Iter
         path, own = f"{prefix}{layer.name}", learns and bool(layer.trainable)
         yield path, layer, own
         yield from walk(layer.sublayers, f"{path}/", own)
+
+
+def learns(layer: Layer, name: str) -> bool:
+    """Return whether the layer of a weight is trainable, and all layers around it. Args: name: as in `specs`."""
+    owner = name.rpartition("/")[0]
+    return all(own for path, _, own in walk([layer]) if path.partition("/")[2] == owner)
 
 
 def count_trainable(layers: Iterable[Layer]) -> int:
