@@ -268,6 +268,44 @@ def test_sublayers_read_and_write_the_weights_of_the_model():
     np.testing.assert_array_equal(up.get_weights()[0], np.ones((3, 4)))
 
 
+def test_variables_and_descriptions():
+    part = block("one")
+    model = network(part, Parallel([Dense(2), Dense(3)]))
+    part.inner.layers[0].trainable = False
+    assert [v.path for v in model.weights] == model.network.paths()
+    assert [v.path for v in model.non_trainable_weights] == [
+        f"one/chain/{n}" for n in ("up/kernel", "up/bias", "norm/moving_mean", "norm/moving_variance")
+    ]
+    assert [v.path for v in part.inner.trainable_weights] == [
+        f"chain/{n}" for n in ("norm/gamma", "norm/beta", "down/kernel", "down/bias")
+    ]
+    part.trainable = False
+    assert part.trainable_weights == []
+    again = xn.model_from_json(model.to_json())
+    assert repr(again.layers) == repr(model.layers)
+    assert [v.path for v in again.trainable_weights] == [v.path for v in model.trainable_weights]
+    assert set(model.gradients(X, Y)) == set(model.network.layout.slices)
+
+
+def test_mistakes_within_are_named():
+    class Only(layers.Stateless):
+        def forward(self, ctx, params, x):
+            return x
+
+    class Wide(layers.Layer):
+        def build(self, input_shape):
+            self.add_weight("scale", input_shape)
+            return input_shape
+
+        def forward(self, ctx, params, x):
+            return x, lambda dy, into, want_dx=True: (dy, {"scale": dy})
+
+    with pytest.raises(InvalidTypeError, match=r"Only\.forward must return the output and its backward function"):
+        network(Residual(Only())).predict(X)
+    with pytest.raises(ShapeError, match="gradient of 'wide/scale' must have shape"):
+        network(Residual(Wide())).fit(X, Y, verbose=0)
+
+
 def test_settings_within_count_from_the_next_step_on():
     part = Residual(Dropout(0.0))
     model = network(part)
