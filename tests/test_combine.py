@@ -485,6 +485,16 @@ def test_a_model_on_both_sides_shares_its_weights():
     assert (len(before.layers), len(tower.as_layer().layers)) == (1, 2)
 
 
+def test_a_model_with_an_input_in_front_builds_the_outer_one_at_once():
+    encoder, _, both = autoencoder()
+    assert both.built
+    assert both.output_shape == (3,)
+    both.add(Dense(5))
+    assert both.output_shape == (5,)
+    np.testing.assert_array_equal(both.get_weights()[0], encoder.get_weights()[0])
+    assert not autoencoder(built=False)[2].built
+
+
 def test_add_takes_a_model():
     model = xn.Sequential([Input((3,)), Dense(4)])
     model.add(xn.Sequential([Dense(2)], name="head"))

@@ -281,7 +281,7 @@ class Pick(Stateless):
         return input_shape[1:]
 
     def call(self, ctx, x):
-        return x[:, self.index, ...], None
+        return x[:, self.index, ...], lambda dy: dy
 
 
 def run_parallel(backend, op, attrs, inputs, outputs):

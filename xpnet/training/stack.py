@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from ..backend import LARGEST_COUNT, Backend
@@ -11,7 +11,7 @@ from ..callbacks import History
 from ..core.config import custom_object_scope
 from ..core.random import fresh_seed
 from ..errors import InvalidTypeError, InvalidValueError, number, unknown_name
-from ..layers import Input, Layer
+from ..layers import Chain, Input, Layer
 from ..layers import get as get_layer
 from ..layers.base import rows_of
 from ..layers.tree import name_layers
@@ -47,8 +47,9 @@ class LayerStack(ModelWeights):
         self._dtype = dtype
         self.session = Session(self._layers, self.seed, backend, device, dtype)
         self._layers += map(_checked, layers or ())
-        if self._layers and isinstance(self._layers[0], Input):
-            self.build(self._layers[0].shape)
+        shape = _declared_shape(self._layers)
+        if shape is not None:
+            self.build(shape)
 
     # Building -----------------------------------------------------------------------------------------
 
@@ -60,15 +61,15 @@ class LayerStack(ModelWeights):
         """
         session, layer = self.session, _checked(layer)
         session.access.refuse("add")
-        known = isinstance(self._layers[0], Input) if self._layers else isinstance(layer, Input)
-        if session.laid_out and not (known and self.step == 0):
+        shape = _declared_shape([*self._layers, layer])
+        if session.laid_out and (shape is None or self.step > 0):
             raise InvalidValueError(f"layers can't be added to a model that is built; got {layer!r}")
         values = session.values() if session.laid_out else {}
         with session.as_before_on_error(layer):
             self._layers.append(layer)
             session.clear()
-            if known:
-                self.build(getattr(self._layers[0], "shape", ()))
+            if shape is not None:
+                self.build(shape)
                 session.assign(values)
 
     def pop(self) -> Layer:
@@ -244,6 +245,14 @@ class LayerStack(ModelWeights):
     def to_json(self, **kwargs: Any) -> str:
         """Return `get_config` as JSON, for `xpnet.model_from_json`. Args: kwargs: those of `json.dumps`."""
         return json.dumps({"class_name": type(self).__name__, "config": self.get_config()}, **kwargs)
+
+
+def _declared_shape(layers: Sequence[Layer]) -> tuple[int, ...] | None:
+    """Return the shape that an `Input` in front declares, also that of a model in front; None without one."""
+    first = layers[0] if layers else None
+    while isinstance(first, Chain):
+        first = first.layers[0]
+    return first.shape if isinstance(first, Input) else None
 
 
 def _checked(layer: Layer | LayerStack) -> Layer:
