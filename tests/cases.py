@@ -16,8 +16,12 @@ from xpnet.layers import (
     ActivityRegularization,
     AlphaDropout,
     BatchNormalization,
+    CategoryEncoding,
+    Chain,
     Dense,
+    Discretization,
     Dropout,
+    Embedding,
     Flatten,
     GaussianDropout,
     GaussianNoise,
@@ -25,8 +29,16 @@ from xpnet.layers import (
     Input,
     LayerNormalization,
     LeakyReLU,
+    Maxout,
+    Normalization,
+    Parallel,
+    Permute,
     PReLU,
     ReLU,
+    RepeatVector,
+    Rescaling,
+    Reshape,
+    Residual,
     RMSNormalization,
     Sigmoid,
     Softmax,
@@ -290,7 +302,43 @@ LAYERS = {
     "unit_norm": lambda: UnitNormalization(),
     "unit_norm_columns": lambda: UnitNormalization((0, -1)),
     "input": lambda: Input((3,)),
+    "embedding": lambda: Embedding(5, 2),
+    "embedding_l2": lambda: Embedding(2, 3, "random_normal", "l2", name="table"),
+    "normalization": lambda: Normalization(),
+    "normalization_given": lambda: Normalization(mean=[1, 2, 3], variance=[0.0, 4, 9], invert=True),
+    "normalization_of_all": lambda: Normalization(None, 0.5, 2.0),
+    "discretization": lambda: Discretization([-1.0, 0.0, 1.0]),
+    "discretization_one_hot": lambda: Discretization((-0.5, 0.5), output_mode="one_hot"),
+    "discretization_count": lambda: Discretization([0.0], 2, 0.1, "count"),
+    "rescaling": lambda: Rescaling(0.5, -2),
+    "category_encoding": lambda: CategoryEncoding(4),
+    "category_encoding_one_hot": lambda: CategoryEncoding(4, "one_hot"),
+    "category_encoding_count": lambda: CategoryEncoding(3, output_mode="count"),
+    "reshape": lambda: Reshape((-1, 1, 3)),
+    "permute": lambda: Permute((1,)),
+    "repeat_vector": lambda: RepeatVector(4),
+    "maxout": lambda: Maxout(4, 3, kernel_regularizer="l2", bias_regularizer="l1"),
+    "maxout_no_bias": lambda: Maxout(4, use_bias=False, bias_initializer="ones"),
+    "chain": lambda: Chain(
+        [Dense(4, "tanh", kernel_regularizer="l1"), Dropout(0.3), BatchNormalization(), Dense(2)]
+    ),
+    "chain_again": lambda: Chain([again := Dense(3, "tanh"), Dropout(0.5), again, Dropout(0.2)]),
+    "residual": lambda: Residual(Dense(3, "tanh"), trainable=True),
+    "residual_chain": lambda: Residual([Dense(2, "relu"), BatchNormalization(), Dense(3)], name="block"),
+    "residual_within": lambda: Residual(Parallel([Residual(Dropout(0.4)), Dense(3, name="d")], "add")),
+    "parallel": lambda: Parallel([Dense(2, "tanh"), BatchNormalization(), [Dense(3), Dropout(0.5)]]),
+    "parallel_add": lambda: Parallel([Dense(3), Dense(3, "tanh")], "add"),
+    "parallel_multiply": lambda: Parallel([Dense(4), Dense(4, "sigmoid"), Dense(4, "tanh")], merge="multiply"),
+    "parallel_average": lambda: Parallel((Dense(3), Rescaling(3.0)), "average"),
+    "parallel_maximum": lambda: Parallel([Dense(3), Rescaling(-1.0), Rescaling(1.0)], "maximum"),
 }
+VECTORS_ONLY = {"input", "permute", "repeat_vector"}  # the layers that take no other inputs than of shape (3,)
+
+
+def layer_inputs(layer, shape, rng=RNG):
+    """Return inputs for a layer: class numbers where it takes these."""
+    return rng.standard_normal(shape) if layer.classes is None else 1.0 * rng.integers(0, layer.classes, shape)
+
 
 # Losses: name -> (class, settings, targets, predictions).
 

@@ -8,6 +8,7 @@ from cupy_like import Array, CupyLike, inside_a_step
 from steps import taken
 
 import xpnet as xn
+from xpnet import layers
 from xpnet.backend import BACKENDS, get_backend, library_of
 from xpnet.backend.base import make_backend
 from xpnet.errors import NonFiniteError
@@ -50,6 +51,23 @@ def cupy_like(monkeypatch):
     make_backend.cache_clear()
     yield
     make_backend.cache_clear()
+
+
+def combined():
+    return [
+        layers.Parallel([Dense(4), [layers.Discretization([-1.0, 1.0]), layers.Embedding(3, 2), layers.Flatten()],
+                         [layers.Discretization([0.0]), layers.CategoryEncoding(2)]]),
+        layers.Normalization(), layers.Residual([layers.Maxout(3), Dropout(0.3), Dense(12), BatchNormalization()]),
+        layers.Parallel([Dense(4), Dense(4)], "maximum"), layers.Reshape((2, 2)), layers.Permute((2, 1)),
+        layers.Flatten(), layers.RepeatVector(2), layers.Flatten(), layers.Rescaling(0.5), Dense(3, "softmax"),
+    ]  # fmt: skip
+
+
+def test_layers_of_layers_and_of_classes():
+    def train(model):
+        return model.fit(X, LABELS, batch_size=5, epochs=2, verbose=0).history
+
+    close(*both(train, combined, "sparse_categorical_crossentropy", lambda: Adam(0.01)))
 
 
 def everything():

@@ -7,7 +7,7 @@ import weakref
 
 import numpy as np
 import pytest
-from cases import LAYERS
+from cases import LAYERS, VECTORS_ONLY, layer_inputs
 
 import xpnet as xn
 from xpnet import layers
@@ -21,16 +21,22 @@ from xpnet.layers import (
     Activation,
     AlphaDropout,
     BatchNormalization,
+    CategoryEncoding,
     Dense,
     Dropout,
+    Embedding,
     Flatten,
     GroupNormalization,
     Input,
     Layer,
     LayerNormalization,
     LeakyReLU,
+    Normalization,
+    Parallel,
+    Permute,
     PReLU,
     ReLU,
+    Reshape,
     Sigmoid,
     Softmax,
     Tanh,
@@ -49,17 +55,36 @@ def drawn(spec, rows):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape", INPUT_SHAPES)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("name", "shape"), [(n, s) for s in INPUT_SHAPES for n in LAYERS if len(s) == 2 or n not in VECTORS_ONLY]
+)
 def test_gradients(backend64, name, shape, training):
-    layer = Input(shape[1:]) if name == "input" else LAYERS[name]()
-    check_gradients(layer, shape, backend=backend64, training=training)
+    check_gradients(LAYERS[name](), shape, backend=backend64, training=training)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Input((4, 3)), (6, 4, 3)),
+        (Permute((2, 1)), (6, 4, 3)),
+        (Permute((3, 1, 2)), (2, 4, 3, 5)),
+        (Reshape((2, -1)), (6, 4, 3)),
+        (Normalization((1, -1), variance=[[1.0, 4.0, 9.0]], mean=[[0.0, 1.0, 2.0]]), (6, 2, 4, 3)),
+        (Embedding(4, 2), (5, 1)),
+        (CategoryEncoding(4, "one_hot"), (5, 1)),
+        (Parallel([Embedding(4, 2), CategoryEncoding(4, "one_hot")]), (5, 2)),
+        (Parallel([layers.Rescaling(2.0), layers.Rescaling(2.0)], "maximum"), (5, 3)),  # equal ones share
+    ],
+    ids=lambda a: type(a).__name__ if isinstance(a, Layer) else None,
+)
+def test_gradients_of_layers_for_other_shapes(backend64, layer, shape):
+    check_gradients(layer, shape, backend=backend64)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_want_dx_false_leaves_dx_out_and_changes_no_gradient(backend64, name):
-    layer, x = LAYERS[name](), backend64.array(RNG.standard_normal((6, 3)))
-    shape = layer.ensure_built((3,))
+    layer = LAYERS[name]()
+    x, shape = backend64.array(layer_inputs(layer, (6, 3))), layer.ensure_built((3,))
     weights = {s.name: backend64.array(np.abs(RNG.standard_normal(s.shape))) for s in layer.specs}
     masks = {f"0/{d.name}": backend64.array(drawn(d, 6)) for d in layer.draws}
     dy = backend64.array(RNG.standard_normal((6, *shape)))
@@ -78,8 +103,8 @@ def test_want_dx_false_leaves_dx_out_and_changes_no_gradient(backend64, name):
 @pytest.mark.parametrize("name", [n for n in LAYERS if n != "input"])
 def test_several_models_along_a_leading_axis(backend64, name):
     """Weights (K, ...) and inputs (K, batch, ...): each model as it would be alone."""
-    layer, x = LAYERS[name](), RNG.standard_normal((2, 6, 3))
-    shape = layer.ensure_built((3,))
+    layer = LAYERS[name]()
+    x, shape = layer_inputs(layer, (2, 6, 3)), layer.ensure_built((3,))
     weights = {s.name: np.abs(RNG.standard_normal((2, *s.shape))) for s in layer.specs}
     masks = {f"0/{d.name}": drawn(d, 12).reshape(2, 6, *d.shape) for d in layer.draws}
     dy = RNG.standard_normal((2, 6, *shape))
@@ -268,8 +293,8 @@ def test_prelu_like_pytorch(backend64):
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_result_is_in_the_callers_library_and_dtype(backend, name):
     layer = LAYERS[name]()
-    there = layer(RNG.standard_normal((4, 3)).astype(np.float32))
-    here = layer(backend.array(RNG.standard_normal((4, 3)), "float32"), training=True)
+    x = layer_inputs(layer, (4, 3)).astype(np.float32)
+    there, here = layer(x), layer(backend.array(x), training=True)
     dtype = layer.dtype or "float32"
     assert (library_of(there), str(there.dtype)) == ("numpy", dtype)
     assert (library_of(here), str(backend.host(here).dtype)) == (backend.name, dtype)
@@ -456,7 +481,7 @@ def test_config_round_trip(name):
     again = layers.get({"class_name": type(layer).__name__, "config": config})
     assert type(again) is type(layer)
     assert again.get_config() == layer.get_config()
-    x = RNG.standard_normal((4, 3))
+    x = layer_inputs(layer, (4, 3))
     layer(x)
     again.ensure_built((3,))
     again.set_weights(layer.get_weights())

@@ -123,7 +123,7 @@ def test_freezing_changes_where_weights_lie_and_not_their_order():
     assert (list(frozen.layout.slices), free.frozen, frozen.frozen) == (["c/kernel", "c/bias"], set(), {"a", "b"})
     assert frozen.first_trainable == 2
     assert not frozen.is_laid_out_as(free)
-    assert Network(layers, (3,), free.learns).is_laid_out_as(free)  # as it was, whatever the layers say now
+    assert Network(layers, (3,), free.frozen).is_laid_out_as(free)  # as it was, whatever the layers say now
     values = [
         {path: flat[where].tolist() for layout in network.layouts for flat in [layout.initial(Stream(1))]
          for path, where in layout.slices.items()}

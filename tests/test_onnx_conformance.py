@@ -12,19 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xpnet import activations
+from xpnet import activations, setting
 from xpnet.core import ops
 from xpnet.core.special import erf
 from xpnet.kernels.context import Context
 from xpnet.layers import (
     BatchNormalization,
+    CategoryEncoding,
     Dense,
     Dropout,
+    Embedding,
     Flatten,
     GroupNormalization,
     LayerNormalization,
+    Parallel,
+    Permute,
     PReLU,
+    Reshape,
     RMSNormalization,
+    Stateless,
     UnitNormalization,
 )
 from xpnet.losses import SparseCategoricalCrossentropy
@@ -94,6 +100,20 @@ USED = {
     "mvn": ["mvn"],
     "unit_norm": ["l2normalization_axis_0", "l2normalization_axis_1", "lpnormalization_default"],
     "flatten": ["flatten_axis1", "flatten_default_axis", "flatten_negative_axis3"],
+    "reshape": [
+        "flatten_axis0", "flatten_axis2", "flatten_axis3", "flatten_negative_axis1", "flatten_negative_axis2",
+        "flatten_negative_axis4",
+    ],
+    "permute": ["transpose_default", *(f"transpose_all_permutations_{i}" for i in range(6))],
+    "embedding": ["gather_0", "gather_1", "gather_2d_indices", "gather_negative_indices"],
+    "category_encoding": [
+        "onehot_negative_indices", "onehot_with_axis", "onehot_with_negative_axis", "onehot_without_axis",
+    ],
+    "parallel": [
+        "add", "mul", "mul_example", "max_example", "max_float32", "max_float64", "max_one_input",
+        "max_two_inputs", "mean_example", "mean_one_input", "mean_two_inputs", "sum_example", "sum_one_input",
+        "sum_two_inputs",
+    ],
     "adam": ["adam", "adam_multiple"],
     "momentum": ["momentum", "momentum_multiple", "nesterov_momentum"],
 }  # fmt: skip
@@ -314,6 +334,56 @@ def run_flatten(backend, op, attrs, inputs, outputs):
     close(backend, Flatten()(backend.array(inputs[0])), outputs[0])
 
 
+def run_reshape(backend, op, attrs, inputs, outputs):
+    close(backend, Reshape((*outputs[0].shape[:-1], -1))(backend.array(inputs[0][None])), outputs[0][None])
+
+
+def run_permute(backend, op, attrs, inputs, outputs):
+    axes = attrs.get("perm", range(inputs[0].ndim)[::-1])
+    close(backend, Permute([a + 1 for a in axes])(backend.array(inputs[0][None])), outputs[0][None])
+
+
+def run_embedding(backend, op, attrs, inputs, outputs):
+    """The axis of the classes moves first, the other axes become one; an index < 0 counts from the end."""
+    (table, index), axis = inputs, attrs["axis"]
+    table = np.moveaxis(table, axis, 0)
+    layer = Embedding(len(table), table[0].size)
+    layer.ensure_built(index.shape[1:])
+    layer.set_weights([table.reshape(len(table), -1)])
+    rows = backend.host(layer(backend.array(index % len(table), "float32")))
+    found = rows.reshape(*index.shape, *table.shape[1:])
+    axes = range(index.ndim)
+    close(backend, backend.array(np.moveaxis(found, axes, [axis + i for i in axes])), outputs[0])
+
+
+def run_category_encoding(backend, op, attrs, inputs, outputs):
+    """The axis of the classes comes last; an index < 0 counts from the end."""
+    index, depth, (off, on) = inputs[0], int(inputs[1]), inputs[2].astype(np.float32)
+    index = (index % depth).astype(np.float32)
+    layer = CategoryEncoding(depth, "one_hot")
+    hot = backend.host(layer(backend.array(index[:, None] if index.ndim == 1 else index)))
+    close(backend, backend.array(np.moveaxis(off + (on - off) * hot, -1, attrs.get("axis", -1))),
+          outputs[0].astype(np.float32))  # fmt: skip
+
+
+class Pick(Stateless):
+    """One of several inputs, which lie along the second axis."""
+
+    index: int = setting()
+
+    def build(self, input_shape):
+        return input_shape[1:]
+
+    def call(self, ctx, x):
+        return x[:, self.index, ...], lambda dy: dy
+
+
+def run_parallel(backend, op, attrs, inputs, outputs):
+    merge = {"Add": "add", "Sum": "add", "Mul": "multiply", "Max": "maximum", "Mean": "average"}[op]
+    layer = Parallel([Pick(i) for i in range(len(inputs))], merge)
+    close(backend, layer(backend.array(np.stack(inputs)[None])), outputs[0][None])
+
+
 def optimizer_inputs(backend, attrs, inputs, kinds):
     """Return rate, T, and the variables joined to one flat array each; the L2 penalty is in the gradient."""
     rate, age, *rest = inputs
@@ -351,4 +421,4 @@ def test_the_reader_knows_every_form():
     path = Path(FOLDER) / "test_relu" / "test_data_set_0" / "input_0.pb"
     assert tensor(path).shape == (3, 4, 5)
     assert list(fields(bytes([0x08, 0x96, 0x01, 0x22, 0x02, 0x01, 0x02]))) == [(1, 150), (4, b"\x01\x02")]
-    assert sum(map(len, USED.values())) == 171
+    assert sum(map(len, USED.values())) == 206

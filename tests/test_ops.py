@@ -176,6 +176,16 @@ def test_confusion(ctx, weighted):
     assert np.isnan(ctx.backend.host(ops.confusion(ctx, *pair, None, 2))).all()
 
 
+def test_sum_rows_and_lookup(ctx):
+    """Each row of the table gets the sum of dy over all places where it was taken; there are many."""
+    table, x, dy = RNG.standard_normal((5, 2)), RNG.integers(0, 4, 60), RNG.standard_normal((60, 2))
+    y, backward = ops.lookup(ctx, at(ctx, table), at(ctx, x))
+    assert_close(y, at(ctx, table[x]))
+    wanted = np.stack([dy[x == v].sum(0) for v in range(5)])
+    assert_close(backward(at(ctx, dy)), at(ctx, wanted))
+    assert not wanted[4].any()
+
+
 @pytest.mark.parametrize("dtype", ["int32", "int64", "float64"])
 @pytest.mark.parametrize("shape", [(7,), (2, 5)])
 def test_hits(ctx, shape, dtype):
@@ -519,6 +529,31 @@ def confusion_case(op, ctx, rng, n, m):
     return out
 
 
+def lookup_case(op, ctx, rng, n, m):
+    """By floats and integers, with numbers that are no classes; then with a leading axis."""
+    out, dtype = [], ctx.backend.dtype_name
+    table, x = rng.standard_normal((3, m)), rng.integers(0, 3, n)
+    dy = rng.standard_normal((n, m))
+    for kind in (dtype, "int32"):
+        y, backward = op(ctx, at(ctx, table, dtype), at(ctx, x, kind))
+        out += [y, backward(at(ctx, dy, dtype))]
+    for wrong in (-1.0, 3.0, 0.5, np.nan):
+        out.append(op(ctx, at(ctx, table, dtype), at(ctx, [wrong, 1.0], dtype))[0])
+    both = op(ctx, at(ctx, [table, -table], dtype), at(ctx, [x, 2 - x], dtype))
+    return [*out, both[0], both[1](at(ctx, [dy, dy], dtype))]
+
+
+def sum_rows_case(op, ctx, rng, n, m):
+    out, dtype = [], ctx.backend.dtype_name
+    for count in (1, 3, 40):
+        index, values = rng.integers(0, count, n), rng.standard_normal((n, m))
+        on = at(ctx, index, "int32"), at(ctx, values, dtype)
+        memory = ctx.xp.full((count, m), np.nan, dtype=ctx.dtype) if ctx.inplace else None
+        out += [op(ctx, *on, count), op(ctx, *on, count, memory)]
+        same_as_before(ctx, on, (index, values))
+    return [*out, op(ctx, *(ctx.xp.stack([a, a]) for a in on), 40)]
+
+
 def row_total_case(op, ctx, rng, n, m):
     out, dtype = [], ctx.backend.dtype_name
     for shape in ((n,), (n, m)):
@@ -582,6 +617,8 @@ CASES = {
     "hits": hits_case,
     "confusion": confusion_case,
     "row_total": row_total_case,
+    "lookup": lookup_case,
+    "sum_rows": sum_rows_case,
     "clip_values": clip_case(),
     "clip_factor": clip_case(),
     "clip_parts": clip_case(lambda size: (slice(0, 1), slice(1, size))),

@@ -60,7 +60,8 @@ def test_layers(name, training):
         ctx = Context(work, training, masks)
         params = {s.name: work.array(np.abs(s.initializer.values(Stream(1), i, s.shape)) + 0.5)
                   for i, s in enumerate(layer.specs)}  # fmt: skip
-        y, back = layer.forward(ctx, params, work.array(X))
+        x = cases.layer_inputs(layer, X.shape, np.random.default_rng(0))
+        y, back = layer.forward(ctx, params, work.array(X if layer.classes is None else x))
         dx, grads = back(work.array(derivative(shape)), {})
         return y, dx, *(grads[key] for key in sorted(grads)), *ctx.carry.values()
 

@@ -148,6 +148,24 @@ LAYERS = {
     "rules": lambda: [Dense(8, kernel_constraint="max_norm", bias_constraint="non_neg"), BatchNormalization(),
                       Dense(4, kernel_regularizer=xn.regularizers.OrthogonalRegularizer(0.5))],
     "no bias": lambda: [Dense(8, use_bias=False, activation="relu"), Dense(4)],
+    "combined": lambda: [
+        layers.Residual([Dense(5, "relu", kernel_regularizer="l2"), BatchNormalization(), Dropout(0.2), Dense(6)]),
+        layers.Parallel([Dense(3), [Dense(3, "tanh"), Dropout(0.5)]]),
+        layers.Parallel([Dense(4), Dense(4, "tanh")], "maximum"), layers.Chain([Dense(4), layers.Maxout(4)]),
+    ],
+    "merges": lambda: [
+        *(layers.Parallel([Dense(5), Dense(5, "tanh")], merge) for merge in ("add", "multiply", "average")),
+        Dense(4),
+    ],
+    "classes": lambda: [
+        layers.Rescaling(2.0, -0.5), layers.Discretization([-1.0, 0.0, 1.0]),
+        layers.Parallel([[layers.Embedding(4, 3, embeddings_regularizer="l2"), layers.Flatten()],
+                         layers.CategoryEncoding(4, "count")]), Dense(4),
+    ],
+    "prepared": lambda: [
+        layers.Normalization(mean=1.0, variance=4.0), layers.Reshape((2, 3)), Dense(4), layers.Permute((2, 1)),
+        layers.Flatten(), layers.RepeatVector(2), layers.Flatten(), Dense(4),
+    ],
     "shapes": lambda: [layers.Flatten(), Dense(5), layers.LeakyReLU(), layers.ReLU(), Dense(4)],
 }  # fmt: skip
 

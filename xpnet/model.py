@@ -27,7 +27,7 @@ class Sequential(LayerStack):
     """Layers in a row.
 
     Args:
-        layers: in order; an `Input` in front builds the model at once, else the first data do.
+        layers: in order, or models; an `Input` in front builds the model at once, else the first data do.
         seed: of the weights, shuffles and masks, an integer >= 0; None draws one (see `seed`).
         dtype: `"float32"`, `"float64"`, or one of Keras' mixed policies, `"mixed_float16"` and `"mixed_bfloat16"`:
             products of 16-bit factors that add up in float32, everything else in float32. None takes

@@ -8,7 +8,7 @@ from typing import Any
 from ..backend import Array, host_of, library_of, np
 from ..errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["check_real", "is_table", "kind_of", "numeric"]
+__all__ = ["check_classes", "check_real", "is_table", "kind_of", "numeric"]
 
 NUMERIC_KINDS = "fiub"  # NumPy's letters for floats, integers and booleans
 ENCODE_HINT = "; encode text as numbers first, labels for example with np.unique(labels, return_inverse=True)[1]"
@@ -62,6 +62,18 @@ def check_real(x: Array, what: str = "the argument") -> str:
     if not kind.startswith(("float", "int", "uint", "bool", "bfloat", "longdouble")):
         raise InvalidTypeError(f"{what} must consist of real numbers{_to_encode(x)}; got dtype {kind}")
     return kind
+
+
+def check_classes(x: np.ndarray, classes: int, what: str = "x") -> None:
+    """Raise unless a host array consists of class numbers, integers from 0 to classes - 1.
+
+    >>> check_classes(np.asarray([0.0, 2.0]), 3)
+    """
+    wrong = ~((x >= 0) & (x < classes) & (x == np.floor(x)))
+    if wrong.any():
+        raise InvalidValueError(
+            f"{what} must consist of class numbers, integers from 0 to {classes - 1}; got {x[wrong][0]}"
+        )
 
 
 def kind_of(x: Array) -> str:

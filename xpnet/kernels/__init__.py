@@ -30,13 +30,16 @@ _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "host.numpy": ("product", "activate", *_NETWORK, "row_total", *_GRADIENT, "update"),
+        "host.numpy": ("product", "activate", *_NETWORK, "row_total", "sum_rows", *_GRADIENT, "update"),
         "host.numba": (*_NETWORK, "normalize", "update"),
     },
     "torch": {
-        "torch": ("activate", "affine", "normalize", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")
+        "torch": (
+            *("activate", "affine", "normalize", "softmax_cross_entropy", "row_total", "sum_rows"),
+            *(*_GRADIENT, "update"),
+        )
     },
-    "jax": {"jax": ("pack", "product")},
+    "jax": {"jax": ("pack", "product", "sum_rows")},
     "cupy": {
         "cuda.layers": ("product", *_NETWORK, "hits", "confusion", "row_total"),
         "cuda.flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),

@@ -49,7 +49,8 @@ class Context:
         ops: the fused operations (`xpnet.core.ops`, or their twins from `xpnet.kernels`).
         training: whether this is a training step.
         draws: this step's masks and noise. carry: new running statistics on their way out.
-        place: (position in the model, path) of the layer that is being computed.
+        place: (position in the model, path) of the layer that is being computed, such as (2, "residual") or,
+            for a sublayer, ("2/0", "residual/dense").
         frozen: the paths of the layers that were not trainable when the model was laid out; None: a layer alone.
         losses: what layers add to the objective in this step, 0-d arrays (see `add_loss`).
         loss_scale: what the derivative of the objective is multiplied by on its way back, 0-d; None for 1.
@@ -99,7 +100,7 @@ class Context:
         self.overwrite = self.inplace
         self.finish: list[Any] = []
         self.tape: Any = None
-        self.place: tuple[int, str] = (0, "")
+        self.place: tuple[int | str, str] = (0, "")
         self.frozen: Collection[str] | None = None
         self._arena = arena
 

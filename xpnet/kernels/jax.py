@@ -33,3 +33,10 @@ def product(ctx: Any, a: Any, b: Any) -> Any:
         return ctx.xp.matmul(a, b)
     narrow = getattr(ctx.xp, ctx.backend.narrow)
     return ctx.xp.matmul(a.astype(narrow), b.astype(narrow), preferred_element_type=ctx.dtype)
+
+
+def sum_rows(ctx: Any, index: Any, values: Any, count: int, out: Any = None) -> Any:
+    """Twin of `ops.sum_rows`: adds each row where it belongs."""
+    if values.ndim != 2:
+        return ops.sum_rows(ctx, index, values, count, out)
+    return jax.ops.segment_sum(values, index, num_segments=count)

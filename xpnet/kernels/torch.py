@@ -174,6 +174,14 @@ def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> An
     return torch.dot(_plain(values), filled(tuple(values.shape), scale, values.dtype))
 
 
+def sum_rows(ctx: Any, index: Array, values: Array, count: int, out: Array | None = None) -> Array:
+    """Twin of `ops.sum_rows`: adds each row where it belongs."""
+    if not ctx.inplace or values.ndim != 2 or values.requires_grad:
+        return ops.sum_rows(ctx, index, values, count, out)
+    out = ctx.empty((count, values.shape[1])) if out is None else out
+    return out.zero_().index_add_(0, index, values)
+
+
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: Any) -> Array:
     """Twin of `ops.pack`: copies only what is not in its place already."""
     if out is None:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import activations, constraints, initializers, regularizers
-from ..backend import Array, floating, np, traced
+from ..backend import Array, floating, library_of, np, traced
 from ..core.config import Configurable, Registry, fingerprint, overrides
+from ..core.convert import check_classes
 from ..core.params import DrawSpec, Flats, Layout, ParamSpec
 from ..core.random import Stream, fresh_seed
 from ..core.settings import flag, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
 from ..kernels.context import Context, enter, numeric
+from .tree import unchanged_on_error
 from .variable import HasWeights, Variable
 
 __all__ = ["Backward", "Layer", "Stateless", "registry"]
@@ -91,6 +93,16 @@ class Layer(Configurable, HasWeights):
             x: shape (..., batch, *input_shape).
         """
         raise TypeError(f"{type(self).__name__} must define forward(ctx, params, x)")
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes if the inputs must be class numbers, 0 to classes - 1; else None."""
+        return None
+
+    @property
+    def sublayers(self) -> Sequence[Layer]:
+        """The layers that it consists of (see `Container`)."""
+        return ()
 
     # Methods that a subclass calls --------------------------------------------------------------------
 
@@ -179,19 +191,16 @@ class Layer(Configurable, HasWeights):
 
     def _declare(self, shape: tuple[int, ...]) -> None:
         """Call `build`: the first time, or again after a change of a setting such as a penalty or rate."""
-        before = self.specs, self.draws, self.output_shape
-        self.specs, self.draws = [], []
-        try:
+        before = self.specs, self.output_shape
+        with unchanged_on_error([self]):
+            self.specs, self.draws = [], []
             self.output_shape = tuple(self.build(shape))
             now, then = ([(s.name, s.shape, s.trainable) for s in specs] for specs in (self.specs, before[0]))
-            if self.built and (now, self.output_shape) != (then, before[2]):
+            if self.built and (now, self.output_shape) != (then, before[1]):
                 raise InvalidValueError(
                     f"layer {self.name} is built: a setting must no longer change its weights, {then}; got {now}"
                 )
-        except BaseException:  # Ctrl-C too: the declarations are as they were, and the exception goes on
-            self.specs, self.draws, self.output_shape = before
-            raise
-        self.input_shape, self._declared = shape, fingerprint(self)
+            self.input_shape, self._declared = shape, fingerprint(self)
 
     @np.errstate(all="ignore")
     def __call__(self, x: Any, training: bool = False) -> Array:
@@ -200,6 +209,8 @@ class Layer(Configurable, HasWeights):
         Builds the layer at first use. `training=True` draws fresh masks and noise.
         """
         ctx, leave = enter(x, dtype=self.dtype)
+        if self.classes is not None and (library_of(x) is None or isinstance(x, np.ndarray)):
+            check_classes(numeric(x), self.classes)
         x = ctx.asarray(x)
         if x.ndim < 1:
             raise ShapeError(f"a layer takes arrays of shape (batch, ...); got shape {tuple(x.shape)}")
@@ -235,10 +246,11 @@ class Layer(Configurable, HasWeights):
         """Return host copies of the parameters and statistics, in the order of declaration."""
         if self.input_shape is None:
             raise NotBuiltError(f"layer {self.name or type(self).__name__} has no weights before it is built")
-        values = self.values()
-        if values is None:
+        values = self.values() or {}
+        if len(values) < len(self.specs):
             layout = self._layout()
-            values = self._alone = self._parts(layout, layout.initial(Stream(fresh_seed())))
+            values = self._parts(layout, layout.initial(Stream(fresh_seed()), values))
+            self._keep(values)
         return [values[spec.name].copy() for spec in self.specs]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
@@ -258,7 +270,7 @@ class Layer(Configurable, HasWeights):
             return
         layout = self._layout()
         flat = layout.from_host({spec.name: v for spec, v in zip(self.specs, values)})
-        self._alone, self._left = self._parts(layout, flat), None
+        self._keep(self._parts(layout, flat))
 
     def count_params(self) -> int:
         """Return the number of parameters and statistics."""
@@ -299,14 +311,18 @@ class Layer(Configurable, HasWeights):
         vars(bare).update(vars(self), activation=activations.get("linear"))
         return bare
 
+    @property
+    def owner(self) -> Any:
+        """The model that holds the weights (its `Session`), or None."""
+        return self._model and self._model()
+
     def join(self, model: Any) -> None:
         """Let `model` hold the weights from now on.
 
         Raises:
             InvalidValueError: another model holds them.
         """
-        owner = self._model and self._model()
-        if owner is not None and owner is not model:
+        if self.owner is not None and self.owner is not model:
             raise InvalidValueError(
                 f"layer {self.name!r} belongs to another model, and weights are not shared between models: make "
                 f"a new layer with type(layer).from_config(layer.get_config()); got {self!r}"
@@ -314,14 +330,19 @@ class Layer(Configurable, HasWeights):
         self._model = weakref.ref(model)
 
     def values(self) -> dict[str, np.ndarray] | None:
-        """Return the parameters and statistics by name; None if they do not exist yet."""
+        """Return the parameters and statistics by name, those that exist; None if there are none yet."""
         model = self._holder()
         if model is not None:
             return model.layer_values(self)
         if self._left is not None:
             flats, key = self._left
-            self._alone, self._left = flats.values(key, [spec.name for spec in self.specs]), None
+            names = [spec.name for spec in self.specs if "/" not in spec.name]  # sublayers have their own
+            self._alone, self._left = flats.values(key, names), None
         return self._alone
+
+    def _keep(self, values: dict[str, np.ndarray]) -> None:
+        """Keep these weights, while no model holds them."""
+        self._alone, self._left = values, None
 
     def drop_weights(self) -> None:
         """Drop the layer's own copy of its weights: its model now holds them."""
@@ -329,12 +350,11 @@ class Layer(Configurable, HasWeights):
 
     def leave(self, model: Any, flats: Flats, key: str) -> None:
         """Read the weights from `flats` under `key` from now on, because `model` is deleted."""
-        owner = self._model and self._model()
-        if owner is None or owner is model:
+        if self.owner is None or self.owner is model:
             self._model, self._left = None, (flats, key)
 
     def _holder(self) -> Any:
-        model = self._model and self._model()
+        model = self.owner
         return model if model is not None and model.holds(self) else None
 
     def _layout(self) -> Layout:
@@ -345,7 +365,10 @@ class Layer(Configurable, HasWeights):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for `copy` and pickle: the weights, but not the model that holds them."""
-        return {**self.__dict__, "_alone": self.values(), "_left": None, "_model": None, "_declared": None}
+        values = self.values()
+        if values is not None:
+            values = {name: value for name, value in values.items() if "/" not in name}
+        return {**self.__dict__, "_alone": values, "_left": None, "_model": None, "_declared": None}
 
 
 class Stateless(Layer):

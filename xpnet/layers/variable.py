@@ -6,6 +6,7 @@ from typing import Any
 
 from ..backend import Array, np
 from ..kernels.context import numeric
+from .tree import learns
 
 __all__ = ["HasWeights", "Variable"]
 
@@ -42,8 +43,8 @@ class Variable:
 
     @property
     def trainable(self) -> bool:
-        """Whether it is a parameter of a trainable layer."""
-        return bool(self._spec.trainable and self.layer.trainable)
+        """Whether it is a parameter of a trainable layer, also within layers that consist of layers."""
+        return bool(self._spec.trainable and learns(self.layer, self.name))
 
     @property
     def dtype(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..backend import Array, Backend, home_of, host_of, library_of, np, traced
-from ..core.convert import check_real, is_table, numeric
+from ..core.convert import check_classes, check_real, is_table, numeric
 from ..errors import InvalidTypeError, InvalidValueError, ShapeError, number
 from ..kernels.host.threads import gather
 from ..losses.base import without_ones
@@ -160,14 +160,23 @@ class Data:
         parts = [None if c is None else c.part(rows).values for c in (self.x, self.y, self.weight)]
         return Data(*parts)
 
-    def check(self, limit: float, check_targets: Callable[[np.ndarray, int], None] | None = None) -> None:
+    def check(
+        self,
+        limit: float,
+        check_targets: Callable[[np.ndarray, int], None] | None = None,
+        classes: int | None = None,
+    ) -> None:
         """Check all rows, block by block: finite numbers and valid targets.
 
         Args:
             limit: the largest number of the model's precision.
             check_targets: called with host targets and their number of rows, once per block.
+            classes: if not None, x must consist of class numbers from 0 to classes - 1.
         """
         self.x.check_finite(limit)
+        if classes is not None:
+            for rows in blocks(self.x.values.shape):
+                check_classes(host_of(self.x.values[rows, ...]), classes)
         if self.weight is not None:
             self.weight.check_finite(limit)
         if self.y is not None:

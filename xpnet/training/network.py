@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..backend import Array, Backend, np
-from ..core.config import fingerprint, snake_case
+from ..core.config import fingerprint
 from ..core.params import DrawSpec, Layout, ParamSpec
 from ..core.random import Stream
 from ..errors import InvalidValueError, ShapeError, unknown_name
 from ..kernels.context import Context
-from ..layers import Layer
+from ..layers import Input, Layer
 from ..layers.base import pair
+from ..layers.tree import name_layers, walk
 
 __all__ = ["Network", "Unit"]
 
@@ -32,21 +33,21 @@ class Network:
 
     Args:
         layers: in order. input_shape: without the batch axis.
-        learns: whether each layer is trainable; None asks the layers.
+        frozen: paths of the layers and sublayers that are not trainable; None asks the layers.
 
     Attributes:
-        settings: of the layers (see `settings_of`). learns: as above. frozen: keys of the layers that are not
-            trainable.
+        settings: of the layers (see `settings_of`). frozen: as above.
         units: the layers at their positions. layout: of the trainable parameters. stats_layout: of the running
             statistics and frozen parameters. draws: (key, slot, spec) of masks and noise.
         input_shape, output_shape: without the batch axis.
 
     Raises:
-        ShapeError: a layer does not fit its predecessor. InvalidValueError: two layers have the same name.
+        ShapeError: a layer does not fit its predecessor. InvalidValueError: two layers have the same name, or one
+            layer has two paths.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], input_shape: tuple[int, ...], learns: Sequence[bool] | None = None
+        self, layers: Sequence[Layer], input_shape: tuple[int, ...], frozen: Collection[str] | None = None
     ) -> None:
         self.input_shape = shape = input_shape
         self.units: list[Unit] = []
@@ -56,8 +57,10 @@ class Network:
         seen: set[int] = set()
         name_layers(layers)
         self.settings = self.settings_of(layers)
-        self.learns = [bool(layer.trainable) for layer in layers] if learns is None else list(learns)
-        self.frozen = frozenset(str(layer.name) for layer, own in zip(layers, self.learns) if not own)
+        found = list(walk(layers))
+        self.frozen = frozenset(path for path, _, learns in found if not learns) if frozen is None else frozen
+        self._layers = [layer for _, layer, _ in found]
+        self._keys = _by_identity(found)
         for position, layer in enumerate(layers):
             shape = layer.ensure_built(shape)
             self.units.append(Unit(position, str(layer.name), layer))
@@ -66,14 +69,14 @@ class Network:
                 continue
             seen.add(id(layer))
             for i, spec in enumerate(layer.specs):
-                entry = (f"{layer.name}/{spec.name}", (position << 16) + i, spec)
-                (trainable if spec.trainable and self.learns[position] else fixed).append(entry)
+                path = f"{layer.name}/{spec.name}"
+                learns = spec.trainable and path.rpartition("/")[0] not in self.frozen
+                (trainable if learns else fixed).append((path, (position << 16) + i, spec))
         self.output_shape = shape
-        self._keys = {id(unit.layer): unit.key for unit in self.units}
         self.layout, self.stats_layout = Layout(trainable), Layout(fixed)
         self._paths: dict[str, dict[str, str]] = {}  # of the trainable parameters, by layer and name
         for path in self.layout.slices:
-            key, _, name = path.rpartition("/")
+            key, _, name = path.partition("/")
             self._paths.setdefault(key, {})[name] = path
         self.first_trainable = min(
             (u.position for u in self.units if u.key in self._paths), default=len(self.units)
@@ -89,10 +92,11 @@ class Network:
         return fingerprint(list(layers), leave_out=("trainable", "dtype"))
 
     def parts(self) -> list[Any]:
-        """Return the objects whose code a step runs: layers, their activations, regularizers and constraints."""
-        layers = [unit.layer for unit in self.units]
-        activations = [a for a in (getattr(layer, "activation", None) for layer in layers) if a is not None]
-        return [*layers, *activations, *self.layout.penalties.values(), *self.layout.constraints.values()]
+        """Return the objects whose code a step runs: layers, sublayers and their parts."""
+        names = ("activation", "activity_regularizer")
+        found = [getattr(layer, name, None) for layer in self._layers for name in names]
+        rules = [*self.layout.penalties.values(), *self.layout.constraints.values()]
+        return [*self._layers, *(part for part in found if part is not None), *rules]
 
     def score_units(self, activation: str) -> list[Unit] | None:
         """Return the units, the last one without this activation; None if it ends in another one."""
@@ -116,7 +120,7 @@ class Network:
         result: dict[str, dict[str, Array]] = {unit.key: {} for unit in self.units}
         for layout, flat in ((self.layout, weights), (self.stats_layout, stats)):
             for path, view in layout.views(ctx.xp, flat).items():
-                key, _, name = path.rpartition("/")
+                key, _, name = path.partition("/")
                 result[key][name] = view
         if ctx.inplace:
             self._views = [(weights, stats, result), *self._views[:2]]
@@ -220,14 +224,31 @@ class Network:
         pairs = zip(self.layouts, other.layouts)
         return all([e[1] for e in a.entries] == [e[1] for e in b.entries] for a, b in pairs)
 
+    @property
+    def classes(self) -> int | None:
+        """The number of classes if the inputs must be class numbers (see `Layer.classes`)."""
+        return next((u.layer.classes for u in self.units if not isinstance(u.layer, Input)), None)
+
     def key(self, layer: Layer) -> str | None:
-        """Return the key of this layer object in the network, or None."""
+        """Return the path of this layer object or sublayer in the network, or None."""
         return self._keys.get(id(layer))
 
     def paths(self) -> list[str]:
         """Return all paths, layer by layer, in the order of `get_weights`."""
         layers = {unit.key: unit.layer for unit in self.units}
         return [f"{key}/{spec.name}" for key, layer in layers.items() for spec in layer.specs]
+
+
+def _by_identity(found: Sequence[tuple[str, Layer, bool]]) -> dict[int, str]:
+    """Return the path of each layer object. Args: found: see `layers.tree.walk`."""
+    keys: dict[int, str] = {}
+    for path, layer, _ in found:
+        other = keys.setdefault(id(layer), path)
+        if other != path:
+            raise InvalidValueError(
+                f"a layer can be used twice by the same sequence of layers only; got one at {other!r} and {path!r}"
+            )
+    return keys
 
 
 def check_backward(
@@ -260,28 +281,6 @@ def check_backward(
             raise ShapeError(
                 f"layer {key!r}: the gradient of {name!r} must have shape {specs[name]}; got {tuple(part.shape)}"
             )
-
-
-def name_layers(layers: Sequence[Layer]) -> None:
-    """Name the layers that have no name: "dense", "dense_1", ...
-
-    Raises:
-        InvalidValueError: two layers have the same name.
-    """
-    taken: dict[str, Layer] = {}
-    for layer in layers:
-        if layer.name is not None and taken.setdefault(layer.name, layer) is not layer:
-            raise InvalidValueError(f"the layers of a model must have different names; got {layer.name!r} twice")
-    counts: dict[str, int] = {}  # by base name: where to continue counting
-    for layer in layers:
-        if layer.name is None:
-            base = snake_case(type(layer).__name__)
-            count = counts.get(base, 0)
-            while (name := f"{base}_{count}" if count else base) in taken:
-                count += 1
-            counts[base] = count
-            layer.name = name
-            taken[name] = layer
 
 
 def check_input(network: Network, shape: Sequence[int], what: str = "x") -> None:

@@ -81,7 +81,7 @@ def _describe(model: Any, host: HostState, tensors: dict[str, np.ndarray]) -> di
         "model": {
             "name": model.name,
             "input_shape": list(model.input_shape),
-            "layers": describe_layers(model.layers, model.network.learns),
+            "layers": describe_layers(model.layers, model.network.frozen),
         },
         "compile": _compile_config(model),
         "counters": {
@@ -253,7 +253,7 @@ def _make_model(
     make: Callable[..., Any], description: dict[str, Any], backend: Any, device: str | None, dtype: str | None
 ) -> Any:
     """Return the model laid out but without weights: nothing of their size is allocated here."""
-    layers, learns = make_layers(description["model"]["layers"])
+    layers, frozen = make_layers(description["model"]["layers"])
     model = make(
         seed=description["seed"],
         dtype=dtype or description["dtype"],
@@ -275,7 +275,7 @@ def _make_model(
     shape = tuple(as_type(int, n) for n in as_type(list, description["model"]["input_shape"]))
     if not all(0 < n <= LARGEST_COUNT for n in shape):
         raise ValueError(f"input_shape must be positive integers, not {list(shape)}")
-    model.session.prepare(shape, learns)
+    model.session.prepare(shape, frozen)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,9 +13,11 @@ from ..core.settings import changes
 from ..errors import NotBuiltError, ShapeError
 from ..kernels.context import Context
 from ..layers import Layer
+from ..layers.tree import unchanged_on_error
 from ..optimizers import Optimizer
 from .access import Access, Commit
 from .data import Data
+from .lending import borrow, give_back, pass_on, refuse_training
 from .network import Network, check_input
 from .program import Compiled, Program, check_head, make_program
 from .run import Run, Unfinished
@@ -91,6 +93,7 @@ class Session:
     @property
     def built(self) -> bool:
         """Whether the weights exist."""
+        borrow(self)
         return self._state is not None
 
     @property
@@ -109,26 +112,27 @@ class Session:
             check_input(self._network, shape, "inputs")
             return
         self.prepare(shape)
-        self.take_weights(HostState())
+        self.take_weights()
 
-    def prepare(self, shape: tuple[int, ...], learns: Sequence[bool] | None = None) -> None:
+    def prepare(self, shape: tuple[int, ...], frozen: Collection[str] | None = None, join: bool = True) -> None:
         """Lay out the weights without drawing them (`load_model` reads them from a file).
 
         Args:
-            shape: of an input. learns: whether each layer is trainable; None asks the layers.
+            shape: of an input. frozen: paths of the layers that are not trainable; None asks the layers.
+            join: whether this model holds the weights from now on.
         """
         if not self.layers:
             raise NotBuiltError("a model needs at least one layer before it is built; got 0 layers")
-        network, backend = Network(self.layers, shape, learns), self.backend
+        network, backend = Network(self.layers, shape, frozen), self.backend
         if self.compiled is not None:
             check_head(network, self.compiled.loss)
-        for layer in self.layers:
+        for layer in self.layers if join else ():
             layer.join(self)
         self._network, self._backend = network, backend
 
-    def take_weights(self, host: HostState) -> None:
+    def take_weights(self, host: HostState | None = None) -> None:
         """Adopt the values that the layers hold and draw the others, unless the host state has all weights."""
-        network = self.network
+        network, host = self.network, host or HostState()
         own = {unit.key: unit.layer.values() or {} for unit in network.units}
         known = {f"{key}/{name}": value for key, values in own.items() for name, value in values.items()}
         if host.weights is None:
@@ -162,16 +166,13 @@ class Session:
         names = ("_backend", "_settled", "_network", "_state", "_program", "_inference")
         before = {name: getattr(self, name) for name in names}
         loose = self.layers if self._network is None else ()  # once built, the layers do not change
-        layers = [(layer, dict(vars(layer))) for layer in (*loose, *new) if isinstance(layer, Layer)]
         count = len(self.layers)
         try:
-            yield
+            with unchanged_on_error(layer for layer in (*loose, *new) if isinstance(layer, Layer)):
+                yield
         except BaseException:  # Ctrl-C too: undo, then re-raise
             vars(self).update(before)
             del self.layers[count:]
-            for layer, attributes in layers:
-                vars(layer).clear()
-                vars(layer).update(attributes)
             raise
 
     def compile(self, compiled: Compiled) -> None:
@@ -262,6 +263,7 @@ class Session:
 
     def program(self) -> Program:
         """Return the compiled training program, remade if settings have changed."""
+        refuse_training(self)
         self.refresh()
         if self._program is None:
             self._program = make_program(self.need_compiled(), self.network, self.backend, self.stream)
@@ -306,7 +308,7 @@ class Session:
                 return
             seen, network = changes.count, self._network
             if network.settings != Network.settings_of(self.layers):
-                self.adopt_network(Network(self.layers, network.input_shape, network.learns), keep=True)
+                self.adopt_network(Network(self.layers, network.input_shape, network.frozen), keep=True)
             elif self._program is not None and self._program.settings != self.need_compiled().settings():
                 self._program = None
                 if self._slots:
@@ -317,11 +319,14 @@ class Session:
 
     def values(self) -> dict[str, np.ndarray]:
         """Return host copies of all parameters and statistics by path, layer by layer."""
+        borrow(self)
         with self.access.lock:
             return self.network.host_values(self.backend, self.state.weights, self.state.stats)
 
     def assign(self, values: Mapping[str, Any]) -> None:
         """Set some parameters and statistics by path, such as "dense_1/kernel"."""
+        if pass_on(self, values):
+            return
         network, backend = self.network, self.backend
         with self.access.lock:
             self.access.refuse("set_weights", others=True)
@@ -379,7 +384,8 @@ class Session:
         if data.weight is not None and loss is not None:
             rows = len(data)
             loss.check_weight((rows, *data.weight.shape), (rows, *out))
-        data.check(limit, None if loss is None else lambda y, rows: loss.check(y, (rows, *out)))
+        check = None if loss is None else lambda y, rows: loss.check(y, (rows, *out))
+        data.check(limit, check, self.network.classes)
         return data
 
     def _settle(self, data: Data, build: bool) -> None:
@@ -407,11 +413,11 @@ class Session:
 
     def __del__(self) -> None:
         """Pass the weights to the layers, so that a layer still in use keeps them."""
-        network = self.__dict__.get("_network")
-        if network is not None and self._state is not None:
-            flats = self.flats()
-            for unit in network.units:
-                unit.layer.leave(self, flats, unit.key)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Let the layers have the weights (see `lending`)."""
+        give_back(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what `copy.deepcopy` and pickle keep: host arrays, no compiled code."""
@@ -421,7 +427,7 @@ class Session:
         kept["_where"] = (None, self._where[1], self._where[2])
         kept["_backend"] = (backend.name, backend.device_name, backend.policy) if self._backend else None
         kept["_explicit"] = is_explicit(self._where[0])
-        kept["_shape"] = self._network and (self._network.input_shape, self._network.learns)
+        kept["_shape"] = self._network and (self._network.input_shape, self._network.frozen)
         host = None if self._state is None else self.snapshot()
         # the layers carry the weights, unless training may change them meanwhile
         kept["_host"] = host if host is None or self.access.training else host._replace(weights=None, stats=None)

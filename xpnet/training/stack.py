@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from ..backend import LARGEST_COUNT, Backend
@@ -11,11 +11,13 @@ from ..callbacks import History
 from ..core.config import custom_object_scope
 from ..core.random import fresh_seed
 from ..errors import InvalidTypeError, InvalidValueError, number, unknown_name
-from ..layers import Input, Layer
+from ..layers import Chain, Input, Layer
 from ..layers import get as get_layer
 from ..layers.base import rows_of
+from ..layers.tree import name_layers
 from .description import describe_layers, make_layers, summary
-from .network import Network, name_layers
+from .lending import as_layer
+from .network import Network
 from .session import Session
 from .state import Progress
 from .step import TrainState
@@ -29,7 +31,7 @@ class LayerStack(ModelWeights):
 
     def __init__(
         self,
-        layers: Iterable[Layer] | None = None,
+        layers: Iterable[Layer | LayerStack] | None = None,
         *,
         seed: int | None = None,
         dtype: str | None = None,
@@ -44,30 +46,30 @@ class LayerStack(ModelWeights):
         self._layers: list[Layer] = []
         self._dtype = dtype
         self.session = Session(self._layers, self.seed, backend, device, dtype)
-        for layer in layers or ():
-            self._append(layer)
-        if self._layers and isinstance(self._layers[0], Input):
-            self.build(self._layers[0].shape)
+        self._layers += map(_checked, layers or ())
+        shape = _declared_shape(self._layers)
+        if shape is not None:
+            self.build(shape)
 
     # Building -----------------------------------------------------------------------------------------
 
-    def add(self, layer: Layer) -> None:
-        """Append a layer, before any training; behind an `Input`, the model is built at once.
+    def add(self, layer: Layer | LayerStack) -> None:
+        """Append a layer or model, before any training; behind an `Input`, the model is built at once.
 
         Raises:
             InvalidValueError: the model was built by data, or trained. ShapeError: the layer does not fit.
         """
-        session = self.session
+        session, layer = self.session, _checked(layer)
         session.access.refuse("add")
-        known = isinstance(self._layers[0], Input) if self._layers else isinstance(layer, Input)
-        if session.laid_out and not (known and self.step == 0):
+        shape = _declared_shape([*self._layers, layer])
+        if session.laid_out and (shape is None or self.step > 0):
             raise InvalidValueError(f"layers can't be added to a model that is built; got {layer!r}")
         values = session.values() if session.laid_out else {}
         with session.as_before_on_error(layer):
-            self._append(layer)
+            self._layers.append(layer)
             session.clear()
-            if known:
-                self.build(getattr(self._layers[0], "shape", ()))
+            if shape is not None:
+                self.build(shape)
                 session.assign(values)
 
     def pop(self) -> Layer:
@@ -94,11 +96,6 @@ class LayerStack(ModelWeights):
         if not any(layer is last for layer in rest):
             last.leave(session, flats, key)
         return last
-
-    def _append(self, layer: Layer) -> None:
-        if not isinstance(layer, Layer):
-            raise InvalidTypeError(f"Sequential takes objects of xpnet.layers.Layer; got {layer!r}")
-        self._layers.append(get_layer(layer))
 
     def build(self, input_shape: Any) -> None:
         """Make the weights for inputs of this shape, without the batch axis (a leading None is accepted).
@@ -214,13 +211,17 @@ class LayerStack(ModelWeights):
         self.session.move(backend, device, dtype)
         return self
 
+    def as_layer(self) -> Layer:
+        """Return the layers as one `Chain`: a model that is built with it holds and trains their weights."""
+        return as_layer(self.session, None if self.name == "sequential" else self.name)
+
     # Descriptions -------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
         """Return name, layers, input shape (if built), seed and precision as plain values, without weights."""
         return {
             "name": self.name,
-            "layers": describe_layers(self._layers, [True] * len(self._layers)),
+            "layers": describe_layers(self._layers),
             "input_shape": list(self.input_shape) if self.session.laid_out else None,
             "seed": self.seed,
             "dtype": self._dtype,
@@ -244,3 +245,18 @@ class LayerStack(ModelWeights):
     def to_json(self, **kwargs: Any) -> str:
         """Return `get_config` as JSON, for `xpnet.model_from_json`. Args: kwargs: those of `json.dumps`."""
         return json.dumps({"class_name": type(self).__name__, "config": self.get_config()}, **kwargs)
+
+
+def _declared_shape(layers: Sequence[Layer]) -> tuple[int, ...] | None:
+    """Return the shape that an `Input` in front declares, also that of a model in front; None without one."""
+    first = layers[0] if layers else None
+    while isinstance(first, Chain):
+        first = first.layers[0]
+    return first.shape if isinstance(first, Input) else None
+
+
+def _checked(layer: Layer | LayerStack) -> Layer:
+    layer = layer.as_layer() if isinstance(layer, LayerStack) else layer
+    if not isinstance(layer, Layer):
+        raise InvalidTypeError(f"Sequential takes objects of xpnet.layers.Layer; got {layer!r}")
+    return get_layer(layer)

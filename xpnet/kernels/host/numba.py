@@ -131,7 +131,7 @@ def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
 
     def masked(x: Array) -> Array:
         y = ctx.empty(x.shape)
-        ctx.launch(_dropout, x.reshape(-1), keep, scale, y.reshape(-1))
+        ctx.launch(_dropout, np.reshape(x, (-1,)), keep, scale, y.reshape(-1))  # x may be a part of an array
         return y
 
     return masked(x), masked

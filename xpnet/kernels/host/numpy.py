@@ -178,6 +178,23 @@ def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> An
     return total
 
 
+def sum_rows(ctx: Any, index: Array, values: Array, count: int, out: Array | None = None) -> Array:
+    """Twin of `ops.sum_rows`: sorts the rows by index."""
+    if not ctx.inplace or values.ndim != 2:
+        return ops.sum_rows(ctx, index, values, count, out)
+    out = ctx.empty((count, values.shape[1])) if out is None else out
+    ctx.launch(_sum_rows, index, values, out)
+    return out
+
+
+def _sum_rows(index: Array, values: Array, out: Array) -> None:
+    order = np.argsort(index, stable=True)
+    ordered = index[order]
+    first = np.flatnonzero(np.diff(ordered, prepend=-1))
+    out.fill(0.0)
+    out[ordered[first]] = np.add.reduceat(values[order], first, axis=0)
+
+
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: Any) -> Array:
     """Twin of `ops.pack`: copies only what is not in its place already."""
     if out is None:
