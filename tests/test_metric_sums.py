@@ -174,9 +174,9 @@ def test_losses_like_keras(keras, name, y, weight):
 @pytest.mark.parametrize(
     ("identifier", "cls", "key"),
     [
-        ("huber", OfLoss, "huber"),
-        ("Huber", OfLoss, "Huber"),
-        ("bce", OfLoss, "bce"),
+        ("huber", metrics.Huber, "huber"),
+        ("Huber", metrics.Huber, "Huber"),
+        ("bce", metrics.BinaryCrossentropy, "bce"),
         (losses.Huber(2.0), OfLoss, "huber"),
         (losses.Huber(name="mine"), OfLoss, "mine"),
         (OfLoss("perceptron"), OfLoss, "perceptron_criterion"),
@@ -254,7 +254,7 @@ def test_counts_must_have_the_shapes_of_the_sums():
 def test_one_metric_takes_one_number_of_outputs():
     metric, two = ConfusionMatrix(), np.stack([1 - P1, P1], axis=1)
     metric.update_state(LABELS, P3)
-    with pytest.raises(ShapeError, match=r"\[\(3, 3\)\]: reset_state .* got \[\(2, 2\)\]$"):
+    with pytest.raises(ShapeError, match=r"\[\(3, 3\)\]: call reset_state .* got \[\(2, 2\)\]$"):
         metric.update_state(BITS, two)
     metric.reset_state()
     metric.update_state(BITS, two)
