@@ -243,14 +243,14 @@ class AUC(Calls):
     def compute(self, xp: Any, *sums: Array) -> Array:
         """Return the area, or the mean of the areas of the outputs."""
         bins = sums[0]
-        weights = (1.0,) * self.units if self.label_weights is None else self.label_weights
-        if not self.multi_label:
-            if self.label_weights is not None and self.units:
-                bins = sum(w * bins[i, ...] for i, w in enumerate(weights))
+        if bins.ndim == 2:
             return self.area(xp, *four_counts(xp, bins))
-        areas = self.area(xp, *four_counts(xp, bins))
-        total = sum((w * areas[i] for i, w in enumerate(weights)), 0.0 * xp.sum(areas))
-        return total / (sum(weights) or 1.0)
+        weights = (1.0,) * bins.shape[0] if self.label_weights is None else self.label_weights
+        each = self.area(xp, *four_counts(xp, bins)) if self.multi_label else bins
+        total = 0.0 * xp.sum(each, axis=0)
+        for i in range(bins.shape[0]):
+            total = total + weights[i] * each[i, ...]
+        return total / (sum(weights) or 1.0) if self.multi_label else self.area(xp, *four_counts(xp, total))
 
     def area(self, xp: Any, tp: Array, fp: Array, fn: Array, tn: Array) -> Array:
         """Return the area under the curve through the points of the thresholds (the last axis)."""

@@ -79,7 +79,7 @@ class FBetaScore(Metric):
         score = (1.0 + square) * (precision * recall / (square * precision + recall + EPSILON))
         if self.average == "weighted":
             return xp.sum(score * actual) / (xp.sum(actual) + EPSILON)
-        return xp.sum(score) / self.units if self.average == "macro" and self.units else score
+        return xp.sum(score) / max(score.shape[0], 1) if self.average == "macro" else score
 
 
 @registry.register

@@ -261,7 +261,7 @@ class R2Score(Metric):
         score = 1.0 - errors / total
         score = xp.where(xp.isinf(score), xp.zeros_like(score), score)
         if self.class_aggregation == "uniform_average":
-            score = xp.sum(score) / (self.units or 1)
+            score = xp.sum(score) / max(score.shape[0], 1)
         elif self.class_aggregation == "variance_weighted_average":
             score = xp.sum(total * score) / xp.sum(total)
         if not self.num_regressors:
