@@ -283,10 +283,11 @@ def test_graphs_of_activations(device, captures, activation):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_graphs_of_metrics(device, captures, metric):
+    make_metric, sparse = METRICS[metric]
     loss, y = "categorical_crossentropy", ONE_HOT
-    if "Sparse" in metric:
+    if sparse:
         loss, y = f"sparse_{loss}", CLASSES
-    same_with_and_without(captures, small(), y, loss, chosen=[metric])
+    same_with_and_without(captures, small(), y, loss, chosen=[make_metric()])
 
 
 def test_several_steps_in_a_graph(device):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import METRICS
 from test_metrics import BITS, HOT, LABELS, P1, P2, P3, RNG, WEIGHTS, update
 
 import xpnet as xn
@@ -44,6 +45,93 @@ def several(one, levels):
     return lambda w: [one(level)(w) for level in levels]
 
 
+def four(score, actual, level, w):
+    """Return tp, fp, fn, tn at a threshold."""
+    w = np.broadcast_to(np.reshape(w, (-1, *(1,) * (np.ndim(actual) - 1))), np.shape(actual))
+    above, actual = score > level, np.asarray(actual) > 0.5
+    return [(w * a).sum() for a in (above & actual, above & ~actual, ~above & actual, ~above & ~actual)]
+
+
+def count(which, level, score=P1, actual=BITS):
+    return lambda w: four(score, actual, level, w)[which]
+
+
+def best(of, under, least, levels, score=P1, actual=BITS):
+    """The largest of one share where another is large enough; shares are named by their two counts."""
+
+    def value(w):
+        at = [four(score, actual, level, w) for level in levels]
+        shares = [[c[i] / (c[i] + c[j]) if c[i] + c[j] else 0.0 for i, j in (of, under)] for c in at]
+        return max([0.0, *(share for share, other in shares if other >= least)])
+
+    return value
+
+
+SENSITIVITY, SPECIFICITY, PRECISE = (0, 2), (3, 1), (0, 1)  # tp / (tp + fn), tn / (tn + fp), tp / (tp + fp)
+
+
+def area(curve, method, inner, score=P1, actual=BITS):
+    """The area under a curve by its definition, the interpolated one by fine steps between thresholds."""
+
+    def value(w):
+        levels = [-1.0, *inner, 2.0]
+        tp, fp, fn, tn = np.array([four(score, actual, level, w) for level in levels]).T
+        share = lambda a, b: np.divide(a, b, out=np.zeros_like(a), where=b != 0)  # noqa: E731
+        if curve == "PR" and method == "interpolation":
+            steps = np.linspace(0, 1, 20001)
+            total = 0.0
+            for i in range(len(levels) - 1):
+                t = tp[i + 1] + steps * (tp[i] - tp[i + 1])
+                f = fp[i + 1] + steps * (fp[i] - fp[i + 1])
+                if tp[i] > tp[i + 1]:
+                    total += np.trapezoid(share(t, t + f)[1:], t[1:]) + (t[1] - t[0]) * share(t, t + f)[1]
+            return total / (tp[0] + fn[0])
+        recall, precise = share(tp, tp + fn), share(tp, tp + fp)
+        if curve == "ROC":
+            x, y = share(fp, fp + tn), recall
+        elif curve == "PR":
+            x, y = recall, precise
+        else:
+            odds = share(tp + fn, tn + fp)
+            x = np.where(tp > 0, np.maximum(1 - odds * share(fn, tp), 0), 0)
+            y = np.where(tp > 0, 1 - odds * share(fp, tp), 1)
+        pairs = np.stack([y[:-1], y[1:]])
+        heights = {"interpolation": pairs.mean(0), "minoring": pairs.min(0), "majoring": pairs.max(0)}[method]
+        return ((x[:-1] - x[1:]) * heights).sum()
+
+    return value
+
+
+def f_scores(beta, called, actual=HOT, average=None):
+    def value(w):
+        sums = [np.array([(w[:, None] * a).sum(0) for a in (called * actual, called, actual)])]
+        hits, found, real = sums[0].sum(1) if average == "micro" else sums[0]
+        p, r = hits / (found + 1e-7), hits / (real + 1e-7)
+        score = (1 + beta**2) * p * r / (beta**2 * p + r + 1e-7)
+        how = {"macro": np.mean, "weighted": lambda s: (s * real).sum() / (real.sum() + 1e-7)}
+        return how.get(average, np.asarray)(score)
+
+    return value
+
+
+def determination(y, p, how=None, regressors=0):
+    def value(w):
+        w = w[:, None]
+        spread = (w * (y - (w * y).sum(0) / w.sum()) ** 2).sum(0)
+        score = 1 - (w * (y - p) ** 2).sum(0) / spread
+        score = score if how is None else np.average(score, weights=spread if how == "spread" else None)
+        return 1 - (1 - score) * (y.size - 1) / (y.size - regressors - 1)
+
+    return value
+
+
+def evenly(n):
+    return np.arange(n) / (n - 1)
+
+
+HALF = np.where(P3.max(-1, keepdims=True) == P3, 1.0, 0.0)
+BOTH = RNG.integers(0, 2, (40, 3))
+
 # metric, targets, predictions, the result from the rows' weights
 TABLE = {
     "huber": (lambda: OfLoss("huber"), HOT, P3, lambda w: np.average(((P3 - HOT) ** 2).mean(-1) / 2, weights=w)),
@@ -64,6 +152,80 @@ TABLE = {
     "recall, top": (lambda: Recall(top_k=2), HOT, P3, recall(P3.min(-1, keepdims=True) < P3, HOT)),
     "precision, class": (lambda: Precision(class_id=1), HOT, P3, precision(P3[:, 1] > 0.5, HOT[:, 1])),
     "recall, class": (lambda: Recall(0.3, 1, 2), LABELS, P3, recall((P3[:, 2] > 0.3) & (BEST == 2), HOT[:, 2])),
+    "thresholds in any order": (
+        lambda: Precision([0.7, 0.2, 0.5]), BITS, P1, several(lambda t: precision(t < P1), (0.7, 0.2, 0.5))
+    ),
+    "true positives": (metrics.TruePositives, BITS, P1, count(0, 0.5)),
+    "false positives": (lambda: metrics.FalsePositives(0.2), LABELS, P3, count(1, 0.2, P3, HOT)),
+    "false negatives": (lambda: metrics.FalseNegatives(0.7), BITS, P1[:, None], count(2, 0.7)),
+    "true negatives": (
+        lambda: metrics.TrueNegatives([0.6, 0.2]), HOT, P3, several(lambda t: count(3, t, P3, HOT), (0.6, 0.2))
+    ),
+    "sensitivity": (
+        lambda: metrics.SensitivityAtSpecificity(0.6, 31), BITS, P1,
+        best(SENSITIVITY, SPECIFICITY, 0.6, evenly(31)),
+    ),
+    "specificity": (
+        lambda: metrics.SpecificityAtSensitivity(0.7), BITS, P1, best(SPECIFICITY, SENSITIVITY, 0.7, evenly(200))
+    ),
+    "precision at recall": (
+        lambda: metrics.PrecisionAtRecall(0.5, 12, 1), HOT, P3,
+        best(PRECISE, SENSITIVITY, 0.5, evenly(12), P3[:, 1], HOT[:, 1]),
+    ),
+    "recall at precision": (
+        lambda: metrics.RecallAtPrecision(0.45), LABELS, P3, best(SENSITIVITY, PRECISE, 0.45, evenly(200), P3, HOT)
+    ),
+    "one threshold": (
+        lambda: metrics.RecallAtPrecision(0.1, 1), BITS, P1, best(SENSITIVITY, PRECISE, 0.1, [0.5])
+    ),
+    "area": (metrics.AUC, BITS, P1, area("ROC", "interpolation", evenly(200)[1:-1])),
+    "area, thresholds": (
+        lambda: metrics.AUC(thresholds=[0.8, 0.3]), BITS, P1, area("ROC", "interpolation", (0.3, 0.8))
+    ),
+    **{
+        f"area, {curve} {method}": (
+            lambda curve=curve, method=method: metrics.AUC(10, curve, method), HOT, P3,
+            area(curve, method, evenly(10)[1:-1], P3, HOT),
+        )
+        for curve in ("ROC", "PR", "PRGAIN")
+        for method in ("interpolation", "minoring", "majoring")
+        if (curve, method) != ("PR", "interpolation")
+    },
+    "area, scores": (
+        lambda: metrics.AUC(50, from_logits=True), BITS, np.log(P1 / (1 - P1)),
+        area("ROC", "interpolation", evenly(50)[1:-1]),
+    ),
+    "area, labels": (
+        lambda: metrics.AUC(50, multi_label=True), BOTH, P3,
+        lambda w: np.mean([
+            area("ROC", "interpolation", evenly(50)[1:-1], P3[:, i], BOTH[:, i])(w) for i in range(3)
+        ]),
+    ),
+    "area, weighted labels": (
+        lambda: metrics.AUC(50, "PR", "minoring", multi_label=True, label_weights=[1, 0, 2.5]), BOTH, P3,
+        lambda w: sum(
+            s / 3.5 * area("PR", "minoring", evenly(50)[1:-1], P3[:, i], BOTH[:, i])(w)
+            for i, s in ((0, 1), (2, 2.5))
+        ),
+    ),
+    "area, label weights": (
+        lambda: metrics.AUC(50, label_weights=[1, 1, 0]), BOTH, P3,
+        area("ROC", "interpolation", evenly(50)[1:-1], P3[:, :2], BOTH[:, :2]),
+    ),
+    "F": (lambda: metrics.FBetaScore(beta=2.0), HOT, P3, f_scores(2.0, HALF)),
+    "F, weighted": (
+        lambda: metrics.FBetaScore("weighted", 0.5, 0.3), BOTH, P3, f_scores(0.5, P3 > 0.3, BOTH, "weighted")
+    ),
+    "F1, macro": (lambda: metrics.F1Score("macro"), HOT, P3, f_scores(1.0, HALF, HOT, "macro")),
+    "F1, micro": (lambda: metrics.F1Score("micro", 0.4), HOT, P3, f_scores(1.0, P3 > 0.4, HOT, "micro")),
+    "R2": (metrics.R2Score, BITS, P1, determination(BITS[:, None], P1[:, None], "mean")),
+    "R2, units": (lambda: metrics.R2Score(None), HOT + 20, P3 + 20, determination(HOT, P3)),
+    "R2, adjusted": (
+        lambda: metrics.R2Score("variance_weighted_average", 5), HOT, P3, determination(HOT, P3, "spread", 5)
+    ),
+    "root of squares": (
+        metrics.RootMeanSquaredError, HOT, P3, lambda w: np.sqrt(np.average(((P3 - HOT) ** 2).mean(-1), weights=w))
+    ),
     "matrix": (ConfusionMatrix, LABELS, P3, matrix(LABELS, BEST, 3)),
     "matrix, one-hot": (ConfusionMatrix, HOT, P3, matrix(LABELS, BEST, 3)),
     "matrix, larger": (lambda: ConfusionMatrix(5), LABELS[:, None], P3, matrix(LABELS, BEST, 5)),
@@ -327,6 +489,33 @@ def test_a_model_gives_what_the_metrics_give_alone():
             assert np.shape(scores[name]) == value.shape, name
             assert isinstance(scores[name], float if value.ndim == 0 else np.ndarray)
             np.testing.assert_allclose(scores[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_every_metric_in_a_model(sparse):
+    """Recorded or compiled steps give what the metric gives alone, weighted and not."""
+    rows = {
+        name: row
+        for name, row in METRICS.items()
+        if np.shape(row[3]) == (40, 3) and (np.shape(row[2]) != (40, 3)) == sparse and "ids" not in name
+    }
+
+    def made(prefix=""):
+        return [cls(**settings, name=prefix + name) for name, (cls, settings, *_) in rows.items()]
+
+    y = LABELS if sparse else HOT
+    model = xn.Sequential([Dense(3, "softmax")], seed=2)
+    loss = f"{'sparse_' if sparse else ''}categorical_crossentropy"
+    model.compile(SGD(0.0), loss, made(), weighted_metrics=made("w_"))
+    history = model.fit(X, y, batch_size=8, epochs=4, verbose=0, sample_weight=WEIGHTS).history
+    p = np.asarray(model.predict(X))
+    assert len(rows) > (5 if sparse else 20)
+    for metric, weight in [*((m, None) for m in made()), *((m, WEIGHTS) for m in made("w_"))]:
+        metric.update_state(y, p, weight)
+        for epoch in (0, 3):
+            np.testing.assert_allclose(
+                history[metric.name][epoch], metric.result(), rtol=2e-4, atol=1e-5, err_msg=metric.name
+            )
 
 
 def test_early_stopping_needs_a_number():
