@@ -170,8 +170,8 @@ METRICS = {
     "concordance": (
         metrics.ConcordanceCorrelation, {}, ONE_HOT, NEAR, 2 * COVARIANCES / (sum(VARIANCES) + 1e-7),
     ),
-    "mean": (metrics.Mean, {}, None, ONE, None),
-    "sum": (metrics.Sum, {}, None, ONE, None),
+    "mean": (metrics.Mean, {}, YES, ONE, None),  # values and weights
+    "sum": (metrics.Sum, {}, YES, ONE, None),
     "root_mean_squared_error": (metrics.RootMeanSquaredError, {}, ONE_HOT, THREE, None),
     "precision": (metrics.Precision, {}, YES, ONE, None),
     "precision_thresholds": (metrics.Precision, {"thresholds": [0.7, 0.2, 0.5]}, YES, ONE, None),
@@ -210,6 +210,12 @@ METRICS = {
 }  # fmt: skip
 for _name, (_cls, _settings, _y, _p) in LOSSES.items():  # each loss as a metric
     METRICS[f"loss_{_name}"] = getattr(metrics, _cls.__name__), _settings, _y, _p, None
+
+MODEL_METRICS = {  # those that fit a model of three outputs: what makes one, and whether targets are class numbers
+    name: (lambda cls=row[0], settings=row[1]: cls(**settings, name="own"), np.shape(row[2]) != np.shape(row[3]))
+    for name, row in METRICS.items()
+    if name.startswith("loss_") or np.shape(row[3]) == (40, 3)
+}
 
 # Optimizers: name -> (what makes one, rate on the parabola, rate and steps on Rosenbrock's valley).
 

@@ -35,7 +35,7 @@ from xpnet.tools import cli, parity
 if get_backend().name != "numpy":
     pytest.skip("it names its backends: run once, with NumPy", allow_module_level=True)
 
-from test_graph import CLASSES, LOSSES, METRICS, ONE_HOT, WEIGHTS, X, everything, small
+from test_graph import CLASSES, LOSSES, MODEL_METRICS, ONE_HOT, WEIGHTS, X, everything, small
 from test_ops import CASES, hosts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -281,9 +281,9 @@ def test_graphs_of_activations(device, captures, activation):
     same_with_and_without(captures, small(activation))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", MODEL_METRICS)
 def test_graphs_of_metrics(device, captures, metric):
-    make_metric, sparse = METRICS[metric]
+    make_metric, sparse = MODEL_METRICS[metric]
     loss, y = "categorical_crossentropy", ONE_HOT
     if sparse:
         loss, y = f"sparse_{loss}", CLASSES

@@ -9,11 +9,11 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-import cases
 import cuda_on_host
 import cupy_like
 import numpy as np
 import pytest
+from cases import MODEL_METRICS
 from cupy_capture import Graph, clean_start, pretended_cupy
 from steps import taken
 
@@ -270,16 +270,9 @@ def test_activations(activation):
     same_with_and_without(small(activation))
 
 
-METRICS = {  # those of the table that take three outputs
-    name: (lambda cls=row[0], settings=row[1]: cls(**settings, name="own"), np.shape(row[2]) != np.shape(row[3]))
-    for name, row in cases.METRICS.items()
-    if name.startswith("loss_") or (row[2] is not None and np.shape(row[3]) == (40, 3))
-}
-
-
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", MODEL_METRICS)
 def test_metrics(metric):
-    make_metric, sparse = METRICS[metric]
+    make_metric, sparse = MODEL_METRICS[metric]
     loss, y = "categorical_crossentropy", ONE_HOT
     if sparse:
         loss, y = f"sparse_{loss}", CLASSES

@@ -255,6 +255,18 @@ def test_further_axes_are_rows(backend64, name, weighted):
     assert_close(metric.result(), backend64.array(value(np.repeat(few, 8) if weighted else np.ones(40))))
 
 
+@pytest.mark.parametrize("weight", [np.ones(40), WEIGHTS], ids=["plain", "weighted"])
+def test_interpolated_precision_and_recall(backend64, weight):
+    """The closed form, beside the area of its definition in 20,000 steps between thresholds."""
+    for metric, y, p, inner in (
+        (metrics.AUC(10, "PR"), BITS, P1, evenly(10)[1:-1]),
+        (metrics.AUC(thresholds=[0.3, 0.5], curve="pr"), HOT, P3, (0.3, 0.5)),
+    ):
+        metric.update_state(y, backend64.array(p), weight)
+        found = float(backend64.host(metric.result()))
+        assert found == pytest.approx(area("PR", "interpolation", inner, p, y)(weight), rel=2e-4)
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_the_shape_of_the_result(name):
     make, y, p, value = TABLE[name]

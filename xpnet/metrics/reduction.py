@@ -109,7 +109,8 @@ class MeanMetricWrapper(Metric):
             `y_pred.__array_namespace__()` or of the library), which returns values of shape (batch, ...); or a
             loss, or the name of one. name, dtype: see `Metric`. kwargs: arguments passed on to `fn`.
 
-    A function can't be saved with a model: derive from `Metric` for that. The direction is `"min"` for a loss.
+    A function can't be saved with a model: derive from `Metric` for that. The direction is `"min"` for a loss;
+    for a function, set it: `metric.direction = "max"`.
 
     >>> metric = MeanMetricWrapper(lambda y, p, power: abs(y - p) ** power, power=3)
     >>> metric.update_state([[1.0], [2.0]], [[2.0], [0.0]])
@@ -126,6 +127,8 @@ class MeanMetricWrapper(Metric):
             raise InvalidTypeError(f"fn must be a function, a loss or the name of a loss; got {fn!r}")
         self.fn: Callable[..., Array] = fn
         self.kwargs = kwargs
+        if isinstance(fn, losses.Loss):
+            vars(self)["direction"] = "min"
         self.name, self.dtype = name, dtype  # type: ignore[assignment]
         self.__post_init__()
 
@@ -134,11 +137,6 @@ class MeanMetricWrapper(Metric):
         """The name of the function or the loss."""
         found = getattr(self.fn, "name", None) or getattr(self.fn, "__name__", type(self.fn).__name__)
         return snake_case(str(found))
-
-    @property
-    def direction(self) -> str | None:  # type: ignore[override]
-        """`"min"` for a loss, else None."""
-        return "min" if isinstance(self.fn, losses.Loss) else None
 
     @property
     def parts(self) -> tuple[Any, ...]:
