@@ -10,7 +10,7 @@ from xpnet import losses, metrics
 from xpnet.callbacks import Callback, EarlyStopping
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
 from xpnet.layers import Dense
-from xpnet.metrics import ConfusionMatrix, OfLoss, Precision, Recall
+from xpnet.metrics import Accuracy, ConfusionMatrix, OfLoss, Precision, Recall
 from xpnet.optimizers import SGD
 from xpnet.testing import assert_close
 
@@ -448,6 +448,40 @@ def test_one_metric_takes_one_number_of_outputs():
         (lambda: ConfusionMatrix(1), InvalidValueError, "got 1"),
         (lambda: update(ConfusionMatrix(2), LABELS, P3), ShapeError, ">= 3 for 3 outputs; got 2"),
         (lambda: update(ConfusionMatrix(), [[1, 0, 1]] * 2, P2), ShapeError, "got (2, 3)"),
+        (lambda: metrics.BinaryAccuracy(0.8), InvalidTypeError, "name must be a string or None; got 0.8"),
+        (lambda: metrics.TruePositives(2), InvalidValueError, "got 2"),
+        (lambda: metrics.AUC(1), InvalidValueError, "got 1"),
+        (lambda: metrics.AUC(curve="rock"), UnknownNameError, "got 'ROCK'"),
+        (lambda: metrics.AUC(summation_method="mean"), UnknownNameError, "got 'mean'"),
+        (lambda: metrics.AUC(num_labels=3), InvalidValueError, "multi_label=True; got num_labels 3"),
+        (lambda: metrics.AUC(label_weights=3), InvalidTypeError, "got 3"),
+        (lambda: metrics.AUC(label_weights=[1, -1]), InvalidValueError, "got -1"),
+        (lambda: update(metrics.AUC(multi_label=True, num_labels=2), HOT, P3), ShapeError, "3 outputs; got 2"),
+        (lambda: update(metrics.AUC(label_weights=[1, 2]), HOT, P3), ShapeError, "3 outputs; got (1.0, 2.0)"),
+        (lambda: metrics.SensitivityAtSpecificity(1.5), InvalidValueError, "got 1.5"),
+        (lambda: metrics.PrecisionAtRecall(0.5, 0), InvalidValueError, "got 0"),
+        (lambda: update(metrics.RecallAtPrecision(0.5, class_id=4), HOT, P3), ShapeError, "3 outputs; got 4"),
+        (lambda: metrics.FBetaScore("mean"), UnknownNameError, "got 'mean'"),
+        (lambda: metrics.FBetaScore(beta=0), InvalidValueError, "got 0"),
+        (lambda: metrics.F1Score(threshold=0), InvalidValueError, "got 0"),
+        (
+            lambda: update(metrics.F1Score(), LABELS, P3),
+            ShapeError,
+            "F1Score takes targets of the outputs' shape (40, 3); got (40,)",
+        ),
+        (lambda: metrics.R2Score("mean"), UnknownNameError, "got 'mean'"),
+        (lambda: metrics.R2Score(num_regressors=-1), InvalidValueError, "got -1"),
+        (lambda: metrics.TopKCategoricalAccuracy(0), InvalidValueError, "got 0"),
+        (lambda: update(metrics.TopKCategoricalAccuracy(), LABELS, P3), ShapeError, "got (40,)"),
+        (lambda: update(metrics.PearsonCorrelation(axis=2), HOT, P3), ShapeError, "2 axes; got 2"),
+        (lambda: update(metrics.ConcordanceCorrelation(), BITS, P1), ShapeError, "got outputs of shape (40, 1)"),
+        (lambda: update(metrics.CosineSimilarity(axis=0), HOT, P3, WEIGHTS), ShapeError, "got axis 0"),
+        (lambda: update(Accuracy(), [1, 0], P2, [[1.0, 2.0]] * 2), ShapeError, "shape (2,); got (2, 2)"),
+        (lambda: update(Precision(), [1, 0], P2, [[1.0, 2.0, 3.0]] * 2), ShapeError, "shape (2,); got (2, 3)"),
+        (lambda: metrics.Mean()([1.0, 2.0], [1.0, 2.0, 3.0]), ShapeError, "shape (2,); got (3,)"),
+        (lambda: metrics.MeanMetricWrapper(3), InvalidTypeError, "got 3"),
+        (lambda: metrics.MeanMetricWrapper(lambda y, p: 1.0)(HOT, P3), ShapeError, "shape (40, ...); got ()"),
+        (lambda: metrics.MeanMetricWrapper(lambda y, p: p[:, 0])(HOT, P3, HOT), ShapeError, "got shape (40, 3)"),
         (lambda: OfLoss("cce"), UnknownNameError, "got 'cce'"),
         (lambda: update(OfLoss("categorical_crossentropy"), [1, 0], P2), ShapeError, "got (2,)"),
         (lambda: update(OfLoss("sparse_categorical_crossentropy"), P2, P2), ShapeError, "got (2, 2)"),
@@ -457,6 +491,59 @@ def test_errors(call, error, ends):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value).endswith(ends)
+
+
+def test_metrics_of_values_have_no_place_in_a_model():
+    model = xn.Sequential([Dense(3)], seed=1)
+    model.compile("sgd", "mse", [metrics.Mean()])
+    with pytest.raises(InvalidTypeError, match=r"such as MeanMetricWrapper\(function\); got Mean, which takes"):
+        model.fit(HOT, HOT, verbose=0)
+
+
+def test_functions_in_a_model(tmp_path):
+    """They are trained with, and refused where the model is saved; losses are saved."""
+
+    def worst(y, p):
+        return abs(y - p)
+
+    model = xn.Sequential([Dense(3)], seed=1)
+    model.compile("sgd", "mse", [metrics.MeanMetricWrapper(worst), metrics.MeanMetricWrapper(losses.Huber(0.1))])
+    model.build((3,))
+    p = np.asarray(model.predict(HOT))
+    found = model.evaluate(HOT, HOT, return_dict=True)
+    assert found["worst"] == pytest.approx(abs(HOT - p).mean(), rel=1e-5)
+    with pytest.raises(InvalidTypeError, match=r"got <function .*worst"):
+        model.save(tmp_path / "model")
+    model.compile("sgd", "mse", [metrics.MeanMetricWrapper(losses.Huber(0.1))])
+    model.save(tmp_path / "model")
+    again = xn.load_model(tmp_path / "model")
+    assert again.evaluate(HOT, HOT, return_dict=True) == pytest.approx({k: found[k] for k in ("loss", "huber")})
+
+
+def test_labels_that_are_no_class_are_no_hits(backend64):
+    metric = metrics.SparseTopKCategoricalAccuracy(k=2)
+    metric.update_state([0, 3, -1, 2], backend64.array([[0.5, 0.3, 0.2]] * 4))
+    assert_close(metric.result(), backend64.scalar(0.25))
+
+
+def test_equal_outputs_do_not_count_against_the_target(backend64):
+    metric = metrics.TopKCategoricalAccuracy(k=1)
+    metric.update_state(np.eye(3)[[0, 1, 2, 2]], backend64.array([[0.4, 0.4, 0.2]] * 3 + [[-np.inf, 0.0, 0.0]]))
+    assert_close(metric.result(), backend64.scalar(0.75))
+
+
+def test_a_metric_is_called_as_in_keras(backend64):
+    metric = metrics.AUC(num_thresholds=3)
+    assert_close(metric([0, 0, 1, 1], backend64.array([0, 0.5, 0.3, 0.9])), backend64.scalar(0.75))
+
+
+@pytest.mark.parametrize("p", [[np.nan, 0.2, 0.7, 0.9], [-5.0, 0.2, 0.7, 9.0]])
+def test_scores_outside_of_the_unit_interval(backend64, p):
+    """They are in the first and the last bin, and NaN is in the first."""
+    metric, wanted = metrics.AUC(), metrics.AUC()
+    metric.update_state([0, 1, 0, 1], backend64.array(p))
+    wanted.update_state([0, 1, 0, 1], backend64.array([0.0, 0.2, 0.7, 1.0]))
+    assert_close(metric.result(), wanted.result())
 
 
 # In training --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
+import xpnet as xn
 from xpnet import metrics
 
 keras = pytest.importorskip("keras")
@@ -221,6 +222,31 @@ def test_names_and_the_order_of_arguments(name):
         made = getattr(keras.metrics, name)(**required)
         if theirs["name"].default is not None:
             assert getattr(metrics, name)(**required).name == made.name
+        direction = {"up": "max", "down": "min", None: None}[getattr(made, "_direction", None)]
+        assert direction in (None, getattr(metrics, name)(**required).direction)
+
+
+@pytest.mark.parametrize("weights", ["none", "rows", "some_0", "all_0"])
+def test_a_model_takes_weights_in_weighted_metrics_only(weights, agree):
+    def chosen(home):
+        return [
+            "accuracy", home.AUC(name="auc"), home.Precision(thresholds=0.2, name="precision"),
+            home.F1Score("micro"), home.MeanAbsoluteError(), home.TopKCategoricalAccuracy(2),
+        ]  # fmt: skip
+
+    model = xn.Sequential([xn.layers.Dense(UNITS, "softmax")], seed=3, dtype="float64")
+    theirs = keras.Sequential([keras.Input((UNITS,)), keras.layers.Dense(UNITS, "softmax", dtype="float64")])
+    for one, home in ((model, metrics), (theirs, keras.metrics)):
+        one.compile("sgd", "categorical_crossentropy", metrics=chosen(home), weighted_metrics=chosen(home))
+    model.build((UNITS,))
+    theirs.set_weights(model.get_weights())
+    kwargs = {"sample_weight": WEIGHTS[weights], "batch_size": 16, "verbose": 0, "return_dict": True}
+    kwargs["sample_weight"] = None if weights == "none" else WEIGHTS[weights]
+    found, wanted = model.evaluate(SCORES, HOT, **kwargs), theirs.evaluate(SCORES, HOT, **kwargs)
+    names = {"accuracy", "auc", "precision", "f1_score", "mean_absolute_error", "top_k_categorical_accuracy"}
+    assert set(found) == {"loss"} | names | {f"weighted_{name}" for name in names}
+    for name in found:
+        agree(found[name], wanted[name], 1e-6)  # Keras has its own accuracy in float32
 
 
 @pytest.mark.parametrize("weights", ["none", "rows", "column", "some_0"])
