@@ -99,9 +99,9 @@ class EarlyStopping(Callback):
         monitor: a name in the logs. min_delta: the smallest change, >= 0, that counts as an improvement.
         patience: the number of consecutive epochs without improvement after which training stops, but never in the
             first epoch.
-        verbose: 1 prints a message at the end. mode: `"min"`, `"max"` or `"auto"` (`Metric.direction`; `"min"` for the
-            loss). baseline: a value that must be beaten before the wait is reset; an epoch that is the best so far
-            never stops training. restore_best_weights: whether to restore the weights of the best
+        verbose: 1 prints a message at the end. mode: `"min"`, `"max"` or `"auto"`: that of `Metric.direction`, for
+            the loss `"min"`. baseline: a value that must be beaten before the wait is reset; an epoch that is the
+            best so far never stops training. restore_best_weights: whether to restore the weights of the best
             epoch at the end. start_from_epoch: epochs before monitoring begins.
 
     Attributes:
