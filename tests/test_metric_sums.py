@@ -532,6 +532,12 @@ def test_equal_outputs_do_not_count_against_the_target(backend64):
     assert_close(metric.result(), backend64.scalar(0.75))
 
 
+def test_rows_of_zeros_call_nothing(backend64):
+    metric = metrics.F1Score("micro")
+    metric.update_state([[1, 0], [1, 0]], backend64.array([[0.0, 0.0], [0.7, 0.3]]))
+    assert_close(metric.result(), backend64.scalar(2 / 3), rtol=1e-6)
+
+
 def test_a_metric_is_called_as_in_keras(backend64):
     metric = metrics.AUC(num_thresholds=3)
     assert_close(metric([0, 0, 1, 1], backend64.array([0, 0.5, 0.3, 0.9])), backend64.scalar(0.75))

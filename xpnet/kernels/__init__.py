@@ -30,7 +30,7 @@ _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "host.numpy": ("product", "activate", *_NETWORK, "row_total", *_GRADIENT, "update"),
+        "host.numpy": ("product", "activate", *_NETWORK, "confusion", "row_total", *_GRADIENT, "update"),
         "host.numba": (*_NETWORK, "update"),
     },
     "torch": {"torch": ("activate", "affine", "softmax_cross_entropy", "row_total", *_GRADIENT, "update")},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import losses
 from ..errors import InvalidTypeError
@@ -17,6 +17,11 @@ from .reduction import *
 from .regression import *
 
 __all__ = ["Metric", "Unweighted", "get", *registry.exports()]
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:  # the classes made in `from_losses`
+        ...
 
 
 def get(identifier: Any) -> Metric:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import Array
-from ..core.settings import flag, setting
+from ..backend import Array, floating
+from ..core.settings import flag, part, setting
 from ..errors import ShapeError, number
 from ..kernels.context import Context
-from .base import Metric, registry
+from .base import Metric, registry, text
 
 __all__ = [
     "Accuracy",
@@ -134,8 +134,8 @@ class SparseTopKCategoricalAccuracy(Metric):
     direction = "max"
 
     k: int = setting(number, 1, integer=True, default=5)
-    name: str = Metric.name
-    dtype: str | None = Metric.dtype
+    name: str = setting(text, default=None, kw_only=True)
+    dtype: str | None = part(floating, default=None, kw_only=True)
     from_sorted_ids: bool = setting(flag, default=False)
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:

@@ -20,7 +20,8 @@ Count = Array | float
 M = TypeVar("M", bound="Metric")
 
 
-def _text(name: str, value: Any) -> Any:
+def text(name: str, value: Any) -> Any:
+    """Check that a setting is a string or None."""
     if value is None or isinstance(value, str):
         return value
     raise InvalidTypeError(f"{name} must be a string or None; got {value!r}")
@@ -66,7 +67,7 @@ class Metric(Configurable):
         if any(overrides(cls, method, "direction") for method in ("rows", "counts", "compute", "for_shapes")):
             cls.direction = None
 
-    name: str = setting(_text, default=None, kw_only=True)
+    name: str = setting(text, default=None, kw_only=True)
     dtype: str | None = part(floating, default=None, kw_only=True)
 
     def __post_init__(self) -> None:

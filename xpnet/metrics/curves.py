@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..activations import Sigmoid
-from ..backend import Array
-from ..core.settings import flag, optional, setting
+from ..backend import Array, floating
+from ..core.settings import flag, optional, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, ShapeError, number, one_of
 from ..kernels.context import Context
-from .base import Metric, for_outputs, ratio, registry
+from .base import Metric, for_outputs, ratio, registry, text
 from .thresholds import Calls, four_counts, grid, threshold_list
 
 __all__ = ["AUC", "PrecisionAtRecall", "RecallAtPrecision", "SensitivityAtSpecificity", "SpecificityAtSensitivity"]
@@ -191,8 +191,8 @@ class AUC(Calls):
     num_thresholds: int = setting(number, 2, integer=True, default=200)
     curve: str = setting(_curve, default="ROC")
     summation_method: str = setting(one_of, ("interpolation", "minoring", "majoring"), default="interpolation")
-    name: str = Metric.name
-    dtype: str | None = Metric.dtype
+    name: str = setting(text, default=None, kw_only=True)
+    dtype: str | None = part(floating, default=None, kw_only=True)
     thresholds: Any = setting(threshold_list, default=None)
     multi_label: bool = setting(flag, default=False)
     num_labels: int | None = setting(optional(number), 1, integer=True, default=None)
