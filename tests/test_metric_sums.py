@@ -552,6 +552,21 @@ def test_scores_outside_of_the_unit_interval(backend64, p):
     assert_close(metric.result(), wanted.result())
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_targets_far_from_0_in_float32(monkeypatch, wide):
+    """Their squares are around 1e8, of which float32 has no digit left for the variance."""
+    monkeypatch.setattr(xn.backend.Backend, "wide", wide)
+    x = np.float32(1e4 + 3 * RNG.standard_normal((57, 2)))
+    y = np.float32(x + RNG.standard_normal((57, 2)))
+    model = xn.Sequential([Dense(2)], seed=1, backend="numpy", dtype="float32")
+    model.compile("sgd", "mse", [metrics.R2Score(None)])
+    model.build((2,))
+    model.set_weights([np.eye(2), np.zeros(2)])
+    found = model.evaluate(x, y, batch_size=16, return_dict=True)["r2_score"]
+    x, y = np.float64(x), np.float64(y)
+    np.testing.assert_allclose(found, 1 - ((y - x) ** 2).sum(0) / ((y - y.mean(0)) ** 2).sum(0), rtol=1e-5)
+
+
 # In training --------------------------------------------------------------------------------------------
 
 X = RNG.standard_normal((40, 4))

@@ -207,8 +207,9 @@ class R2Score(Metric):
     As in Keras, a unit whose targets are constant scores 0 (NaN if the predictions are exact), and the result is
     NaN if all weights are 0.
 
-    The sum of squares is taken around a value near the batch's mean and moved to 0 in float64, or in pairs of
-    float32 numbers where the library has no float64. So targets far from 0 cost no digits.
+    The sum of squares is taken around a value near the batch's mean and moved to 0 in float64, so that float32
+    targets far from 0 keep their digits. Where the library has no float64, this is done in pairs of float32
+    numbers in training and evaluation; a metric used alone then loses digits.
 
     >>> metric = R2Score()
     >>> metric.update_state([[1.0], [4.0], [3.0]], [[2.0], [4.0], [4.0]])
