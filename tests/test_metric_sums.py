@@ -532,6 +532,12 @@ def test_equal_outputs_do_not_count_against_the_target(backend64):
     assert_close(metric.result(), backend64.scalar(0.75))
 
 
+def test_the_cosine_of_zeros_is_0(backend64):
+    metric = metrics.CosineSimilarity()
+    metric.update_state([[0.0, 1.0], [0.0, 1.0]], backend64.array([[0.0, 0.0], [0.0, 2.0]]))
+    assert_close(metric.result(), backend64.scalar(0.5))
+
+
 def test_rows_of_zeros_call_nothing(backend64):
     metric = metrics.F1Score("micro")
     metric.update_state([[1, 0], [1, 0]], backend64.array([[0.0, 0.0], [0.7, 0.3]]))

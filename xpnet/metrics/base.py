@@ -89,7 +89,7 @@ class Metric(Configurable):
         return ()
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
-        """Return one number per row, shape p.shape[:-1], or one per output, shape p.shape."""
+        """Return one number or boolean per row, shape p.shape[:-1], or per output, shape p.shape."""
         raise TypeError(f"{type(self).__name__} must define rows(ctx, y, p)")
 
     def counts(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Sequence[Count]:
@@ -99,7 +99,7 @@ class Metric(Configurable):
             y: targets. p: predictions, shape (batch, ..., units). weight: weights of the first axes of p, shape
                 (batch,), (batch, ...) or, with `unit_weights`, (batch, ..., units); None for ones.
         """
-        values = self.rows(ctx, y, p)
+        values = ctx.xp.astype(self.rows(ctx, y, p), ctx.dtype, copy=False)
         if weight is None:
             return ctx.ops.row_total(ctx, values, None, 1.0), 1.0 * math.prod(values.shape)
         if weight.ndim > values.ndim:
