@@ -208,13 +208,16 @@ METRICS = {
         None,
     ),
 }  # fmt: skip
-for _name, (_cls, _settings, _y, _p) in LOSSES.items():  # each loss as a metric
-    METRICS[f"loss_{_name}"] = getattr(metrics, _cls.__name__), _settings, _y, _p, None
+for _name, (_cls, _settings, _y, _p) in LOSSES.items():  # each loss as a metric; one name is a score of its own
+    if _cls.__name__ != "CosineSimilarity":
+        _settings = {key: value for key, value in _settings.items() if key != "reduction"}
+        METRICS[f"loss_{_name}"] = getattr(metrics, _cls.__name__), _settings, _y, _p, None
 
 MODEL_METRICS = {  # those that fit a model of three outputs: what makes one, and whether targets are class numbers
     name: (lambda cls=row[0], settings=row[1]: cls(**settings, name="own"), np.shape(row[2]) != np.shape(row[3]))
     for name, row in METRICS.items()
-    if name.startswith("loss_") or np.shape(row[3]) == (40, 3)
+    if np.shape(row[3]) == (40, 3)
+    or (name.startswith("loss_") and not row[1] and np.shape(row[2]) in (np.shape(row[3]), np.shape(row[3])[:-1]))
 }
 
 # Optimizers: name -> (what makes one, rate on the parabola, rate and steps on Rosenbrock's valley).
