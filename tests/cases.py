@@ -492,7 +492,7 @@ DEEP = {
     "tversky_axis": (Tversky, {"axis": 0}, BITS, PROBABILITIES),
 }
 
-# Metrics: name -> (class, settings, targets, predictions, the value of each row, or None where it is no mean).
+# Metrics: name -> (class, settings, targets, predictions, the value of each row, or None if it is not their mean).
 
 THREE = RNG.dirichlet(np.ones(3), 40)  # probabilities of three classes
 CLASSES = RNG.integers(0, 3, 40)
@@ -500,11 +500,20 @@ ONE_HOT = np.eye(3)[CLASSES]
 ONE = RNG.uniform(0, 1, 40)  # probabilities of one
 YES = RNG.integers(0, 2, 40)
 
+RANKS = (THREE[np.arange(40), CLASSES][:, None] < THREE).sum(-1)  # how many outputs exceed the target's
+COSINES = (THREE * ONE_HOT).sum(-1) / np.sqrt((THREE * THREE).sum(-1))
+NEAR = (ONE_HOT + 2 * THREE) / 3
+SPREADS = [a - a.mean(-1, keepdims=True) for a in (ONE_HOT, NEAR)]
+COVARIANCES = (SPREADS[0] * SPREADS[1]).mean(-1)
+VARIANCES = [(a * a).mean(-1) for a in SPREADS]
+
 METRICS = {
     "mse": (metrics.MeanSquaredError, {}, ONE_HOT, THREE, ((THREE - ONE_HOT) ** 2).mean(-1)),
     "mae": (metrics.MeanAbsoluteError, {}, ONE_HOT, THREE, np.abs(THREE - ONE_HOT).mean(-1)),
     "binary": (metrics.BinaryAccuracy, {}, YES, ONE, (ONE > 0.5) == YES),
-    "binary_units": (metrics.BinaryAccuracy, {}, ONE_HOT, THREE, ((THREE > 0.5) == ONE_HOT).mean(-1)),
+    "binary_units": (
+        metrics.BinaryAccuracy, {"threshold": 0.4}, ONE_HOT, THREE, ((THREE > 0.4) == ONE_HOT).mean(-1),
+    ),
     "categorical": (metrics.CategoricalAccuracy, {}, ONE_HOT, THREE, THREE.argmax(-1) == CLASSES),
     "sparse": (metrics.SparseCategoricalAccuracy, {}, CLASSES, THREE, THREE.argmax(-1) == CLASSES),
     "accuracy_binary": (metrics.Accuracy, {}, YES, ONE, (ONE > 0.5) == YES),
@@ -512,10 +521,71 @@ METRICS = {
     "accuracy_categorical": (metrics.Accuracy, {}, ONE_HOT, THREE, THREE.argmax(-1) == CLASSES),
     "accuracy_sparse": (metrics.Accuracy, {}, CLASSES, THREE, THREE.argmax(-1) == CLASSES),
     "accuracy_sparse_column": (metrics.Accuracy, {}, CLASSES[:, None], THREE, THREE.argmax(-1) == CLASSES),
+    "top_1": (metrics.TopKCategoricalAccuracy, {"k": 1}, ONE_HOT, THREE, RANKS < 1),
+    "top_2": (metrics.TopKCategoricalAccuracy, {"k": 2}, ONE_HOT, THREE, RANKS < 2),
+    "sparse_top_2": (metrics.SparseTopKCategoricalAccuracy, {"k": 2}, CLASSES, THREE, RANKS < 2),
+    "sparse_top_2_ids": (
+        metrics.SparseTopKCategoricalAccuracy, {"k": 2, "from_sorted_ids": True}, CLASSES[:, None],
+        np.argsort(-THREE, -1).astype(float), RANKS < 2,
+    ),
     "of_loss": (metrics.OfLoss, {"loss": "huber"}, ONE_HOT, THREE, ((THREE - ONE_HOT) ** 2 / 2).mean(-1)),
+    "wrapper": (metrics.MeanMetricWrapper, {"fn": "huber"}, ONE_HOT, THREE, ((THREE - ONE_HOT) ** 2 / 2).mean(-1)),
+    "log_cosh": (metrics.LogCoshError, {}, ONE_HOT, THREE * 4, np.log(np.cosh(THREE * 4 - ONE_HOT)).mean(-1)),
+    "cosine_similarity": (metrics.CosineSimilarity, {}, ONE_HOT, THREE, COSINES),
+    "pearson": (
+        metrics.PearsonCorrelation, {}, ONE_HOT, NEAR, COVARIANCES / np.sqrt(VARIANCES[0] * VARIANCES[1]),
+    ),
+    "concordance": (
+        metrics.ConcordanceCorrelation, {}, ONE_HOT, NEAR, 2 * COVARIANCES / (sum(VARIANCES) + 1e-7),
+    ),
+    "mean": (metrics.Mean, {}, YES, ONE, None),  # values and weights
+    "sum": (metrics.Sum, {}, YES, ONE, None),
+    "root_mean_squared_error": (metrics.RootMeanSquaredError, {}, ONE_HOT, THREE, None),
     "precision": (metrics.Precision, {}, YES, ONE, None),
+    "precision_thresholds": (metrics.Precision, {"thresholds": [0.7, 0.2, 0.5]}, YES, ONE, None),
     "recall": (metrics.Recall, {"thresholds": 0.3}, YES, ONE, None),
+    "recall_top_k": (metrics.Recall, {"top_k": 2, "class_id": 1}, CLASSES, THREE, None),
+    "true_positives": (metrics.TruePositives, {}, YES, ONE, None),
+    "true_negatives": (metrics.TrueNegatives, {"thresholds": [0.2, 0.6]}, YES, ONE, None),
+    "false_positives": (metrics.FalsePositives, {"thresholds": 0.4}, CLASSES, THREE, None),
+    "false_negatives": (metrics.FalseNegatives, {}, ONE_HOT, THREE, None),
     "confusion_matrix": (metrics.ConfusionMatrix, {"num_classes": 3}, CLASSES, THREE, None),
+    "precision_at_recall": (metrics.PrecisionAtRecall, {"recall": 0.6}, YES, ONE, None),
+    "recall_at_precision": (metrics.RecallAtPrecision, {"precision": 0.4, "class_id": 1}, ONE_HOT, THREE, None),
+    "sensitivity": (metrics.SensitivityAtSpecificity, {"specificity": 0.6, "num_thresholds": 30}, YES, ONE, None),
+    "specificity": (metrics.SpecificityAtSensitivity, {"sensitivity": 0.6}, CLASSES, THREE, None),
+    "specificity_1": (metrics.SpecificityAtSensitivity, {"sensitivity": 0.3, "num_thresholds": 1}, YES, ONE, None),
+    "auc": (metrics.AUC, {}, YES, ONE, None),
+    "auc_pr": (metrics.AUC, {"num_thresholds": 20, "curve": "PR"}, CLASSES, THREE, None),
+    "auc_pr_minoring": (metrics.AUC, {"curve": "PR", "summation_method": "minoring"}, YES, ONE, None),
+    "auc_gain": (metrics.AUC, {"curve": "PRGAIN", "summation_method": "majoring"}, YES, ONE, None),
+    "auc_logits": (metrics.AUC, {"from_logits": True, "thresholds": [0.7, 0.4, 0.5]}, YES, 4 * ONE - 2, None),
+    "auc_labels": (metrics.AUC, {"multi_label": True, "num_labels": 3}, ONE_HOT, THREE, None),
+    "auc_labels_weighted": (
+        metrics.AUC, {"multi_label": True, "label_weights": [1.0, 0.5, 2.0], "curve": "PR"}, ONE_HOT, THREE, None,
+    ),
+    "auc_label_weights": (metrics.AUC, {"label_weights": [1.0, 0.5, 2.0]}, ONE_HOT, THREE, None),
+    "fbeta": (metrics.FBetaScore, {"beta": 2.0}, ONE_HOT, THREE, None),
+    "fbeta_weighted": (metrics.FBetaScore, {"average": "weighted", "threshold": 0.3}, ONE_HOT, THREE, None),
+    "f1": (metrics.F1Score, {"average": "macro"}, ONE_HOT, THREE, None),
+    "f1_micro": (metrics.F1Score, {"average": "micro", "threshold": 0.4}, ONE_HOT, THREE, None),
+    "r2": (metrics.R2Score, {}, ONE_HOT, THREE, None),
+    "r2_units": (metrics.R2Score, {"class_aggregation": None}, ONE_HOT, THREE, None),
+    "r2_variance": (
+        metrics.R2Score, {"class_aggregation": "variance_weighted_average", "num_regressors": 2}, ONE_HOT, THREE,
+        None,
+    ),
+}  # fmt: skip
+for _name, (_cls, _settings, _y, _p) in LOSSES.items():  # each loss as a metric; one name is a score of its own
+    if _cls.__name__ != "CosineSimilarity":
+        _settings = {key: value for key, value in _settings.items() if key != "reduction"}
+        METRICS[f"loss_{_name}"] = getattr(metrics, _cls.__name__), _settings, _y, _p, None
+
+MODEL_METRICS = {  # those that fit a model of three outputs: what makes one, and whether targets are class numbers
+    name: (lambda cls=row[0], settings=row[1]: cls(**settings, name="own"), np.shape(row[2]) != np.shape(row[3]))
+    for name, row in METRICS.items()
+    if np.shape(row[3]) == (40, 3)
+    or (name.startswith("loss_") and not row[1] and np.shape(row[2]) in (np.shape(row[3]), np.shape(row[3])[:-1]))
 }
 
 # Optimizers: name -> (what makes one, rate on the parabola, rate and steps on Rosenbrock's valley).

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from xpnet import losses, metrics
 from xpnet.callbacks import Callback, EarlyStopping, History, ProgressBar
 from xpnet.errors import InvalidValueError, UnknownNameError
 from xpnet.layers import Dense
@@ -317,7 +318,20 @@ def test_the_direction_comes_from_the_metric(metric, grows):
     assert fit_scripted(metric, [1, 2, 3, 2, 1], mode="max") == (3, 2)
 
 
-@pytest.mark.parametrize("metric", [R2(), Halved(), R2(name="accuracy")])
+def test_the_directions_of_all_metrics():
+    """More of the better in all scores, less in errors and losses; nobody knows for values and functions."""
+    less = {"RootMeanSquaredError", "LogCoshError", "FalsePositives", "FalseNegatives", "OfLoss"}
+    unknown = {"Mean", "Sum", "MeanMetricWrapper", "ConfusionMatrix"}
+    for cls in set(metrics.registry.classes.values()):
+        name = cls.__name__
+        wanted = None if name in unknown else "max"
+        if name in less or (name in losses.registry.classes and name != "CosineSimilarity"):
+            wanted = "min"
+        assert cls.direction == wanted, name
+    assert metrics.MeanMetricWrapper("huber").direction == "min"
+
+
+@pytest.mark.parametrize("metric", [R2(), Halved(), R2(name="accuracy"), metrics.MeanMetricWrapper(np.subtract)])
 def test_an_unknown_direction_is_an_error_before_the_first_epoch(metric):
     model = xn.Sequential([Dense(1)], seed=1)
     model.compile(SGD(0.05), "mse", [metric])

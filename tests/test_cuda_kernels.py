@@ -988,6 +988,17 @@ def test_pack_copies_what_is_not_in_its_place(pretended):
     assert flat.values.tolist() == [1] * 6 + [2] * 6 + [3] * 6
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_confusion_of_several_outputs(pretended, weighted):
+    """A kernel for each of them, and the stack of the results."""
+    ctx, rng = pretended(), np.random.default_rng(17)
+    target, found = (ctx.backend.array(rng.integers(0, 5, (3, 20)), "int32") for _ in range(2))
+    weight = ctx.backend.array(rng.integers(0, 9, (3, 20)), "float32") if weighted else None
+    result, wanted = (module.confusion(ctx, target, found, weight, 5) for module in (twins, ops))
+    np.testing.assert_array_equal(result.values, wanted.values)
+    assert RawKernel.launched == ["confusion"] * 3
+
+
 def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
     ctx, rng = pretended(), np.random.default_rng(17)
 

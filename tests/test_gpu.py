@@ -35,7 +35,7 @@ from xpnet.tools import cli, parity
 if get_backend().name != "numpy":
     pytest.skip("it names its backends: run once, with NumPy", allow_module_level=True)
 
-from test_graph import CLASSES, LOSSES, METRICS, ONE_HOT, WEIGHTS, X, everything, small
+from test_graph import CLASSES, LOSSES, MODEL_METRICS, ONE_HOT, WEIGHTS, X, everything, small
 from test_ops import CASES, hosts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -297,12 +297,13 @@ def test_graphs_of_activations(device, captures, activation):
     same_with_and_without(captures, small(activation))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", MODEL_METRICS)
 def test_graphs_of_metrics(device, captures, metric):
+    make_metric, sparse = MODEL_METRICS[metric]
     loss, y = "categorical_crossentropy", ONE_HOT
-    if "Sparse" in metric:
+    if sparse:
         loss, y = f"sparse_{loss}", CLASSES
-    same_with_and_without(captures, small(), y, loss, chosen=[metric])
+    same_with_and_without(captures, small(), y, loss, chosen=[make_metric()])
 
 
 def test_several_steps_in_a_graph(device):

@@ -13,7 +13,7 @@ import cuda_on_host
 import cupy_like
 import numpy as np
 import pytest
-from cases import loss_heads
+from cases import MODEL_METRICS, loss_heads
 from cupy_capture import Graph, clean_start, pretended_cupy
 from steps import taken
 
@@ -333,15 +333,14 @@ def test_activations(activation):
     same_with_and_without(small(activation))
 
 
-METRICS = sorted({c.__name__ for c in metrics.registry.classes.values()} - {"OfLoss"}) + ["huber"]
-
-
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", MODEL_METRICS)
 def test_metrics(metric):
+    make_metric, sparse = MODEL_METRICS[metric]
     loss, y = "categorical_crossentropy", ONE_HOT
-    if "Sparse" in metric:
+    if sparse:
         loss, y = f"sparse_{loss}", CLASSES
-    same_with_and_without(small(), y, loss, chosen=[metric])
+    same_with_and_without(small(), y, loss, chosen=[make_metric()], weighted_metrics=[make_metric()],
+                          fitting={"sample_weight": WEIGHTS})  # fmt: skip
 
 
 @pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])

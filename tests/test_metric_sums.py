@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import METRICS
 from test_metrics import BITS, HOT, LABELS, P1, P2, P3, RNG, WEIGHTS, update
 
 import xpnet as xn
@@ -9,7 +10,7 @@ from xpnet import losses, metrics
 from xpnet.callbacks import Callback, EarlyStopping
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
 from xpnet.layers import Dense
-from xpnet.metrics import ConfusionMatrix, OfLoss, Precision, Recall
+from xpnet.metrics import Accuracy, ConfusionMatrix, OfLoss, Precision, Recall
 from xpnet.optimizers import SGD
 from xpnet.testing import assert_close
 
@@ -44,6 +45,93 @@ def several(one, levels):
     return lambda w: [one(level)(w) for level in levels]
 
 
+def four(score, actual, level, w):
+    """Return tp, fp, fn, tn at a threshold."""
+    w = np.broadcast_to(np.reshape(w, (-1, *(1,) * (np.ndim(actual) - 1))), np.shape(actual))
+    above, actual = score > level, np.asarray(actual) > 0.5
+    return [(w * a).sum() for a in (above & actual, above & ~actual, ~above & actual, ~above & ~actual)]
+
+
+def count(which, level, score=P1, actual=BITS):
+    return lambda w: four(score, actual, level, w)[which]
+
+
+def best(of, under, least, levels, score=P1, actual=BITS):
+    """The largest of one share where another is large enough; shares are named by their two counts."""
+
+    def value(w):
+        at = [four(score, actual, level, w) for level in levels]
+        shares = [[c[i] / (c[i] + c[j]) if c[i] + c[j] else 0.0 for i, j in (of, under)] for c in at]
+        return max([0.0, *(share for share, other in shares if other >= least)])
+
+    return value
+
+
+SENSITIVITY, SPECIFICITY, PRECISE = (0, 2), (3, 1), (0, 1)  # tp / (tp + fn), tn / (tn + fp), tp / (tp + fp)
+
+
+def area(curve, method, inner, score=P1, actual=BITS):
+    """The area under a curve by its definition, the interpolated one by fine steps between thresholds."""
+
+    def value(w):
+        levels = [-1.0, *inner, 2.0]
+        tp, fp, fn, tn = np.array([four(score, actual, level, w) for level in levels]).T
+        share = lambda a, b: np.divide(a, b, out=np.zeros_like(a), where=b != 0)  # noqa: E731
+        if curve == "PR" and method == "interpolation":
+            steps = np.linspace(0, 1, 20001)
+            total = 0.0
+            for i in range(len(levels) - 1):
+                t = tp[i + 1] + steps * (tp[i] - tp[i + 1])
+                f = fp[i + 1] + steps * (fp[i] - fp[i + 1])
+                if tp[i] > tp[i + 1]:
+                    total += np.trapezoid(share(t, t + f)[1:], t[1:]) + (t[1] - t[0]) * share(t, t + f)[1]
+            return total / (tp[0] + fn[0])
+        recall, precise = share(tp, tp + fn), share(tp, tp + fp)
+        if curve == "ROC":
+            x, y = share(fp, fp + tn), recall
+        elif curve == "PR":
+            x, y = recall, precise
+        else:
+            odds = share(tp + fn, tn + fp)
+            x = np.where(tp > 0, np.maximum(1 - odds * share(fn, tp), 0), 0)
+            y = np.where(tp > 0, 1 - odds * share(fp, tp), 1)
+        pairs = np.stack([y[:-1], y[1:]])
+        heights = {"interpolation": pairs.mean(0), "minoring": pairs.min(0), "majoring": pairs.max(0)}[method]
+        return ((x[:-1] - x[1:]) * heights).sum()
+
+    return value
+
+
+def f_scores(beta, called, actual=HOT, average=None):
+    def value(w):
+        sums = [np.array([(w[:, None] * a).sum(0) for a in (called * actual, called, actual)])]
+        hits, found, real = sums[0].sum(1) if average == "micro" else sums[0]
+        p, r = hits / (found + 1e-7), hits / (real + 1e-7)
+        score = (1 + beta**2) * p * r / (beta**2 * p + r + 1e-7)
+        how = {"macro": np.mean, "weighted": lambda s: (s * real).sum() / (real.sum() + 1e-7)}
+        return how.get(average, np.asarray)(score)
+
+    return value
+
+
+def determination(y, p, how=None, regressors=0):
+    def value(w):
+        w = w[:, None]
+        spread = (w * (y - (w * y).sum(0) / w.sum()) ** 2).sum(0)
+        score = 1 - (w * (y - p) ** 2).sum(0) / spread
+        score = score if how is None else np.average(score, weights=spread if how == "spread" else None)
+        return 1 - (1 - score) * (y.size - 1) / (y.size - regressors - 1)
+
+    return value
+
+
+def evenly(n):
+    return np.arange(n) / (n - 1)
+
+
+HALF = np.where(P3.max(-1, keepdims=True) == P3, 1.0, 0.0)
+BOTH = RNG.integers(0, 2, (40, 3))
+
 # metric, targets, predictions, the result from the rows' weights
 TABLE = {
     "huber": (lambda: OfLoss("huber"), HOT, P3, lambda w: np.average(((P3 - HOT) ** 2).mean(-1) / 2, weights=w)),
@@ -64,6 +152,80 @@ TABLE = {
     "recall, top": (lambda: Recall(top_k=2), HOT, P3, recall(P3.min(-1, keepdims=True) < P3, HOT)),
     "precision, class": (lambda: Precision(class_id=1), HOT, P3, precision(P3[:, 1] > 0.5, HOT[:, 1])),
     "recall, class": (lambda: Recall(0.3, 1, 2), LABELS, P3, recall((P3[:, 2] > 0.3) & (BEST == 2), HOT[:, 2])),
+    "thresholds in any order": (
+        lambda: Precision([0.7, 0.2, 0.5]), BITS, P1, several(lambda t: precision(t < P1), (0.7, 0.2, 0.5))
+    ),
+    "true positives": (metrics.TruePositives, BITS, P1, count(0, 0.5)),
+    "false positives": (lambda: metrics.FalsePositives(0.2), LABELS, P3, count(1, 0.2, P3, HOT)),
+    "false negatives": (lambda: metrics.FalseNegatives(0.7), BITS, P1[:, None], count(2, 0.7)),
+    "true negatives": (
+        lambda: metrics.TrueNegatives([0.6, 0.2]), HOT, P3, several(lambda t: count(3, t, P3, HOT), (0.6, 0.2))
+    ),
+    "sensitivity": (
+        lambda: metrics.SensitivityAtSpecificity(0.6, 31), BITS, P1,
+        best(SENSITIVITY, SPECIFICITY, 0.6, evenly(31)),
+    ),
+    "specificity": (
+        lambda: metrics.SpecificityAtSensitivity(0.7), BITS, P1, best(SPECIFICITY, SENSITIVITY, 0.7, evenly(200))
+    ),
+    "precision at recall": (
+        lambda: metrics.PrecisionAtRecall(0.5, 12, 1), HOT, P3,
+        best(PRECISE, SENSITIVITY, 0.5, evenly(12), P3[:, 1], HOT[:, 1]),
+    ),
+    "recall at precision": (
+        lambda: metrics.RecallAtPrecision(0.45), LABELS, P3, best(SENSITIVITY, PRECISE, 0.45, evenly(200), P3, HOT)
+    ),
+    "one threshold": (
+        lambda: metrics.RecallAtPrecision(0.1, 1), BITS, P1, best(SENSITIVITY, PRECISE, 0.1, [0.5])
+    ),
+    "area": (metrics.AUC, BITS, P1, area("ROC", "interpolation", evenly(200)[1:-1])),
+    "area, thresholds": (
+        lambda: metrics.AUC(thresholds=[0.8, 0.3]), BITS, P1, area("ROC", "interpolation", (0.3, 0.8))
+    ),
+    **{
+        f"area, {curve} {method}": (
+            lambda curve=curve, method=method: metrics.AUC(10, curve, method), HOT, P3,
+            area(curve, method, evenly(10)[1:-1], P3, HOT),
+        )
+        for curve in ("ROC", "PR", "PRGAIN")
+        for method in ("interpolation", "minoring", "majoring")
+        if (curve, method) != ("PR", "interpolation")
+    },
+    "area, scores": (
+        lambda: metrics.AUC(50, from_logits=True), BITS, np.log(P1 / (1 - P1)),
+        area("ROC", "interpolation", evenly(50)[1:-1]),
+    ),
+    "area, labels": (
+        lambda: metrics.AUC(50, multi_label=True), BOTH, P3,
+        lambda w: np.mean([
+            area("ROC", "interpolation", evenly(50)[1:-1], P3[:, i], BOTH[:, i])(w) for i in range(3)
+        ]),
+    ),
+    "area, weighted labels": (
+        lambda: metrics.AUC(50, "PR", "minoring", multi_label=True, label_weights=[1, 0, 2.5]), BOTH, P3,
+        lambda w: sum(
+            s / 3.5 * area("PR", "minoring", evenly(50)[1:-1], P3[:, i], BOTH[:, i])(w)
+            for i, s in ((0, 1), (2, 2.5))
+        ),
+    ),
+    "area, label weights": (
+        lambda: metrics.AUC(50, label_weights=[1, 1, 0]), BOTH, P3,
+        area("ROC", "interpolation", evenly(50)[1:-1], P3[:, :2], BOTH[:, :2]),
+    ),
+    "F": (lambda: metrics.FBetaScore(beta=2.0), HOT, P3, f_scores(2.0, HALF)),
+    "F, weighted": (
+        lambda: metrics.FBetaScore("weighted", 0.5, 0.3), BOTH, P3, f_scores(0.5, P3 > 0.3, BOTH, "weighted")
+    ),
+    "F1, macro": (lambda: metrics.F1Score("macro"), HOT, P3, f_scores(1.0, HALF, HOT, "macro")),
+    "F1, micro": (lambda: metrics.F1Score("micro", 0.4), HOT, P3, f_scores(1.0, P3 > 0.4, HOT, "micro")),
+    "R2": (metrics.R2Score, BITS, P1, determination(BITS[:, None], P1[:, None], "mean")),
+    "R2, units": (lambda: metrics.R2Score(None), HOT + 20, P3 + 20, determination(HOT, P3)),
+    "R2, adjusted": (
+        lambda: metrics.R2Score("variance_weighted_average", 5), HOT, P3, determination(HOT, P3, "spread", 5)
+    ),
+    "root of squares": (
+        metrics.RootMeanSquaredError, HOT, P3, lambda w: np.sqrt(np.average(((P3 - HOT) ** 2).mean(-1), weights=w))
+    ),
     "matrix": (ConfusionMatrix, LABELS, P3, matrix(LABELS, BEST, 3)),
     "matrix, one-hot": (ConfusionMatrix, HOT, P3, matrix(LABELS, BEST, 3)),
     "matrix, larger": (lambda: ConfusionMatrix(5), LABELS[:, None], P3, matrix(LABELS, BEST, 5)),
@@ -91,6 +253,18 @@ def test_further_axes_are_rows(backend64, name, weighted):
     p = p.reshape(5, 8, *(p.shape[1:] or (1,)))
     metric.update_state(y.reshape(5, 8, *y.shape[1:]), backend64.array(p), few if weighted else None)
     assert_close(metric.result(), backend64.array(value(np.repeat(few, 8) if weighted else np.ones(40))))
+
+
+@pytest.mark.parametrize("weight", [np.ones(40), WEIGHTS], ids=["plain", "weighted"])
+def test_interpolated_precision_and_recall(backend64, weight):
+    """The closed form, beside the area of its definition in 20,000 steps between thresholds."""
+    for metric, y, p, inner in (
+        (metrics.AUC(10, "PR"), BITS, P1, evenly(10)[1:-1]),
+        (metrics.AUC(thresholds=[0.3, 0.5], curve="pr"), HOT, P3, (0.3, 0.5)),
+    ):
+        metric.update_state(y, backend64.array(p), weight)
+        found = float(backend64.host(metric.result()))
+        assert found == pytest.approx(area("PR", "interpolation", inner, p, y)(weight), rel=2e-4)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -174,9 +348,9 @@ def test_losses_like_keras(keras, name, y, weight):
 @pytest.mark.parametrize(
     ("identifier", "cls", "key"),
     [
-        ("huber", OfLoss, "huber"),
-        ("Huber", OfLoss, "Huber"),
-        ("bce", OfLoss, "bce"),
+        ("huber", metrics.Huber, "huber"),
+        ("Huber", metrics.Huber, "Huber"),
+        ("bce", metrics.BinaryCrossentropy, "bce"),
         (losses.Huber(2.0), OfLoss, "huber"),
         (losses.Huber(name="mine"), OfLoss, "mine"),
         (OfLoss("perceptron"), OfLoss, "perceptron_criterion"),
@@ -254,7 +428,7 @@ def test_counts_must_have_the_shapes_of_the_sums():
 def test_one_metric_takes_one_number_of_outputs():
     metric, two = ConfusionMatrix(), np.stack([1 - P1, P1], axis=1)
     metric.update_state(LABELS, P3)
-    with pytest.raises(ShapeError, match=r"\[\(3, 3\)\]: reset_state .* got \[\(2, 2\)\]$"):
+    with pytest.raises(ShapeError, match=r"\[\(3, 3\)\]: call reset_state .* got \[\(2, 2\)\]$"):
         metric.update_state(BITS, two)
     metric.reset_state()
     metric.update_state(BITS, two)
@@ -274,6 +448,40 @@ def test_one_metric_takes_one_number_of_outputs():
         (lambda: ConfusionMatrix(1), InvalidValueError, "got 1"),
         (lambda: update(ConfusionMatrix(2), LABELS, P3), ShapeError, ">= 3 for 3 outputs; got 2"),
         (lambda: update(ConfusionMatrix(), [[1, 0, 1]] * 2, P2), ShapeError, "got (2, 3)"),
+        (lambda: metrics.BinaryAccuracy(0.8), InvalidTypeError, "name must be a string or None; got 0.8"),
+        (lambda: metrics.TruePositives(2), InvalidValueError, "got 2"),
+        (lambda: metrics.AUC(1), InvalidValueError, "got 1"),
+        (lambda: metrics.AUC(curve="rock"), UnknownNameError, "got 'ROCK'"),
+        (lambda: metrics.AUC(summation_method="mean"), UnknownNameError, "got 'mean'"),
+        (lambda: metrics.AUC(num_labels=3), InvalidValueError, "multi_label=True; got num_labels 3"),
+        (lambda: metrics.AUC(label_weights=3), InvalidTypeError, "got 3"),
+        (lambda: metrics.AUC(label_weights=[1, -1]), InvalidValueError, "got -1"),
+        (lambda: update(metrics.AUC(multi_label=True, num_labels=2), HOT, P3), ShapeError, "3 outputs; got 2"),
+        (lambda: update(metrics.AUC(label_weights=[1, 2]), HOT, P3), ShapeError, "3 outputs; got (1.0, 2.0)"),
+        (lambda: metrics.SensitivityAtSpecificity(1.5), InvalidValueError, "got 1.5"),
+        (lambda: metrics.PrecisionAtRecall(0.5, 0), InvalidValueError, "got 0"),
+        (lambda: update(metrics.RecallAtPrecision(0.5, class_id=4), HOT, P3), ShapeError, "3 outputs; got 4"),
+        (lambda: metrics.FBetaScore("mean"), UnknownNameError, "got 'mean'"),
+        (lambda: metrics.FBetaScore(beta=0), InvalidValueError, "got 0"),
+        (lambda: metrics.F1Score(threshold=0), InvalidValueError, "got 0"),
+        (
+            lambda: update(metrics.F1Score(), LABELS, P3),
+            ShapeError,
+            "F1Score takes targets of the outputs' shape (40, 3); got (40,)",
+        ),
+        (lambda: metrics.R2Score("mean"), UnknownNameError, "got 'mean'"),
+        (lambda: metrics.R2Score(num_regressors=-1), InvalidValueError, "got -1"),
+        (lambda: metrics.TopKCategoricalAccuracy(0), InvalidValueError, "got 0"),
+        (lambda: update(metrics.TopKCategoricalAccuracy(), LABELS, P3), ShapeError, "got (40,)"),
+        (lambda: update(metrics.PearsonCorrelation(axis=2), HOT, P3), ShapeError, "2 axes; got 2"),
+        (lambda: update(metrics.ConcordanceCorrelation(), BITS, P1), ShapeError, "got outputs of shape (40, 1)"),
+        (lambda: update(metrics.CosineSimilarity(axis=0), HOT, P3, WEIGHTS), ShapeError, "got axis 0"),
+        (lambda: update(Accuracy(), [1, 0], P2, [[1.0, 2.0]] * 2), ShapeError, "shape (2,); got (2, 2)"),
+        (lambda: update(Precision(), [1, 0], P2, [[1.0, 2.0, 3.0]] * 2), ShapeError, "shape (2,); got (2, 3)"),
+        (lambda: metrics.Mean()([1.0, 2.0], [1.0, 2.0, 3.0]), ShapeError, "shape (2,); got (3,)"),
+        (lambda: metrics.MeanMetricWrapper(3), InvalidTypeError, "got 3"),
+        (lambda: metrics.MeanMetricWrapper(lambda y, p: 1.0)(HOT, P3), ShapeError, "shape (40, ...); got ()"),
+        (lambda: metrics.MeanMetricWrapper(lambda y, p: p[:, 0])(HOT, P3, HOT), ShapeError, "got shape (40, 3)"),
         (lambda: OfLoss("cce"), UnknownNameError, "got 'cce'"),
         (lambda: update(OfLoss("categorical_crossentropy"), [1, 0], P2), ShapeError, "got (2,)"),
         (lambda: update(OfLoss("sparse_categorical_crossentropy"), P2, P2), ShapeError, "got (2, 2)"),
@@ -283,6 +491,86 @@ def test_errors(call, error, ends):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value).endswith(ends)
+
+
+def test_metrics_of_values_have_no_place_in_a_model():
+    model = xn.Sequential([Dense(3)], seed=1)
+    model.compile("sgd", "mse", [metrics.Mean()])
+    with pytest.raises(InvalidTypeError, match=r"such as MeanMetricWrapper\(function\); got Mean, which takes"):
+        model.fit(HOT, HOT, verbose=0)
+
+
+def test_functions_in_a_model(tmp_path):
+    """They are trained with, and refused where the model is saved; losses are saved."""
+
+    def worst(y, p):
+        return abs(y - p)
+
+    model = xn.Sequential([Dense(3)], seed=1)
+    model.compile("sgd", "mse", [metrics.MeanMetricWrapper(worst), metrics.MeanMetricWrapper(losses.Huber(0.1))])
+    model.build((3,))
+    p = np.asarray(model.predict(HOT))
+    found = model.evaluate(HOT, HOT, return_dict=True)
+    assert found["worst"] == pytest.approx(abs(HOT - p).mean(), rel=1e-5)
+    with pytest.raises(InvalidTypeError, match=r"got <function .*worst"):
+        model.save(tmp_path / "model")
+    model.compile("sgd", "mse", [metrics.MeanMetricWrapper(losses.Huber(0.1))])
+    model.save(tmp_path / "model")
+    again = xn.load_model(tmp_path / "model")
+    assert again.evaluate(HOT, HOT, return_dict=True) == pytest.approx({k: found[k] for k in ("loss", "huber")})
+
+
+def test_labels_that_are_no_class_are_no_hits(backend64):
+    metric = metrics.SparseTopKCategoricalAccuracy(k=2)
+    metric.update_state([0, 3, -1, 2], backend64.array([[0.5, 0.3, 0.2]] * 4))
+    assert_close(metric.result(), backend64.scalar(0.25))
+
+
+def test_equal_outputs_do_not_count_against_the_target(backend64):
+    metric = metrics.TopKCategoricalAccuracy(k=1)
+    metric.update_state(np.eye(3)[[0, 1, 2, 2]], backend64.array([[0.4, 0.4, 0.2]] * 3 + [[-np.inf, 0.0, 0.0]]))
+    assert_close(metric.result(), backend64.scalar(0.75))
+
+
+def test_the_cosine_of_zeros_is_0(backend64):
+    metric = metrics.CosineSimilarity()
+    metric.update_state([[0.0, 1.0], [0.0, 1.0]], backend64.array([[0.0, 0.0], [0.0, 2.0]]))
+    assert_close(metric.result(), backend64.scalar(0.5))
+
+
+def test_rows_of_zeros_call_nothing(backend64):
+    metric = metrics.F1Score("micro")
+    metric.update_state([[1, 0], [1, 0]], backend64.array([[0.0, 0.0], [0.7, 0.3]]))
+    assert_close(metric.result(), backend64.scalar(2 / 3), rtol=1e-6)
+
+
+def test_a_metric_is_called_as_in_keras(backend64):
+    metric = metrics.AUC(num_thresholds=3)
+    assert_close(metric([0, 0, 1, 1], backend64.array([0, 0.5, 0.3, 0.9])), backend64.scalar(0.75))
+
+
+@pytest.mark.parametrize("p", [[np.nan, 0.2, 0.7, 0.9], [-5.0, 0.2, 0.7, 9.0]])
+def test_scores_outside_of_the_unit_interval(backend64, p):
+    """They are in the first and the last bin, and NaN is in the first."""
+    metric, wanted = metrics.AUC(), metrics.AUC()
+    metric.update_state([0, 1, 0, 1], backend64.array(p))
+    wanted.update_state([0, 1, 0, 1], backend64.array([0.0, 0.2, 0.7, 1.0]))
+    assert_close(metric.result(), wanted.result())
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_targets_far_from_0_in_float32(monkeypatch, wide):
+    """Their squares are around 1e8, of which float32 has no digit left for the variance."""
+    monkeypatch.setattr(xn.backend.Backend, "wide", wide)
+    x = np.float32(1e4 + 3 * RNG.standard_normal((57, 2)))
+    y = np.float32(x + RNG.standard_normal((57, 2)))
+    model = xn.Sequential([Dense(2)], seed=1, backend="numpy", dtype="float32")
+    model.compile("sgd", "mse", [metrics.R2Score(None)])
+    model.build((2,))
+    model.set_weights([np.eye(2), np.zeros(2)])
+    found = model.evaluate(x, y, batch_size=16, return_dict=True)["r2_score"]
+    x, y = np.float64(x), np.float64(y)
+    np.testing.assert_allclose(found, 1 - ((y - x) ** 2).sum(0) / ((y - y.mean(0)) ** 2).sum(0), rtol=1e-5)
 
 
 # In training --------------------------------------------------------------------------------------------
@@ -327,6 +615,33 @@ def test_a_model_gives_what_the_metrics_give_alone():
             assert np.shape(scores[name]) == value.shape, name
             assert isinstance(scores[name], float if value.ndim == 0 else np.ndarray)
             np.testing.assert_allclose(scores[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_every_metric_in_a_model(sparse):
+    """Recorded or compiled steps give what the metric gives alone, weighted and not."""
+    rows = {
+        name: row
+        for name, row in METRICS.items()
+        if np.shape(row[3]) == (40, 3) and (np.shape(row[2]) != (40, 3)) == sparse and "ids" not in name
+    }
+
+    def made(prefix=""):
+        return [cls(**settings, name=prefix + name) for name, (cls, settings, *_) in rows.items()]
+
+    y = LABELS if sparse else HOT
+    model = xn.Sequential([Dense(3, "softmax")], seed=2)
+    loss = f"{'sparse_' if sparse else ''}categorical_crossentropy"
+    model.compile(SGD(0.0), loss, made(), weighted_metrics=made("w_"))
+    history = model.fit(X, y, batch_size=8, epochs=4, verbose=0, sample_weight=WEIGHTS).history
+    p = np.asarray(model.predict(X))
+    assert len(rows) > (5 if sparse else 20)
+    for metric, weight in [*((m, None) for m in made()), *((m, WEIGHTS) for m in made("w_"))]:
+        metric.update_state(y, p, weight)
+        for epoch in (0, 3):
+            np.testing.assert_allclose(
+                history[metric.name][epoch], metric.result(), rtol=2e-4, atol=1e-5, err_msg=metric.name
+            )
 
 
 def test_early_stopping_needs_a_number():

@@ -77,7 +77,7 @@ def test_reset():
     ],
 )
 def test_threshold(threshold, y, p, value):
-    metric = BinaryAccuracy(threshold)
+    metric = BinaryAccuracy(threshold=threshold)
     metric.update_state(y, p)
     assert float(metric.result()) == pytest.approx(value)
 
@@ -119,7 +119,7 @@ def test_like_scikit_learn(weight):
         ("mae", MeanAbsoluteError, "mae"),
         ("binary_accuracy", BinaryAccuracy, "binary_accuracy"),
         ("sparse_categorical_accuracy", SparseCategoricalAccuracy, "sparse_categorical_accuracy"),
-        (MeanSquaredError, MeanSquaredError, "mse"),
+        (MeanSquaredError, MeanSquaredError, "mean_squared_error"),
         (Accuracy(name="hits"), Accuracy, "hits"),
     ],
 )
@@ -150,8 +150,8 @@ P2 = [[0.1, 0.9], [0.8, 0.2]]
         (lambda: metrics.get("accurcy"), UnknownNameError, "got 'accurcy'"),
         (lambda: metrics.get(abs), InvalidTypeError, "got <built-in function abs>"),
         (lambda: Accuracy().result(), NotBuiltError, "got 0 batches"),
-        (lambda: BinaryAccuracy("half"), InvalidTypeError, "got 'half'"),
-        (lambda: BinaryAccuracy(float("nan")), InvalidValueError, "got nan"),
+        (lambda: BinaryAccuracy(threshold="half"), InvalidTypeError, "got 'half'"),
+        (lambda: BinaryAccuracy(threshold=float("nan")), InvalidValueError, "got nan"),
         (lambda: Accuracy(dtype="int8"), UnknownNameError, "got 'int8'"),
         (lambda: update(Accuracy(), [1, 0, 1], P2), ShapeError, "got (3,)"),
         (lambda: update(MeanSquaredError(), [[1, 0, 1]] * 2, P2), ShapeError, "got (2, 3)"),
@@ -250,7 +250,7 @@ def test_the_result_of_weights_that_are_all_0(backend):
 
 
 def test_one_object_may_be_both():
-    metric = MeanAbsoluteError()
+    metric = MeanAbsoluteError(name="mae")
     model, _, errors = classifier(metric, weighted=[metric])
     scores = model.evaluate(X, HOT, sample_weight=WEIGHTS, return_dict=True)
     assert [scores["mae"], scores["weighted_mae"]] == pytest.approx(

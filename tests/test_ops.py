@@ -526,7 +526,13 @@ def confusion_case(op, ctx, rng, n, m):
         pair = [at(ctx, rng.integers(0, classes, n), "int32") for _ in range(2)]
         weight = at(ctx, rng.integers(1, 9, n) / 4, ctx.backend.dtype_name)
         out += [op(ctx, *pair, w, classes) for w in (None, weight)]
-    return out
+    several = [at(ctx, rng.integers(0, 3, (m, n)), "int32") for _ in range(2)]
+    weight = at(ctx, rng.integers(1, 9, (m, n)) / 4, ctx.backend.dtype_name)
+    wrong = np.zeros((m, n), int)
+    wrong[-1:, -1:] = 3  # no class: only its matrix is NaN
+    several.append(at(ctx, wrong, "int32"))
+    pairs = (several[:2], several[1:], several[:0:-1])
+    return out + [op(ctx, *pair, w, 3) for pair in pairs for w in (None, weight)]
 
 
 def lookup_case(op, ctx, rng, n, m):

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from cases import loss_heads
+from cases import MODEL_METRICS, loss_heads
 from steps import taken
 
 import xpnet as xn
@@ -79,14 +79,14 @@ def test_every_loss_is_tried():
     assert {losses.get(name).__class__ for name in LOSSES} == set(losses.registry.classes.values())
 
 
-METRICS = sorted({cls.__name__ for cls in metrics.registry.classes.values()} - {"OfLoss"}) + ["huber"]
-
-
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", MODEL_METRICS)
 def test_metrics(monkeypatch, metric):
-    y = CLASSES if "Sparse" in metric else ONE_HOT
-    loss = "sparse_categorical_crossentropy" if "Sparse" in metric else "categorical_crossentropy"
-    same_with_and_without(monkeypatch, dense(), y, loss, chosen=[metric])
+    make_metric, sparse = MODEL_METRICS[metric]
+    loss, y = "categorical_crossentropy", ONE_HOT[:, :3]
+    if sparse:
+        loss, y = f"sparse_{loss}", CLASSES % 3
+    same_with_and_without(monkeypatch, lambda: [Dense(3, "softmax")], y, loss, chosen=[make_metric()],
+                          weighted_metrics=[make_metric()], sample_weight=RNG.random(50))  # fmt: skip
 
 
 @pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])
@@ -286,6 +286,10 @@ class OwnMetric(metrics.MeanSquaredError):
     pass
 
 
+def on_the_host(y, p):
+    return (y - p) * float(p[0, 0])
+
+
 class OwnUpdate(optimizers.SGD):
     def apply(self, ctx, w, g, slots, lr, age, factor=None, decay=None):
         return w - lr * g, slots
@@ -320,6 +324,7 @@ class OwnConstraint(xn.constraints.Constraint):
     [{"layer": Dense(3, bias_regularizer=OwnPenalty())}, {"layer": Dense(3, kernel_constraint=OwnConstraint())},
      {"layer": Doubled()}, {"layer": Dense(3, activation=Own())}, {"layer": Dense(3, activation=Hidden())},
      {"loss": OwnLoss()}, {"metrics": [OwnMetric()]},
+     {"metrics": [metrics.MeanMetricWrapper(on_the_host)]}, {"metrics": [metrics.OfLoss(OwnLoss())]},
      {"optimizer": OwnUpdate()}, {"optimizer": Unfused(0.01)}, {"optimizer": Norms()}],
     ids=lambda parts: type(next(iter(parts.values()))).__name__,
 )  # fmt: skip

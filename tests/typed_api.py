@@ -61,6 +61,11 @@ def use() -> None:
     xn.activations.gelu([1.0], approximate=True)
     Dense(3, xn.activations.Elu(0.5))
     Sign(0.1, beta=0.5)
+    xn.metrics.MeanSquaredError(name="mse")
+    xn.metrics.AUC(200, "PR", thresholds=[0.5])
+    xn.metrics.SparseTopKCategoricalAccuracy(3, from_sorted_ids=True)
+    xn.metrics.BinaryAccuracy("hits", "float64", 0.3)
+    xn.metrics.PrecisionAtRecall("0.5")  # type: ignore[arg-type]
     Dense(units="3")  # type: ignore[arg-type]
     Dense(3, colour="red")  # type: ignore[call-arg]
     xn.losses.BinaryCrossentropy(from_logits="no")  # type: ignore[arg-type]

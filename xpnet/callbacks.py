@@ -1,4 +1,4 @@
-"""Callbacks of `fit`: history and early stopping; the progress bar. Names as in Keras."""
+"""Callbacks of `fit`: history, early stopping and the progress bar, under Keras' names."""
 
 from __future__ import annotations
 
@@ -100,9 +100,10 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: a name in the logs. min_delta: the smallest change, >= 0, that counts as an improvement.
-        patience: consecutive epochs without improvement after which training stops; never in the first epoch.
-        verbose: 1 prints a message at the end. mode: `"min"`, `"max"` or `"auto"` (from `Metric.direction`; for a
-            loss `"min"`). baseline: a value that must be beaten for the wait to be reset; an epoch that is the
+        patience: the number of consecutive epochs without improvement after which training stops, but never in the
+            first epoch.
+        verbose: 1 prints a message at the end. mode: `"min"`, `"max"` or `"auto"`: that of `Metric.direction`, for
+            the loss `"min"`. baseline: a value that must be beaten before the wait is reset; an epoch that is the
             best so far never stops training. restore_best_weights: whether to restore the weights of the best
             epoch at the end. start_from_epoch: epochs before monitoring begins.
 
@@ -190,13 +191,13 @@ class EarlyStopping(Callback):
             self.model.set_weights(self.best_weights)
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the epochs so far have told."""
+        """Return the values and weights seen so far."""
         weights = None if self.best_weights is None else [w.copy() for w in self.best_weights]
         numbers = {name: getattr(self, name) for name in ("wait", "stopped_epoch", "best", "best_epoch")}
         return {**numbers, "best_weights": weights}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore them."""
         weights = state["best_weights"]
         self.wait, self.stopped_epoch = state["wait"], state["stopped_epoch"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
@@ -269,7 +270,7 @@ def resolve_verbose(verbose: Any) -> int:
 
 
 def _heard(stream: Any) -> bool:
-    """Return whether a stream can be written to; without a console, standard streams are None."""
+    """Return whether a stream can be written to: without a console, the standard streams are None."""
     return stream is not None and not getattr(stream, "closed", False)
 
 

@@ -247,11 +247,11 @@ def hits(ctx: Any, p: Array, target: Array) -> Array:
 
 
 def confusion(ctx: Any, target: Array, found: Array, weight: Array | None, classes: int) -> Array:
-    """Return the sums of the weights of the rows by their class and the class found, shape (classes, classes).
+    """Return the sums of the weights of rows by class and predicted class, shape (..., classes, classes).
 
     Args:
-        target, found: class numbers of the rows, int32, shape (n,); one that is no class makes all NaN.
-        weight: shape (n,), or None for ones.
+        target, found: class numbers of the rows, int32, shape (..., n); one that is no class makes its matrix NaN.
+        weight: shape (..., n), or None for ones.
     """
     xp = ctx.xp
     rows, columns = (one_hot(ctx, a, classes, ctx.dtype) for a in (target, found))

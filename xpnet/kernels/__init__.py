@@ -30,7 +30,10 @@ _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
 TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
     "numpy": {
-        "host.numpy": ("product", "activate", *_NETWORK, "row_total", "sum_rows", *_GRADIENT, "update"),
+        "host.numpy": (
+            *("product", "activate", *_NETWORK, "confusion", "row_total", "sum_rows"),
+            *(*_GRADIENT, "update"),
+        ),
         "host.numba": (*_NETWORK, "normalize", "update"),
     },
     "torch": {

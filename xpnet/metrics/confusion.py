@@ -1,8 +1,7 @@
-"""Counts of right and wrong calls: precision, recall, the confusion matrix."""
+"""Counts of right and wrong calls: the four counts, precision, recall, the confusion matrix."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,75 +9,139 @@ from typing import Any
 from ..backend import Array
 from ..core.ops import over_rows
 from ..core.settings import optional, setting
-from ..errors import InvalidValueError, ShapeError, number
+from ..errors import ShapeError, number
 from ..kernels.context import Context
 from .accuracy import class_numbers, positive
-from .base import Metric, registry, weighted_total
+from .base import Metric, for_outputs, ratio, registry
+from .thresholds import Thresholds, threshold_list
 
-__all__ = ["ConfusionMatrix", "Precision", "Recall"]
+__all__ = [
+    "ConfusionMatrix",
+    "FalseNegatives",
+    "FalsePositives",
+    "Precision",
+    "Recall",
+    "TrueNegatives",
+    "TruePositives",
+]
 
 
-def _thresholds(name: str, value: Any) -> Any:
-    if value is None or not isinstance(value, (list, tuple)):
-        return optional(number)(name, value, 0, 1)
-    if not value:
-        raise InvalidValueError(f"{name} must be numbers in [0, 1], or None; got {value!r}")
-    return tuple(number(name, t, 0, 1) for t in value)
+@registry.register
+class TruePositives(Thresholds):
+    """The number of positive outputs that are called positive; with weights, the sum of their weights.
+
+    Args:
+        thresholds: p > threshold is called positive: a number in [0, 1] (None: 0.5), or a list, for a result of
+            shape (thresholds,). name, dtype: see `Metric`.
+
+    Targets are of the outputs' shape (above 0.5 is positive) or class numbers.
+
+    >>> metric = TruePositives()
+    >>> metric.update_state([0, 1, 1, 1], [0.9, 0.8, 0.2, 0.7])
+    >>> float(metric.result())
+    2.0
+    """
+
+    default_name = "true_positives"
+    direction = "max"
+    thresholds: Any = setting(threshold_list, default=None)
+
+    def at_thresholds(self, xp: Any, tp: Array, fp: Array, fn: Array, tn: Array) -> Array:
+        """Return the true positives."""
+        return tp
 
 
-class _OfCalls(Metric):
-    """What precision and recall share: outputs are called positive if above a threshold and among the top k."""
+@registry.register
+class FalsePositives(TruePositives):
+    """The number of negative outputs that are called positive; with weights, the sum of their weights.
 
-    thresholds: Any = setting(_thresholds, default=None)
+    Args:
+        thresholds, name, dtype: see `TruePositives`.
+
+    >>> float(FalsePositives()([0, 1, 1, 1], [0.9, 0.8, 0.2, 0.7]))
+    1.0
+    """
+
+    default_name = "false_positives"
+    direction = "min"
+
+    def at_thresholds(self, xp: Any, tp: Array, fp: Array, fn: Array, tn: Array) -> Array:
+        """Return the false positives."""
+        return fp
+
+
+@registry.register
+class FalseNegatives(TruePositives):
+    """The number of positive outputs that are not called positive; with weights, the sum of their weights.
+
+    Args:
+        thresholds, name, dtype: see `TruePositives`.
+
+    >>> float(FalseNegatives()([0, 1, 1, 1], [0.9, 0.8, 0.2, 0.7]))
+    1.0
+    """
+
+    default_name = "false_negatives"
+    direction = "min"
+
+    def at_thresholds(self, xp: Any, tp: Array, fp: Array, fn: Array, tn: Array) -> Array:
+        """Return the false negatives."""
+        return fn
+
+
+@registry.register
+class TrueNegatives(TruePositives):
+    """The number of negative outputs that are not called positive; with weights, the sum of their weights.
+
+    Args:
+        thresholds, name, dtype: see `TruePositives`.
+
+    >>> TrueNegatives([0.1, 0.95])([0, 1, 1, 1], [0.9, 0.8, 0.2, 0.7]).tolist()
+    [0.0, 1.0]
+    """
+
+    default_name = "true_negatives"
+    direction = "max"
+
+    def at_thresholds(self, xp: Any, tp: Array, fp: Array, fn: Array, tn: Array) -> Array:
+        """Return the true negatives."""
+        return tn
+
+
+class _TopK(Thresholds):
+    """Base class of precision and recall: calls may be limited to the top k outputs and to one class."""
+
+    thresholds: Any = setting(threshold_list, default=None)
     top_k: int | None = setting(optional(number), 1, integer=True, default=None)
     class_id: int | None = setting(optional(number), 0, integer=True, default=None)
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def given(self) -> tuple[float, ...]:
         """The thresholds as a tuple."""
-        if self.thresholds is None:
-            return (0.5,) if self.top_k is None else (-math.inf,)
-        return self.thresholds if isinstance(self.thresholds, tuple) else (self.thresholds,)
+        return (-math.inf,) if self.thresholds is None and self.top_k is not None else super().given
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the result: a number for one threshold."""
-        return () if len(self.levels) == 1 else (len(self.levels),)
-
-    def sides(self, ctx: Context, y: Array, p: Array) -> tuple[list[Array], Array]:
-        """Return whether each output is called positive, by threshold, and whether each is."""
+    def sides(self, ctx: Context, y: Array, p: Array) -> tuple[Array, Array]:
+        """Return the score of each output, -inf outside of the top k, and whether it is positive."""
         xp = ctx.xp
-        if p.shape[-1] > 1 and y.shape != p.shape:
-            y = ctx.ops.one_hot(ctx, class_numbers(ctx, y, p), p.shape[-1], p.dtype)
-        actual, called = positive(ctx, y, p), [p > level for level in self.levels]
+        scores, actual = super().sides(ctx, y, p)
         if self.top_k is not None:
-            # the place of each output when those of its row are sorted; the first of equal ones comes first
+            # the rank of each output in its row; of equal outputs the first comes first
             place = xp.argsort(xp.argsort(-p, axis=-1, stable=True), axis=-1, stable=True)
-            called = [c & (place < self.top_k) for c in called]
-        if self.class_id is None:
-            return called, actual
-        if self.class_id >= p.shape[-1]:
-            raise ShapeError(f"class_id must be less than the {p.shape[-1]} outputs; got {self.class_id}")
-        one = slice(self.class_id, self.class_id + 1)
-        return [c[..., one] for c in called], actual[..., one]
-
-    def totals(self, ctx: Context, called: Sequence[Array], weight: Array | None) -> Array:
-        """Return the weights that were called positive: a number, or one for each of several thresholds."""
-        found = [weighted_total(ctx, c, weight) for c in called]
-        return ctx.ops.join(ctx, [ctx.xp.reshape(a, (1,)) for a in found]) if self.shape else found[0]
+            scores = xp.where(place < self.top_k, scores, xp.full_like(scores, -math.inf))
+        return self.one_class(scores, self.class_id), self.one_class(actual, self.class_id)
 
 
 @registry.register
-class Precision(_OfCalls):
-    """The share of outputs called positive that are: true positives / (true positives + false positives).
+class Precision(_TopK):
+    """The share of outputs called positive that are positive: tp / (tp + fp).
 
-    All outputs count as one set, as in Keras ("micro average"). Targets are of the outputs' shape (above 0.5 is
-    positive), or class numbers. The result is 0 where nothing is called positive.
+    All outputs are counted together, as in Keras ("micro average"). Targets are of the outputs' shape (above 0.5
+    is positive) or class numbers. The result is 0 where no output is called positive.
 
     Args:
         thresholds: p > threshold is called positive: a number in [0, 1] (None: 0.5), or a list, for a result of
-            shape (thresholds,). top_k: only the k largest outputs of a row are, whatever they are if thresholds is
-            None. class_id: the only output that counts. name, dtype: see `Metric`.
+            shape (thresholds,). top_k: only the k largest outputs of a row can be called positive; if thresholds
+            is None, all of them are. class_id: the only output that counts. name, dtype: see `Metric`.
 
     >>> metric = Precision()
     >>> metric.update_state([0, 1, 1, 0], [0.9, 0.8, 0.2, 0.4])
@@ -89,20 +152,14 @@ class Precision(_OfCalls):
     default_name = "precision"
     direction = "max"
 
-    @property
-    def sums(self) -> Mapping[str, tuple[int, ...]]:
-        """True positives, and all that is called positive."""
-        return {"hits": self.shape, "called": self.shape}
-
-    def counts(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Sequence[Array]:
-        """Return the batch's sums."""
-        called, actual = self.sides(ctx, y, p)
-        return self.totals(ctx, [c & actual for c in called], weight), self.totals(ctx, called, weight)
+    def at_thresholds(self, xp: Any, tp: Array, fp: Array, fn: Array, tn: Array) -> Array:
+        """Return tp / (tp + fp)."""
+        return ratio(xp, tp, tp + fp)
 
 
 @registry.register
-class Recall(_OfCalls):
-    """The share of positive outputs that are called so: true positives / (true positives + false negatives).
+class Recall(_TopK):
+    """The share of positive outputs that are called positive: tp / (tp + fn); 0 where no output is positive.
 
     Args:
         thresholds, top_k, class_id: see `Precision`. name, dtype: see `Metric`.
@@ -116,23 +173,18 @@ class Recall(_OfCalls):
     default_name = "recall"
     direction = "max"
 
-    @property
-    def sums(self) -> Mapping[str, tuple[int, ...]]:
-        """True positives, and all that is positive."""
-        return {"hits": self.shape, "actual": ()}
-
-    def counts(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Sequence[Array]:
-        """Return the batch's sums."""
-        called, actual = self.sides(ctx, y, p)
-        return self.totals(ctx, [c & actual for c in called], weight), weighted_total(ctx, actual, weight)
+    def at_thresholds(self, xp: Any, tp: Array, fp: Array, fn: Array, tn: Array) -> Array:
+        """Return tp / (tp + fn)."""
+        return ratio(xp, tp, tp + fn)
 
 
 @registry.register
 class ConfusionMatrix(Metric):
-    """How many rows of each class (down) were found to be of each class (across); with weights, their sums.
+    """The number of rows of each class (first axis) that were predicted as each class (second axis).
 
-    Targets are class numbers or one-hot; the largest output is the class found. One output has classes 0 and 1,
-    with 0.5 between them. The result is an array of shape (classes, classes), in logs and history too.
+    With weights, their sums. Targets are class numbers or one-hot; the predicted class is that of the largest
+    output. One output has the classes 0 and 1, with the threshold 0.5. The result is an array of shape (classes,
+    classes), also in logs and history.
 
     Args:
         num_classes: at least the number of outputs; None takes that number (2 for one output).
@@ -154,12 +206,10 @@ class ConfusionMatrix(Metric):
         return {"matrix": (self.num_classes or 0,) * 2}
 
     def for_shapes(self, targets: tuple[int, ...], outputs: tuple[int, ...]) -> Metric:
-        """Return the matrix with as many classes as there are outputs, if nobody said how many."""
+        """Return the matrix with a class per output, unless `num_classes` is given."""
         least = max(outputs[-1], 2)
         if self.num_classes is None:
-            found = copy.copy(self)
-            found.num_classes = least
-            return found
+            return for_outputs(self, num_classes=least)
         if self.num_classes < least:
             raise ShapeError(f"num_classes must be >= {least} for {outputs[-1]} outputs; got {self.num_classes}")
         return self

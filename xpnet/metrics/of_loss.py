@@ -12,15 +12,16 @@ from ..core.settings import part
 from ..kernels.context import Context
 from .base import Metric, registry
 
-__all__ = ["MeanAbsoluteError", "MeanSquaredError", "OfLoss"]
+__all__ = ["OfLoss"]
 
 
 @registry.register
 class OfLoss(Metric):
     """The mean of a loss over the rows; the reduction of the loss is ignored.
 
-    `metrics.get` makes it from the name of any loss, and from an object: `metrics=["huber", losses.Huber(2.0)]`.
-    Rows that the loss does not count (`ignore_class`) are left out.
+    `metrics.get` makes one from a loss, or from the name of your own loss: `metrics=[losses.Huber(2.0)]`. As in
+    Keras, there is also a metric class for each loss of xpnet: `metrics.MeanSquaredError()`. Rows that the loss
+    does not count (`ignore_class`) are left out.
 
     Args:
         loss: a loss, or its name. name, dtype: see `Metric`.
@@ -40,36 +41,31 @@ class OfLoss(Metric):
         """The loss's name, or that of its class as an identifier."""
         return self.loss.name or losses.registry.identifier(type(self.loss))
 
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The loss."""
+        return (self.loss,)
+
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return the loss of each row."""
-        return self.loss.row_values(ctx, self._targets(ctx, y, p), p)
+        return loss_rows(ctx, self.loss, y, p)
 
     def counts(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Sequence[Any]:
         """Return the sums of the rows' losses and of their weights."""
         values = self.rows(ctx, y, p)
-        weight = self.loss.row_weights(ctx, self._targets(ctx, y, p), p, weight)
+        weight = self.loss.row_weights(ctx, _targets(ctx, self.loss, y, p), p, weight)
         weighed = 1.0 * math.prod(values.shape) if weight is None else ctx.ops.row_total(ctx, weight, None, 1.0)
         return ctx.ops.row_total(ctx, values, weight, 1.0), weighed
 
-    def _targets(self, ctx: Context, y: Array, p: Array) -> Array:
-        """Return the targets in the shape and dtype that the loss takes."""
-        xp, loss, shape = ctx.xp, self.loss, tuple(p.shape)
-        loss.targets.check_shape(type(loss).__name__, tuple(y.shape), shape, loss.axis)
-        y = xp.reshape(y, loss.target_shape(shape))
-        return xp.astype(y, xp.int32 if loss.sparse else p.dtype, copy=False)
+
+def loss_rows(ctx: Context, loss: losses.Loss, y: Array, p: Array) -> Array:
+    """Return the loss of each row, 0 for rows that it does not count."""
+    return loss.row_values(ctx, _targets(ctx, loss, y, p), p)
 
 
-@registry.register("mse")
-class MeanSquaredError(OfLoss):
-    """mean of (p - y)^2 over units and rows. Args: name, dtype (see `Metric`)."""
-
-    default_name = "mse"
-    loss = losses.MeanSquaredError()
-
-
-@registry.register("mae")
-class MeanAbsoluteError(OfLoss):
-    """mean of |p - y| over units and rows. Args: name, dtype (see `Metric`)."""
-
-    default_name = "mae"
-    loss = losses.MeanAbsoluteError()
+def _targets(ctx: Context, loss: losses.Loss, y: Array, p: Array) -> Array:
+    """Return the targets in the shape and dtype that the loss takes."""
+    xp, shape = ctx.xp, tuple(p.shape)
+    loss.targets.check_shape(type(loss).__name__, tuple(y.shape), shape, loss.axis)
+    y = xp.reshape(y, loss.target_shape(shape))
+    return xp.astype(y, xp.int32 if loss.sparse else p.dtype, copy=False)

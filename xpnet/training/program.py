@@ -164,7 +164,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
     step = make_step(backend, network, loss, optimizer, chosen)
     recorded = compiled.graph and not optimizer.full_batch and kernels.records(backend) and usable(backend)
     recorder = kernels.recorder_for(backend) if recorded else None
-    parts = (*network.parts(), loss, *plain, *weighted)
+    parts = (*network.parts(), loss, *plain, *weighted, *(part for m in (*plain, *weighted) for part in m.parts))
     if recorder and not (recorder.records_user_code or (_is_traced(optimizer) and all(map(_is_pure, parts)))):
         recorder = None
     maker = kernels.maker_for(backend) if recorder else None

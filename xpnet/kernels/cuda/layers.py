@@ -176,7 +176,10 @@ def hits(ctx: Any, p: Array, target: Array) -> Array:
 
 
 def confusion(ctx: Any, target: Array, found: Array, weight: Array | None, classes: int) -> Array:
-    """Twin of `ops.confusion`, which its product would keep from being captured."""
+    """Twin of `ops.confusion`, whose product can't be captured."""
+    if target.ndim > 1:
+        each = [(target[i], found[i], None if weight is None else weight[i]) for i in range(target.shape[0])]
+        return ctx.xp.stack([confusion(ctx, *one, classes) for one in each])
     labels = all(a.dtype == np.int32 and a.flags.c_contiguous and a.ndim == 1 and a.size for a in (target, found))
     if not (labels and ctx.inplace and (weight is None or fit(ctx, weight))):
         return ops.confusion(ctx, target, found, weight, classes)

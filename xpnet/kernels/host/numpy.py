@@ -169,6 +169,32 @@ def _starts(rows: int, classes: int) -> Array:
     return np.arange(rows) * classes
 
 
+def confusion(ctx: Any, target: Array, found: Array, weight: Array | None, classes: int) -> Array:
+    """Twin of `ops.confusion`: one pass over the rows, without matrices of rows by classes."""
+    if not ctx.inplace:
+        return ops.confusion(ctx, target, found, weight, classes)
+    out = ctx.empty((*target.shape[:-1], classes, classes))
+    ctx.launch(_count_pairs, target, found, weight, out)
+    return out
+
+
+def _count_pairs(target: Array, found: Array, weight: Array | None, out: Array) -> None:
+    """Kernel: set `out` to the confusion matrices of class numbers of shape (..., n)."""
+    classes, several = out.shape[-1], math.prod(out.shape[:-2])
+    size = classes * classes
+    k = np.multiply(target, classes, dtype=np.intp) + found
+    first = size * np.arange(several)[:, None]  # bins of each matrix
+    k = k.reshape(several, -1) + first
+    bad = np.zeros(several, bool)
+    if k.size and (min(target.min(), found.min()) < 0 or max(target.max(), found.max()) >= classes):
+        outside = (target < 0) | (target >= classes) | (found < 0) | (found >= classes)
+        bad = outside.reshape(several, -1).any(axis=1)
+        k = np.where(bad[:, None], first, k)
+    weights = None if weight is None else weight.reshape(-1)
+    matrices = np.bincount(k.reshape(-1), weights, several * size).reshape(several, size)
+    np.copyto(out.reshape(several, size), np.where(bad[:, None], math.nan, matrices), casting="same_kind")
+
+
 def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Any:
     """Twin of `ops.row_total`: one product."""
     if not ctx.inplace or values.ndim != 1 or weight is not None:
