@@ -1,12 +1,13 @@
-"""The fused operations: each body, in plain array API, is the definition of what it computes.
+"""The shared operations: each body, in plain array API, defines what the operation computes.
 
-Every operation takes `ctx` first (see `xpnet.kernels.context`) and memory from nowhere but `ctx.empty` and `into`.
-`kernels/` may hold a faster twin of the same name and signature for one library, tested against the body.
+Every operation takes `ctx` first (see `xpnet.kernels.context`) and gets memory only from `ctx.empty` and `into`.
+`kernels/` may define a twin: a faster version for one library, with the same name and signature, tested against
+the body.
 
-`into`: views of the flat gradient that a twin may write to, by parameter name; empty where it may not. What
-is returned is the truth. No operation writes into its arguments, except that twins may use up what a step will
-not need again: the flag, the counters and the sums; the gradient, where it is changed; and an optimizer's the
-weights and slots it is given, where no update can overflow (`never_overflows`).
+`into` maps parameter names to views of the flat gradient that a twin may write to; it is empty where writing is
+not allowed. The returned gradients count. Operations do not write to their arguments, except that a twin may
+overwrite what the step no longer needs: the flag, the counters and the sums; the gradient, where it is modified;
+and, in an optimizer, the weights and slots, if no update can overflow (`never_overflows`).
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ Backward = Callable[..., tuple[Array, dict[str, Array]]]
 
 
 def product(ctx: Any, a: Array, b: Array) -> Array:
-    """Return a b over the last two axes; under a mixed policy of the backend, from factors rounded to 16 bits.
+    """Return a b over the last two axes; under a mixed policy the factors are first rounded to 16 bits.
 
-    What is rounded: a and b to `backend.narrow`. What is not: their products, which add up in the model's dtype.
+    a and b are rounded to `backend.narrow`; their products accumulate in the model's dtype.
     """
     if ctx.backend.narrow is None:
         return ctx.xp.matmul(a, b)
@@ -55,10 +56,10 @@ def product(ctx: Any, a: Array, b: Array) -> Array:
 
 
 def _narrowed(ctx: Any, a: Array) -> Array:
-    """Return float32 numbers rounded to `backend.narrow`, in float32.
+    """Round float32 numbers to `backend.narrow`; return them as float32.
 
-    Where the library has no bfloat16, which keeps 8 of float32's 24 bits: with c = (2^16 + 1) a it is
-    c - (c - a)  (T. Dekker, "A floating-point technique for extending the available precision", 1971).
+    If the library has no bfloat16, which keeps 8 of float32's 24 bits, this is c - (c - a) with c = (2^16 + 1) a
+    (T. Dekker, "A floating-point technique for extending the available precision", 1971).
     """
     xp, narrow = ctx.xp, getattr(ctx.xp, ctx.backend.narrow, None)
     if narrow is not None:
@@ -68,7 +69,7 @@ def _narrowed(ctx: Any, a: Array) -> Array:
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> tuple[Array, Backward]:
-    """y = f(x W + b), and its backward.
+    """Return y = f(x W + b) and its backward.
 
     Args:
         x: shape (..., rows, in). kernel: (..., in, units). bias: (..., units) or None.
@@ -80,7 +81,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
     rows = x if x.ndim <= kernel.ndim else xp.reshape(x, (*kernel.shape[:-2], -1, x.shape[-1]))
     z = product(ctx, rows, kernel)
     if bias is not None:
-        z = z + xp.expand_dims(bias, axis=-2)  # of one rank: JAX may be told to refuse others
+        z = z + xp.expand_dims(bias, axis=-2)  # equal ranks: JAX can be set to refuse others
     y, back = ctx.ops.activate(ctx, z, activation)
     out_shape = (*x.shape[:-1], kernel.shape[-1])
 
@@ -96,16 +97,17 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
 
 def activate(ctx: Any, x: Array, activation: Any) -> tuple[Array, Callable[[Array], Array]]:
-    """y = f(x), and the function from dy to dx = f'(x) dy. Args: activation: f, see `affine`."""
+    """Return y = f(x) and the function from dy to dx = f'(x) dy. Args: activation: f, see `affine`."""
     xp = ctx.xp
     y = activation.forward(xp, x)
     return y, lambda dy: activation.backward(xp, dy, x, y)
 
 
 def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> tuple[Array, Callable[[Array], Array]]:
-    """y = x / (1 - rate) where the boolean mask `keep` is set, else 0; dx = dy / (1 - rate) there, else 0.
+    """Return y = x / (1 - rate) where the boolean mask `keep` is set, else 0, and the function from dy to dx.
 
-    "Inverted" dropout (N. Srivastava et al., JMLR 15, 2014): the mean is kept, so inference needs no factor.
+    dx = dy / (1 - rate) where `keep` is set, else 0. This "inverted" dropout (N. Srivastava et al., JMLR 15, 2014)
+    preserves the mean, so inference needs no factor.
     """
     xp = ctx.xp
     mask = xp.astype(keep, x.dtype) * (1.0 / (1.0 - rate))
@@ -115,7 +117,7 @@ def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> tuple[Array, Callab
 def batch_norm(
     ctx: Any, x: Array, gamma: Array | None, beta: Array | None, axes: tuple[int, ...], epsilon: float
 ) -> tuple[Array, Array, Array, Backward]:
-    """y = gamma * xh + beta, xh = (x - mean) / sqrt(var + epsilon); mean and (biased) var over `axes`.
+    """Return y = gamma * xh + beta with xh = (x - mean) / sqrt(var + epsilon); mean and (biased) var over `axes`.
 
     S. Ioffe, C. Szegedy, ICML 2015. With n rows and dxh = gamma * dy:
     dx = (dxh - mean(dxh) - xh * mean(dxh * xh)) / sqrt(var + epsilon).
@@ -147,7 +149,7 @@ def batch_norm(
 
 
 def one_hot(ctx: Any, labels: Array, classes: int, dtype: Any) -> Array:
-    """1 where the class is the label, else 0 (NaN for a label that is no class): labels.shape + (classes,)."""
+    """Return labels as one-hot rows, shape labels.shape + (classes,); NaN for a label outside [0, classes)."""
     xp = ctx.xp
     every = xp.arange(classes, dtype=labels.dtype, device=ctx.backend.device)
     every = xp.reshape(every, (*(1,) * labels.ndim, classes))
@@ -160,12 +162,12 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     """Return -sum(t * log(a)) over the last axis, its derivative by z times `weight`, and a = softmax(z).
 
     Args:
-        z: scores, shape (..., classes). target: t, probabilities of the same shape or integer labels (...); one
-            that is no class gives NaN. weight: shape (...), or a number.
+        z: scores, shape (..., classes). target: t, probabilities of the same shape or integer labels (...); an
+            invalid label gives NaN. weight: shape (...), or a number.
 
-    With log(a) = z - max - log(sum(exp(z - max))) nothing overflows;  dz = a * sum(t) - t, which is a - t
-    where t sums to one. A score of -inf gives a = 0, and costs nothing where t is 0 (0 log 0 = 0); with a score of
-    +inf the softmax is NaN.
+    log(a) = z - max - log(sum(exp(z - max))), which can't overflow.  dz = a * sum(t) - t, which is a - t
+    if t sums to one. A score of -inf gives a = 0 and adds nothing where t is 0 (0 log 0 = 0); a score of
+    +inf makes the softmax NaN.
     """
     xp = ctx.xp
     sparse = target.ndim < z.ndim
@@ -180,7 +182,7 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
 
 
 def hits(ctx: Any, p: Array, target: Array) -> Array:
-    """Return 1 where the first of the largest numbers of a row is at the target, else 0, in the dtype of p.
+    """Return 1 for each row whose first maximum is at the target, else 0, in the dtype of p.
 
     Args:
         p: shape (..., classes). target: class numbers, shape (...).
@@ -191,10 +193,10 @@ def hits(ctx: Any, p: Array, target: Array) -> Array:
 
 
 def confusion(ctx: Any, target: Array, found: Array, weight: Array | None, classes: int) -> Array:
-    """Return the sums of the weights of the rows by their class and the class found, shape (classes, classes).
+    """Return the confusion matrix: sums of row weights by (target, found), shape (classes, classes).
 
     Args:
-        target, found: class numbers of the rows, int32, shape (n,); one that is no class makes all NaN.
+        target, found: class numbers of the rows, int32, shape (n,); an invalid one makes all entries NaN.
         weight: shape (n,), or None for ones.
     """
     xp = ctx.xp
@@ -225,24 +227,25 @@ def penalize(
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: tuple[Array, dict[str, Array]] | None) -> Array:
     """Return the gradients by path as one flat array, in the layout's order (see `xpnet.core.params`).
 
-    `out` is the flat array whose views were offered as `into`, and those views by path; or None.
+    Args:
+        out: the flat array whose views were passed as `into`, and those views by path; or None.
     """
     return layout.pack(ctx.xp, parts)
 
 
 def join(ctx: Any, parts: Sequence[Array]) -> Array:
-    """Return arrays of shape (..., size) as one, each behind the other."""
+    """Concatenate arrays of shape (..., size) along the last axis."""
     return ctx.xp.concat(list(parts), axis=-1)
 
 
 def within_limits(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[Array], *others: Array) -> Array:
-    """Return whether a step may be taken: a 0-d boolean array, left on the device.
+    """Return whether a step is accepted: a 0-d boolean array on the device.
 
     Args:
-        ok: 0-d boolean: whether all was well so far. lr: the learning rate, at most `LARGEST_RATE`.
-        limit: of the norm of each of the flat arrays, shape (..., size). others: must be finite.
+        ok: 0-d boolean, the result of earlier checks. lr: the learning rate, at most `LARGEST_RATE`.
+        limit: upper bound of the norm of each flat array, shape (..., size). others: must be finite.
 
-    By the sums of squares, which NaN and infinity spoil.
+    The norms come from sums of squares; NaN and infinity fail the comparison.
     """
     xp = ctx.xp
     result = ok & (lr <= LARGEST_RATE)
@@ -256,7 +259,7 @@ def within_limits(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[
 def tally(
     ctx: Any, ok: Array, counted: Array, step: Array, age: Array, sums: Array, parts: Sequence[Any]
 ) -> tuple[Array, Array, Array]:
-    """Return step + 1 and age + 1, as they were unless `ok`, and the sums with a batch's added if it is `counted`.
+    """Return step + 1 and age + 1, unchanged unless `ok`, and the sums plus a batch's, unchanged unless `counted`.
 
     Args:
         ok, counted: 0-d boolean. step: see `next_count`. sums, parts: see `add_up`.
@@ -278,18 +281,18 @@ def next_count(xp: Any, step: Array) -> Array:
 
 
 def add_up(ctx: Any, sums: Array, parts: Sequence[tuple[Any, float]]) -> Array:
-    """Return the sums with a batch's added.
+    """Return the sums plus those of a batch.
 
     Args:
-        sums: shape (n,), or (2, n) with what rounding has lost of each in the second row.
-        parts: what is added to the sums, one part behind the other: pairs of an array of any shape (or a number)
-            and the number by which it is multiplied first.
+        sums: shape (n,), or (2, n) with the rounding error of each sum in the second row.
+        parts: pairs (value, factor) that together fill the n sums in order; a value is an array of any shape, or a
+            number.
 
-    What rounding loses:  t = s + a,  z = t - s,  e = (s - (t - z)) + (a - z)  (D. Knuth, "The art of computer
+    The rounding error of t = s + a:  z = t - s,  e = (s - (t - z)) + (a - z)  (D. Knuth, "The art of computer
     programming", volume 2, section 4.2.2).
     """
     xp, old = ctx.xp, sums if sums.ndim == 1 else sums[0, ...]
-    zero = xp.zeros_like(old[:1])  # to it all is added in the sums' dtype
+    zero = xp.zeros_like(old[:1])  # adding it converts a value to the sums' dtype
     more = [zero + (a if isinstance(a, (int, float)) else xp.reshape(a, (-1,))) for a, _ in parts]
     more = ctx.ops.join(ctx, [a if factor == 1.0 else a * factor for a, (_, factor) in zip(more, parts)])
     if sums.ndim == 1:
@@ -300,19 +303,19 @@ def add_up(ctx: Any, sums: Array, parts: Sequence[tuple[Any, float]]) -> Array:
     return xp.stack([total, lost + ((old - (total - part)) + (more - part))])
 
 
-# Keras' numbers (`LossScaleOptimizer`), and a largest scale, so that none becomes infinite
+# Keras' values (`LossScaleOptimizer`); the largest scale keeps it finite
 FIRST_SCALE, GOOD_STEPS, LARGEST_SCALE = 2.0**15, 2000.0, 2.0**24
 
 
 def rescale(
     ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Return whether training goes on, the steps taken, the scale of the loss and the good steps in a row.
+    """Return whether training continues, the step count, the loss scale and the number of good steps in a row.
 
     Args:
-        ok: 0-d boolean: whether the step was taken; if so, `step` counts it already.
-        alive: whether a step that was not only costs itself: its gradient may have been too large for 16 bits.
-        scale, streak: 0-d. A step that costs itself halves the scale (down to 1), `GOOD_STEPS` in a row double it.
+        ok: 0-d boolean: whether the step was accepted; if so, `step` already counts it.
+        alive: whether a rejected step lets training continue: its gradient may have overflowed 16 bits.
+        scale, streak: 0-d. Such a step halves the scale (down to 1); `GOOD_STEPS` good ones in a row double it.
 
     P. Micikevicius et al., "Mixed precision training", ICLR 2018.
     """
@@ -326,7 +329,7 @@ def rescale(
 
 
 def clip_values(ctx: Any, g: Array, most: float, factor: Array | None) -> Array:
-    """Return factor * g, each number of it brought into [-most, most]. Args: factor: 0-d, or None for 1."""
+    """Return factor * g clipped to [-most, most]. Args: factor: 0-d, or None for 1."""
     xp = ctx.xp
     g = _scaled(g, factor)
     high = xp.full((), most, dtype=g.dtype, device=ctx.backend.device)
@@ -334,25 +337,25 @@ def clip_values(ctx: Any, g: Array, most: float, factor: Array | None) -> Array:
 
 
 def clip_factor(ctx: Any, g: Array, most: float, factor: Array | None) -> Array:
-    """Return the factor of g, shape (..., size), that brings the norm of factor * g down to at most `most`.
+    """Return the factor of g, shape (..., size), that clips the norm of factor * g to `most`.
 
-    It is  f min(1, most / |f g|), f being `factor` (0-d, or None for 1): R. Pascanu et al., "On the difficulty of
-    training recurrent neural networks", ICML 2013. Its shape is that of `lr` where g has one dimension.
+    f min(1, most / |f g|), where f is `factor` (0-d, or None for 1): R. Pascanu et al., "On the difficulty of
+    training recurrent neural networks", ICML 2013. The result has the shape of `lr` if g has one dimension.
     """
     xp = ctx.xp
     norm = xp.sqrt(xp.vecdot(g, g))
     norm = xp.expand_dims(norm, axis=-1) if g.ndim > 1 else norm
     norm = _scaled(norm, factor)
-    # not most / norm: there is nothing to divide by where g is 0
+    # not most / norm, which divides by zero if g is 0
     shrink = most / xp.maximum(norm, xp.full_like(norm, most))
     return _scaled(shrink, factor)
 
 
 def clip_parts(ctx: Any, g: Array, most: float, factor: Array | None, slices: Sequence[slice]) -> Array:
-    """Return factor * g, the norm of each part of it brought down to `most` as in `clip_factor`.
+    """Return factor * g with the norm of each part clipped to `most`, as in `clip_factor`.
 
     Args:
-        slices: the parts, one after the other, that g consists of. factor: 0-d, or None for 1.
+        slices: adjacent slices that make up g. factor: 0-d, or None for 1.
     """
     parts = (g[..., where] for where in slices)
     return ctx.xp.concat([part * clip_factor(ctx, part, most, factor) for part in parts], axis=-1)
@@ -373,16 +376,16 @@ def update(
     decay: Any = 0.0,
     factor: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Return the new weights and slots by the formula of an optimizer (see `xpnet.optimizers`).
+    """Return the new weights and slots of an optimizer's update (see `xpnet.optimizers`).
 
     Args:
         optimizer: has `numbers(xp, lr, age)` and `formula(xp)`, which returns
             `at(w, g, *slots, *numbers) -> (w', *slots')`.
-        w, g: weights and gradient, shape (..., size). slots: what the optimizer keeps, of the same shape or 0-d.
+        w, g: weights and gradient, shape (..., size). slots: the optimizer's slots, of the same shape or 0-d.
         lr, age: 0-d; `age` counts updates from 1.
-        decay: takes  lr decay w  away from the weights first ("decoupled weight decay": I. Loshchilov, F. Hutter,
+        decay: first subtracts  lr decay w  from the weights ("decoupled weight decay": I. Loshchilov, F. Hutter,
             ICLR 2019); a number or a schedule.
-        factor: 0-d and at most 1, or None: what the gradient is multiplied with first.
+        factor: 0-d and at most 1, or None: the gradient is first multiplied by it.
     """
     g = _scaled(g, factor)
     w = w - (lr * at_age(ctx.xp, decay, age)) * w if decay else w
@@ -397,14 +400,14 @@ def update(
     return new[0], tuple(new[1:])
 
 
-# The guard's limits by precision: of the norm of the gradient, and of the weights. With LARGEST_RATE and
-# `never_overflows` they keep every update and every moving average far from the largest number.
+# The guard's limit of the norms of gradient and weights, by precision. With LARGEST_RATE and
+# `never_overflows` it keeps every update and every moving average far from overflow.
 MAX_NORM = {"float32": 1e18, "float64": 1e150}
 LARGEST_RATE = 1e6
 
 
 def never_overflows(beta: float, epsilon: float = 1.0, decay: Any = 0.0) -> bool:
-    """Return whether an optimizer with these numbers turns what is within `MAX_NORM` into finite numbers.
+    """Return whether an optimizer with these values maps norms within `MAX_NORM` to finite numbers.
 
     The largest update is LARGEST_RATE * 1e18 / epsilon, the largest decay LARGEST_RATE * decay * 1e18, the largest
     average or sum 1e18^2 / (1 - beta). A `factor`, at most 1, makes none of them larger.
@@ -413,22 +416,22 @@ def never_overflows(beta: float, epsilon: float = 1.0, decay: Any = 0.0) -> bool
 
 
 def at_age(xp: Any, value: Any, age: Array) -> Any:
-    """Return a number, or what a schedule gives for the update of that age (which counts from 1)."""
+    """Return a number, or a schedule's value for the update of that age (which counts from 1)."""
     return value.at(xp, age - 1.0) if hasattr(value, "at") else value
 
 
 def bias_correction(xp: Any, beta: float, age: Array) -> Array:
-    """Return 1 - beta^age without the cancellation that costs float32 five digits: -expm1(age log(beta))."""
+    """Return 1 - beta^age as -expm1(age log(beta)), without the cancellation that costs float32 five digits."""
     return -xp.expm1(age * math.log(beta)) if beta > 0 else xp.ones_like(age)
 
 
 def over_rows(xp: Any, weight: Array, shape: tuple[int, ...]) -> Array:
-    """Return weights of the first axes, such as (batch,), broadcast to a shape (batch, ...)."""
+    """Broadcast weights of the leading axes, such as (batch,), to a shape (batch, ...)."""
     while weight.ndim < len(shape):
         weight = xp.expand_dims(weight, axis=-1)
     return xp.broadcast_to(weight, shape)
 
 
 def columns(xp: Any, weight: Any) -> Any:
-    """Return per-row weights so that they multiply rows of a last axis; a number as it is."""
+    """Return per-row weights with a trailing axis of length 1; a number unchanged."""
     return weight if isinstance(weight, float) else xp.expand_dims(weight, axis=-1)

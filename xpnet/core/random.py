@@ -46,7 +46,7 @@ class Stream:
         self._generator = np.random.Generator(self._bits)
 
     def at(self, purpose: int, slot: int, step: int) -> np.random.Generator:
-        """Return the generator with its counter at (0, slot, step, purpose); valid until the next call."""
+        """Return the generator with its counter set to (0, slot, step, purpose); valid until the next call."""
         # Setting the state of an existing Philox takes 1 us, making a new one 11 us.
         state = self._state
         state["state"]["counter"][:] = (0, slot, step, purpose)
