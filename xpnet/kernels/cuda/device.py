@@ -1,6 +1,6 @@
-"""CuPy: what a step needs, made on the device: masks by the seed's Philox, batches from a data set held there.
+"""Make masks and batches on a CUDA device: masks with the seed's Philox, batches from a data set held there.
 
-Inside a captured step both cost a kernel, and nothing on the host: a batch is then a list of row numbers.
+In a captured step each takes one kernel and no work on the host: a batch is then a list of row numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = Any  # a CuPy array
 
 
 def with_masks(step: Callable[..., Any], draws: Sequence[Any], key: Any) -> Callable[..., Any]:
-    """Return the step with its masks made from `state.step`; those of its batches are not looked at.
+    """Return the step with masks generated from `state.step`; it ignores those of its batches.
 
     Args:
         step: (state, batch) -> state. draws: (name, slot, spec) of the masks. key: `Stream.key`.
@@ -41,7 +41,7 @@ def with_masks(step: Callable[..., Any], draws: Sequence[Any], key: Any) -> Call
 
 
 def fits(device: Any, size: int) -> bool:
-    """Return whether a data set of that many bytes may be held: in half of the memory that is free."""
+    """Return whether a data set of `size` bytes may be held: it fits into half of the free memory."""
     import cupy
 
     with device:
@@ -50,12 +50,12 @@ def fits(device: Any, size: int) -> bool:
 
 
 def can_pick(values: Array, device: Any) -> bool:
-    """Return whether `pick` can read a CuPy array as it is: it lies on the device, row by row."""
+    """Return whether `pick` can read a CuPy array directly: it is on the device and contiguous."""
     return values.device == device and values.dtype.name in SOURCES and values.flags.c_contiguous
 
 
 def hold(shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[slice, Array]]) -> Array:
-    """Return an array on the device, filled part by part: rows, and what they are."""
+    """Return an array on the device, filled from pairs of a slice of rows and their values."""
     import cupy
 
     place = cupy.empty(shape, dtype)
@@ -65,7 +65,7 @@ def hold(shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[slice, Array]
 
 
 def pick(data: Array, rows: Array, dtype: Any) -> Array:
-    """Return some rows of what is held, in a dtype. Args: data: shape (n, ...). rows: int32, shape (batch,)."""
+    """Return rows of an array in a dtype. Args: data: shape (n, ...). rows: int32, shape (batch,)."""
     import cupy
 
     return gather(data, rows, cupy.empty((rows.shape[0], *data.shape[1:]), dtype))
@@ -89,7 +89,7 @@ def gather(data: Array, order: Array, out: Array) -> Array:
     """Fill `out` with the rows order[0], order[1], ... of `data`, in out's dtype.
 
     Args:
-        data: of one of the dtypes of `SOURCES`. order: int32. All are contiguous.
+        data: of one of the dtypes in `SOURCES`. order: int32. All are contiguous.
     """
     if out.size:
         sizes = (np.int32(out.shape[0]), np.int64(out.size // out.shape[0]))
