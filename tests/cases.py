@@ -1,6 +1,6 @@
 """The test tables of all parts: a row for each registered class, in each of its forms.
 
-A new part gets a row here; `test_cases.py` names the parts that have none. The tests of each kind run over all of
+Add a row here for a new part; `test_cases.py` names parts without one. The tests of each kind run over all of
 its rows, on every backend.
 """
 
@@ -38,7 +38,7 @@ from xpnet.schedules import ExponentialDecay
 
 RNG = np.random.default_rng(0)
 
-# Activations: name -> the function by NumPy.
+# Activations: name -> the function in NumPy.
 
 ACTIVATIONS = {
     "linear": lambda z: z,
@@ -50,7 +50,7 @@ ACTIVATIONS = {
     "step": lambda z: np.where(z > 0, 1.0, 0.0),
 }
 
-# Initializers: name -> (bound, standard deviation) for fan_in 300 and fan_out 200; None for all the same.
+# Initializers: name -> (bound, standard deviation) for fan_in 300 and fan_out 200; None if all values are equal.
 
 INITIALIZERS = {
     "glorot_uniform": (math.sqrt(6 / 500), math.sqrt(2 / 500)),
@@ -67,7 +67,7 @@ INITIALIZERS = {
     "constant": None,
 }
 
-# Layers: name -> what makes one, for inputs of shape (3,).
+# Layers: name -> a function that makes one, for inputs of shape (3,).
 
 LAYERS = {
     "dense": lambda: Dense(4),
@@ -124,7 +124,7 @@ LOSSES = {
     "perceptron": (PerceptronCriterion, {}, BITS * 2 - 1, SCORES),
 }
 
-# Metrics: name -> (class, settings, targets, predictions, the value of each row, or None where it is no mean).
+# Metrics: name -> (class, settings, targets, predictions, the value of each row, or None if not a mean).
 
 THREE = RNG.dirichlet(np.ones(3), 40)  # probabilities of three classes
 CLASSES = RNG.integers(0, 3, 40)
@@ -150,7 +150,7 @@ METRICS = {
     "confusion_matrix": (metrics.ConfusionMatrix, {"num_classes": 3}, CLASSES, THREE, None),
 }
 
-# Optimizers: name -> (what makes one, rate on the parabola, rate and steps on Rosenbrock's valley).
+# Optimizers: name -> (a function of the rate, rate on the parabola, rate and steps on Rosenbrock's valley).
 
 OPTIMIZERS = {
     "sgd": (lambda lr: SGD(lr), 0.1, 1e-3, 12000),
@@ -173,7 +173,7 @@ OPTIMIZERS = {
     "global_clipnorm": (lambda lr: Adam(lr, global_clipnorm=1.0), 0.1, 1e-2, 4000),
 }
 
-# Regularizers: name -> (object, its penalty by NumPy).
+# Regularizers: name -> (object, its penalty in NumPy).
 
 REGULARIZERS = {
     "l1": (L1(0.3), lambda w: 0.3 * np.abs(w).sum()),
@@ -181,7 +181,7 @@ REGULARIZERS = {
     "l1l2": (L1L2(0.1, 0.4), lambda w: 0.1 * np.abs(w).sum() + 0.4 * (w * w).sum()),
 }
 
-# Schedules: name -> (object, its value by Python, at an age).
+# Schedules: name -> (object, its value at an age, in Python).
 
 SCHEDULES = {
     "exponential_decay": (ExponentialDecay(0.2, 4, 0.5), lambda age: 0.2 * 0.5 ** (age / 4)),
