@@ -388,7 +388,7 @@ def test_sizes_of_evaluate_and_predict():
     "call",
     [lambda m: m.predict(X), lambda m: m.evaluate(X, Y), lambda m: m.save("never.safetensors"),
      lambda m: m.get_weights(), lambda m: m.set_weights([]), lambda m: m.summary(), lambda m: m.count_params(),
-     lambda m: m.weights, lambda m: m.input_shape, lambda m: m.layers[0].get_weights()],
+     lambda m: m.weights, lambda m: m.flat_weights, lambda m: m.input_shape, lambda m: m.layers[0].get_weights()],
 )  # fmt: skip
 def test_before_the_model_is_built(call):
     model = regressor()

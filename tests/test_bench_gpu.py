@@ -235,11 +235,11 @@ def test_a_captured_product_keeps_its_memory(device):
     """It survives later allocations; the products give the same results at every launch."""
     first = ON_GPU["step"][PRODUCTS].make(STEP, STEP.data())
     model = ours.network(STEP, "cupy")
-    weights = np.array(model.weights.values)
+    weights = np.array(model.flat_weights.values)
     others = [device.upload(np.full(size, 7.0)) for size in (1, 5, 50, 130, 400) * 60]
     first.run(3)
     assert all((other.values == 7.0).all() for other in others)
-    np.testing.assert_array_equal(model.weights.values, weights)
+    np.testing.assert_array_equal(model.flat_weights.values, weights)
 
 
 # Clocks and kernels -------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def both(train, layers, loss, optimizer, metrics=(), **kwargs):
         arrays = [*model.get_weights(), *map(host, state.slots), host(state.age), host(state.step)]
         results.append((model, found, arrays))
     (_, expected, reference), (model, found, arrays) = results
-    assert library_of(model.weights) == "cupy_like"
+    assert library_of(model.flat_weights) == "cupy_like"
     for a, b in zip(arrays, reference, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     return found, expected

@@ -36,7 +36,7 @@ def run(path, folder, **variables):
 
 
 def test_the_examples_are_there():
-    assert [path.stem[:2] for path in EXAMPLES] == [f"{n:02}" for n in range(1, 8)]
+    assert [path.stem[:2] for path in EXAMPLES] == [f"{n:02}" for n in range(1, 9)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -467,7 +467,7 @@ def test_state_lives_where_it_is(no_room):
     fit(model, epochs=2)
     assert all(a is b for a, b in zip(state, leaves(model.state), strict=True))
     assert [a.memory.ctypes.data for a in leaves(model.state)] == addresses
-    assert model.weights.values.any()
+    assert model.flat_weights.values.any()
 
 
 def test_the_rate_may_change_between_epochs_and_weights_may_be_set():

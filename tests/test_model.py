@@ -31,7 +31,7 @@ def regressor(*layers, seed=3, **kwargs):
 
 
 def host(model):
-    return model.backend.host(model.weights)
+    return model.backend.host(model.flat_weights)
 
 
 def same(a, b):
@@ -319,7 +319,7 @@ def test_the_summary_counts_what_is_trainable():
     found = [text.rpartition("\n")[2].partition(", seed")[0] for text in lines]
     assert found == ["Parameters: 37 (29 trainable, 8 not)", *["Parameters: 37 (13 trainable, 24 not)"] * 2]
     assert model.count_params() == 37
-    assert model.weights.shape == (13,)
+    assert model.flat_weights.shape == (13,)
 
 
 def test_freezing_begins_the_optimizer_anew():
@@ -684,7 +684,7 @@ def test_the_first_arrays_decide_where_the_work_is_done(name, monkeypatch):
     assert model.backend.name == "numpy"
     model.fit(home.array(X, "float32"), home.array(Y, "float32"), batch_size=6, verbose=0)
     assert model.backend.name == name
-    assert library_of(model.weights) == name
+    assert library_of(model.flat_weights) == name
     assert type(model.predict(X)) is np.ndarray  # later ones do not
     assert model.backend.name == name
     explicit = regressor(backend="numpy")
@@ -740,7 +740,7 @@ def test_moving_keeps_all_state(name):
     for each in (model, stays):
         each.fit(X, Y, batch_size=6, verbose=0)
     assert model.to(name, device="cpu" if name != "cupy" else None) is model
-    assert model.backend.name == library_of(model.weights) == name
+    assert model.backend.name == library_of(model.flat_weights) == name
     np.testing.assert_allclose(model.predict(X), stays.predict(X), rtol=1e-4, atol=1e-6)
     for each in (model, stays):
         each.fit(X, Y, batch_size=6, verbose=0)

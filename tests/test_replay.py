@@ -189,7 +189,7 @@ def test_state_lives_where_it_is(monkeypatch):
     model.set_weights([np.zeros_like(w) for w in model.get_weights()])
     model.fit(X, ONE_HOT, batch_size=10, epochs=2, verbose=0)
     assert all(a is b for a, b in zip(arrays, leaves(model.state), strict=True))
-    assert model.weights.any()
+    assert model.flat_weights.any()
 
 
 @pytest.mark.parametrize("word", ["0", "false", "No", "OFF"])

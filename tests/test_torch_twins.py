@@ -83,12 +83,12 @@ def test_training_ends_where_the_bodies_end(optimizer):
 def test_what_was_handed_out_does_not_change():
     model, x = make(), torch.from_numpy(X)
     fit(model)
-    held = [*model.get_weights(), model.weights, model.predict(x), model.predict(x[:1]), model.predict(X)]
+    held = [*model.get_weights(), model.flat_weights, model.predict(x), model.predict(x[:1]), model.predict(X)]
     before = [np.asarray(a).copy() for a in held]
     fit(model)
     for a, b in zip(held, before):
         np.testing.assert_array_equal(np.asarray(a), b)
-    assert not np.array_equal(np.asarray(model.weights), np.asarray(held[4]))
+    assert not np.array_equal(np.asarray(model.flat_weights), np.asarray(held[4]))
 
 
 def test_two_models_do_not_share_memory():

@@ -22,15 +22,18 @@ from . import (
     optimizers,
     regularizers,
     schedules,
+    utils,
 )
 from .backend import available_backends, get_backend, use_backend
 from .core.config import custom_object_scope
 from .core.settings import setting
-from .model import Sequential, load_model
+from .layers import Input
+from .model import Sequential, load_model, model_from_json
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Input",
     "Sequential",
     "__version__",
     "activations",
@@ -46,11 +49,13 @@ __all__ = [
     "load_model",
     "losses",
     "metrics",
+    "model_from_json",
     "optimizers",
     "regularizers",
     "schedules",
     "setting",
     "use_backend",
+    "utils",
 ]
 
 

@@ -75,6 +75,9 @@ class History(Callback):
         self.history: dict[str, list[Any]] = {}
         self.epoch: list[int] = []
 
+    def set_model(self, model: Any) -> None:
+        """Keep no reference: the model keeps its history, and both would wait for the garbage collector."""
+
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Append the logs."""
         self.epoch.append(epoch)

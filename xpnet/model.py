@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import copy
-import math
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from .backend import LARGEST_COUNT, Array, Backend, np
+from .backend import Array
 from .callbacks import History, resolve_verbose
-from .core.random import fresh_seed
-from .errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number, unknown_name
-from .kernels.context import numeric
-from .layers import Input, Layer
-from .layers.base import rows_of
+from .errors import NotBuiltError
 from .losses import Loss
 from .optimizers import Optimizer
-from .training import loop
+from .training import inspection, loop
 from .training.data import Data, class_factors
 from .training.job import make_job, rows_at_a_time, training_data
-from .training.network import Network, name_layers
 from .training.program import Compiled, check_compile
 from .training.saving import read_model, save_model
-from .training.session import Progress, Session
-from .training.step import TrainState
+from .training.stack import LayerStack
 
-__all__ = ["Sequential", "load_model"]
+__all__ = ["Sequential", "load_model", "model_from_json"]
 
 
-class Sequential:
+class Sequential(LayerStack):
     """Layers in a row.
 
     Args:
@@ -44,170 +38,14 @@ class Sequential:
 
     Attributes:
         seed, step, epoch: the streams' seed and counters. stop_training: set it in a callback to end `fit`.
-        session: the weights on their backend, and what takes steps with them.
+        history: the `History` of the last call of `fit`, also of one that an exception ended; None before.
+        session: the weights on their backend, and the steps that train them.
 
-    >>> from xpnet.layers import Dense
+    >>> from xpnet.layers import Dense, Input
     >>> model = Sequential([Input((2,)), Dense(3, activation="relu"), Dense(1)], seed=0)
     >>> model.predict([[1.0, 2.0]]).shape, model.count_params()
     ((1, 1), 13)
     """
-
-    def __init__(
-        self,
-        layers: Iterable[Layer] | None = None,
-        *,
-        seed: int | None = None,
-        dtype: str | None = None,
-        backend: str | Backend | None = None,
-        device: str | None = None,
-        name: str | None = None,
-    ) -> None:
-        self.seed = fresh_seed() if seed is None else number("seed", seed, 0, integer=True)
-        self.name = name or "sequential"
-        self.stop_training = False
-        self._layers: list[Layer] = []
-        self.session = Session(self._layers, self.seed, backend, device, dtype)
-        for layer in layers or ():
-            self._append(layer)
-        if self._layers and isinstance(self._layers[0], Input):
-            self.build(self._layers[0].shape)
-
-    # Building -----------------------------------------------------------------------------------------
-
-    def add(self, layer: Layer) -> None:
-        """Append a layer, before any training; behind an `Input`, the model is built at once.
-
-        Raises:
-            InvalidValueError: the model was built by data, or trained. ShapeError: the layer does not fit.
-        """
-        session = self.session
-        session.access.refuse("add")
-        known = isinstance(self._layers[0], Input) if self._layers else isinstance(layer, Input)
-        if session.laid_out and not (known and self.step == 0):
-            raise InvalidValueError(f"layers can't be added to a model that is built; got {layer!r}")
-        values = session.values() if session.laid_out else {}
-        with session.as_before_on_error(layer):
-            self._append(layer)
-            session.clear()
-            if known:
-                self.build(getattr(self._layers[0], "shape", ()))
-                session.assign(values)
-
-    def pop(self) -> Layer:
-        """Take the last layer away and return it, with its weights; the others keep theirs.
-
-        The optimizer begins anew.
-
-        Raises:
-            InvalidValueError: there is no layer.
-        """
-        session = self.session
-        session.access.refuse("pop")
-        if not self._layers:
-            raise InvalidValueError("pop takes the last layer of a model away; got a model of 0 layers")
-        if not session.laid_out:
-            return self._layers.pop()
-        *rest, last = self._layers
-        key, flats = session.network.units[-1].key, session.flats()
-        if rest:
-            session.adopt_network(Network(rest, self.input_shape), keep=False)
-        else:
-            session.clear()
-        del self._layers[-1]
-        if not any(layer is last for layer in rest):
-            last.leave(session, flats, key)
-        return last
-
-    def _append(self, layer: Layer) -> None:
-        if not isinstance(layer, Layer):
-            raise InvalidTypeError(f"Sequential takes objects of xpnet.layers.Layer; got {layer!r}")
-        self._layers.append(layer)
-
-    def build(self, input_shape: Any) -> None:
-        """Make the weights for inputs of this shape, without the batch axis (a leading None is accepted).
-
-        Raises:
-            ShapeError: a layer can't take it, or the model is built for another shape.
-        """
-        shape, session = rows_of(input_shape), self.session
-        if session.laid_out:
-            session.build(shape)  # which only checks it: others may train
-            return
-        session.access.refuse("build")
-        with session.as_before_on_error():
-            session.build(shape)
-
-    # What it is made of -------------------------------------------------------------------------------
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers in order; `add` and `pop` change them."""
-        return tuple(self._layers)
-
-    @property
-    def trainable(self) -> bool:
-        """Whether any layer is trainable; setting it sets all of them, for the next `compile`."""
-        return any(layer.trainable for layer in self._layers)
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        for layer in self._layers:
-            layer.trainable = bool(value)
-
-    @property
-    def built(self) -> bool:
-        """Whether the weights are there."""
-        return self.session.built
-
-    @property
-    def network(self) -> Network:
-        """The built layers and the layout of their weights."""
-        return self.session.network
-
-    @property
-    def state(self) -> TrainState:
-        """The arrays that a step carries on."""
-        return self.session.state
-
-    @property
-    def step(self) -> int:
-        """The training steps taken since the model was made: what the masks are functions of."""
-        return self.session.step
-
-    @step.setter
-    def step(self, step: int) -> None:
-        step = number("step", step, 0, LARGEST_COUNT, integer=True)
-        self.session.replace_state(step=self.backend.count(step))
-
-    @property
-    def epoch(self) -> int:
-        """The epochs that were trained since the model was made: what the order of the rows is a function of."""
-        return self.session.progress.epoch
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self.session.progress = Progress(number("epoch", epoch, 0, LARGEST_COUNT, integer=True))
-
-    @property
-    def backend(self) -> Backend:
-        """Where the model computes: `.name`, `.device`, `.dtype_name`, `.xp`."""
-        return self.session.backend
-
-    @property
-    def weights(self) -> Array:
-        """A copy of the trainable weights as one flat array of the backend, shape (size,)."""
-        with self.session.access.lock:
-            return self.backend.copy(self.state.weights)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of an input, without the batch axis."""
-        return self.network.input_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """The shape of an output, without the batch axis."""
-        return self.network.output_shape
 
     @property
     def compiled(self) -> Compiled | None:
@@ -228,64 +66,6 @@ class Sequential:
     def metrics_names(self) -> list[str]:
         """The names in the logs: "loss" and the metrics'."""
         return self.compiled.names if self.compiled else []
-
-    def count_params(self) -> int:
-        """Return the number of parameters and running statistics."""
-        return self.network.layout.size + self.network.stats_layout.size
-
-    def summary(self, print_fn: Any = None) -> None:
-        """Print the layers with their output shapes and numbers of parameters."""
-        rows = [("Layer", "Output shape", "Parameters")]
-        for unit in self.network.units:
-            layer = unit.layer
-            again = any(u.layer is layer for u in self.network.units[: unit.position])
-            shown = "(None, " + ", ".join(map(str, layer.output_shape or ())) + ")"
-            rows.append(
-                (f"{unit.key} ({type(layer).__name__})", shown, "0" if again else f"{layer.count_params():,}")
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths)))
-                 for r in rows]  # fmt: skip
-        rule = "-" * len(lines[0])
-        layers = {id(layer): layer for layer in self._layers if layer.trainable}.values()
-        trainable = sum(math.prod(spec.shape) for layer in layers for spec in layer.specs if spec.trainable)
-        total = self.count_params()
-        tail = f"Parameters: {total:,} ({trainable:,} trainable, {total - trainable:,} not), seed {self.seed}"
-        text = "\n".join([f"Model {self.name!r}", rule, lines[0], rule, *lines[1:], rule, tail])
-        (print_fn or print)(text)
-
-    # Weights ------------------------------------------------------------------------------------------
-
-    def get_weights(self) -> list[np.ndarray]:
-        """Return host copies of all parameters and statistics, layer by layer."""
-        return list(self.session.values().values())
-
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set all parameters and statistics, in the order of `get_weights`.
-
-        Raises:
-            ShapeError: their number or a shape does not fit; nothing is changed then.
-        """
-        paths = self.network.paths()
-        if len(weights) != len(paths):
-            raise ShapeError(f"set_weights takes {len(paths)} arrays for this model; got {len(weights)}")
-        self.session.assign(dict(zip(paths, map(numeric, weights))))
-
-    def get_layer(self, name: str) -> Layer:
-        """Return the layer of that name."""
-        name_layers(self._layers)
-        for layer in self._layers:
-            if layer.name == name:
-                return layer
-        raise unknown_name("layer of this model", name, [str(layer.name) for layer in self._layers])
-
-    def to(
-        self, backend: str | Backend | None = None, device: str | None = None, dtype: str | None = None
-    ) -> Sequential:
-        """Move the model, with all its state, to another backend, device or precision; return it."""
-        self.session.access.refuse("to")
-        self.session.move(backend, device, dtype)
-        return self
 
     # Training -----------------------------------------------------------------------------------------
 
@@ -431,6 +211,11 @@ class Sequential:
         data = self.session.admit(training_data(x, y, sample_weight), build=False)
         return self._scores(loop.evaluate(self.session, data, size), return_dict)
 
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
+        """Return loss and metrics of one batch, without a step. Args: as for `evaluate`."""
+        size = max(1, len(training_data(x, y, sample_weight)))
+        return self.evaluate(x, y, size, sample_weight=sample_weight, return_dict=return_dict)
+
     def predict(self, x: Any, batch_size: int | None = None, verbose: Any = "auto") -> Array:
         """Return the outputs, shape (rows, ...), in the library of `x`; worked out in batches.
 
@@ -438,23 +223,71 @@ class Sequential:
             NotBuiltError: the model has no weights yet. ShapeError: `x` has other features.
         """
         resolve_verbose(verbose)
+        return self._outputs(x, batch_size)
+
+    def predict_on_batch(self, x: Any) -> Array:
+        """Return the outputs for one batch, computed at once."""
+        return self._outputs(x, max(1, len(Data(x))))
+
+    def compute(self, x: Any, upto: Any = None, batch_size: int | None = None) -> Array:
+        """Return the outputs of an inner layer, shape (rows, ...), in the library of `x`.
+
+        Args:
+            upto: the last layer to apply: its name, its position, or the layer; None for all.
+
+        >>> from xpnet.layers import Dense, Input
+        >>> model = Sequential([Input((2,)), Dense(3, "tanh", name="hidden"), Dense(1)], seed=0)
+        >>> model.compute([[1.0, 2.0]], upto="hidden").shape
+        (1, 3)
+        """
+        return self._outputs(x, batch_size, None if upto is None else self._position(upto))
+
+    def _outputs(self, x: Any, batch_size: int | None, upto: int | None = None) -> Array:
         size = rows_at_a_time(batch_size)
         if not self.built:
             raise NotBuiltError("predict needs a built model: call build(input_shape), or fit; got 0 weights")
         data = self.session.admit(Data(x), build=False)
-        outputs, home = loop.predict(self.session, data, size), data.x.home
+        outputs, home = loop.predict(self.session, data, size, upto), data.x.home
         if home.shares(outputs, data.x.values):  # no layer has computed anything
             outputs = home.copy(outputs)
         return outputs
 
-    def __call__(self, x: Any) -> Array:
-        """Return `predict(x)`; builds the model at first use."""
+    def __call__(self, x: Any, training: bool = False) -> Array:
+        """Return `predict(x)`; builds the model at first use.
+
+        Args:
+            training: whether layers compute as in training: fresh masks, statistics of these rows. In contrast to
+                Keras, running statistics do not change: only training changes a model.
+        """
         if self.built:
-            return self.predict(x)  # with nothing to undo: others may train
+            return self._called(x, training)  # with nothing to undo: others may train
         self.session.access.refuse("a model that is not built")
         with self.session.as_before_on_error():
             self.session.admit(Data(x), build=True)
+            return self._called(x, training)
+
+    def _called(self, x: Any, training: bool) -> Array:
+        if not training:
             return self.predict(x)
+        return inspection.training_outputs(self.session, self.session.admit(Data(x), build=False))
+
+    def gradients(self, x: Any, y: Any = None, sample_weight: Any = None) -> dict[str, Array]:
+        """Return the derivative of what `fit` minimizes by each trainable weight, by path ("dense/kernel").
+
+        The layers compute as in inference (no dropout, running statistics). The arrays are in the library of `x`.
+
+        Args:
+            x, y, sample_weight: as for `fit`; all rows count at once.
+
+        >>> from xpnet.layers import Dense, Input
+        >>> model = Sequential([Input((2,)), Dense(1, name="out")], seed=0)
+        >>> model.compile("sgd", "mse")
+        >>> {path: g.shape for path, g in model.gradients([[1.0, 2.0]], [0.5]).items()}
+        {'out/kernel': (2, 1), 'out/bias': (1,)}
+        """
+        self.session.need_compiled()
+        data = self.session.admit(training_data(x, y, sample_weight), build=False)
+        return inspection.gradients(self.session, data)
 
     def _scores(self, scores: dict[str, Any], return_dict: bool) -> Any:
         values = list(scores.values())
@@ -494,3 +327,13 @@ def load_model(
         UnknownNameError: it needs a class that is not in `custom_objects`. OSError: it can't be opened.
     """
     return read_model(Sequential, path, backend, device, dtype, custom_objects)
+
+
+def model_from_json(text: str, custom_objects: Mapping[str, type] | None = None) -> Sequential:
+    """Return a new model from what `Sequential.to_json` gave, without its weights.
+
+    >>> from xpnet.layers import Dense
+    >>> model_from_json(Sequential([Dense(3, "relu")], seed=1).to_json()).layers
+    (Dense(units=3, activation=ReLU()),)
+    """
+    return Sequential.from_config(json.loads(text)["config"], custom_objects)

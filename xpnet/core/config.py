@@ -228,6 +228,23 @@ def _is_default(value: Any, default: Any) -> bool:
     )
 
 
+def config_of(part: Configurable) -> dict[str, Any]:
+    """Return `get_config`, if the constructor can be called with it.
+
+    Raises:
+        InvalidValueError: it lacks an argument, which would be lost in a file.
+    """
+    config = part.get_config()
+    cls: Any = type(part)
+    lost = [name for name in _arguments(cls) if name not in config]
+    if lost and not any(overrides(cls, name, "__init__") for name in ("get_config", "from_config")):
+        raise InvalidValueError(
+            f"{cls.__name__}.__init__ must keep its argument {lost[0]!r} as self.{lost[0]}, or get_config must "
+            f"return it: a file can't describe the object otherwise; got a config of {sorted(config)}"
+        )
+    return config
+
+
 def plain(value: Any) -> Any:
     """Convert a value to numbers, strings, lists and dictionaries; leave other values unchanged.
 
@@ -238,7 +255,7 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Configurable):
-        return {"class_name": type(value).__name__, "config": plain(value.get_config())}
+        return {"class_name": type(value).__name__, "config": plain(config_of(value))}
     if isinstance(value, dict):
         return {plain(key): plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -375,6 +392,12 @@ class Registry(Generic[T]):
             UnknownNameError: unknown name. InvalidTypeError: not an object of this kind.
         """
         if isinstance(identifier, self.base):
+            absent = set(getattr(identifier, "_settings", ())) - set(vars(identifier))
+            if absent:
+                raise InvalidTypeError(
+                    f"{type(identifier).__name__}.__init__ must call super().__init__(); "
+                    f"got a {self.kind} without {', '.join(sorted(absent))}"
+                )
             return identifier
         if isinstance(identifier, str):
             return self.find(identifier, custom_objects)()

@@ -12,15 +12,24 @@ import secrets
 
 from ..backend import np
 
-__all__ = ["DRAW", "INIT", "SHUFFLE", "Stream", "fresh_seed", "keep_mask"]
+__all__ = ["DRAW", "INIT", "SHUFFLE", "Stream", "fresh_seed", "keep_mask", "set_first_seed"]
 
 # The purposes: the highest word of Philox's 256-bit counter.
 INIT, SHUFFLE, DRAW = 0, 1, 2
 
 
+_seeds: np.random.Generator | None = None
+
+
 def fresh_seed() -> int:
-    """Return an unpredictable seed of 32 bits, short enough to write down."""
-    return secrets.randbits(32)
+    """Return a seed of 32 bits, short enough to write down; unpredictable unless `set_first_seed` was called."""
+    return secrets.randbits(32) if _seeds is None else int(_seeds.integers(2**32))
+
+
+def set_first_seed(seed: int) -> None:
+    """Make the results of `fresh_seed` from now on a function of this seed."""
+    global _seeds
+    _seeds = np.random.Generator(np.random.Philox(seed))
 
 
 class Stream:

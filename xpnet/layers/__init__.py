@@ -6,7 +6,8 @@ from .dense import *
 from .dropout import *
 from .normalization import *
 from .shape import *
+from .variable import Variable
 
-__all__ = ["Layer", "Stateless", "get", *registry.exports()]
+__all__ = ["Layer", "Stateless", "Variable", "get", *registry.exports()]
 
 get = registry.get

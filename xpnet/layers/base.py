@@ -14,6 +14,7 @@ from ..core.random import Stream, fresh_seed, keep_mask
 from ..core.settings import flag, part, setting
 from ..errors import InvalidTypeError, InvalidValueError, NotBuiltError, ShapeError, number
 from ..kernels.context import Context, enter, numeric
+from .variable import HasWeights, Variable
 
 __all__ = ["Backward", "Layer", "Stateless", "registry"]
 
@@ -26,7 +27,7 @@ def _layer_name(what: str, name: Any) -> str | None:
     return name
 
 
-class Layer(Configurable):
+class Layer(Configurable, HasWeights):
     """Base class of layers.
 
     A subclass defines `build`, which declares parameters and masks and returns the output shape, and `forward`,
@@ -196,7 +197,12 @@ class Layer(Configurable):
                 f"0/{d.name}": ctx.backend.array(keep_mask(stream, i, 0, (x.shape[0], *d.shape), d.rate))
                 for i, d in enumerate(self.draws)
             }
-        return leave(self.forward(ctx, params, x)[0])
+        return leave(pair(self, "forward", self.forward(ctx, params, x))[0])
+
+    @property
+    def weights(self) -> list[Variable]:
+        """The parameters and statistics as variables, in the order of declaration; none before it is built."""
+        return [Variable(self, spec.name) for spec in self.specs]
 
     def get_weights(self) -> list[np.ndarray]:
         """Return host copies of the parameters and statistics, in the order of declaration."""
@@ -328,8 +334,22 @@ class Stateless(Layer):
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return what `call` gives, in the form of `Layer.forward`."""
-        y, back = self.call(ctx, x)
+        y, back = pair(self, "call", self.call(ctx, x))
         return y, lambda dy, into, want_dx=True: (back(dy) if want_dx else None, {})
+
+
+def pair(layer: Layer, method: str, found: Any) -> Any:
+    """Return what a layer's method returned, if it is the output and a function.
+
+    Raises:
+        InvalidTypeError: it is not.
+    """
+    if type(found) is not tuple or len(found) != 2 or not callable(found[1]):
+        kinds = ", ".join(type(a).__name__ for a in found) if type(found) is tuple else type(found).__name__
+        raise InvalidTypeError(
+            f"{type(layer).__name__}.{method} must return the output and its backward function; got {kinds}"
+        )
+    return found
 
 
 def rows_of(shape: Any) -> tuple[int, ...]:

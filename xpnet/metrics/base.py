@@ -70,7 +70,7 @@ class Metric(Configurable):
         return {"total": (), "weight": ()}
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
-        """Return one number a row: shape p.shape[:-1]."""
+        """Return one number or boolean a row: shape p.shape[:-1]."""
         raise TypeError(f"{type(self).__name__} must define rows(ctx, y, p)")
 
     def counts(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Sequence[Count]:
@@ -79,7 +79,7 @@ class Metric(Configurable):
         Args:
             y: targets. p: predictions, shape (batch, ..., units). weight: of the rows, shape (batch,), or None.
         """
-        values = self.rows(ctx, y, p)
+        values = ctx.xp.astype(self.rows(ctx, y, p), ctx.dtype, copy=False)
         if weight is None:
             return ctx.ops.row_total(ctx, values, None, 1.0), 1.0 * math.prod(values.shape)
         weight = over_rows(ctx.xp, weight, values.shape)

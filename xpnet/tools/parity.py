@@ -81,7 +81,7 @@ def run(backend: str, dtype: str, seed: int, steps: int = 100, kernels: bool = T
         model.compile(Adam(1e-3), "sparse_categorical_crossentropy")
         program, work, data = model.session.program(), model.backend, Data(x, y)
         digests = {name: hashlib.sha256() for name in ("weights", "batches", "masks")}
-        digests["weights"].update(work.host(model.weights).tobytes())
+        digests["weights"].update(work.host(model.flat_weights).tobytes())
         losses = np.empty(steps)
         model.session.state = model.state._replace(lr=work.scalar(1e-3))
         per_epoch = ROWS // BATCH

@@ -50,6 +50,7 @@ def fit(session: Session, job: Job, model: Any) -> History:
         model: passed to callbacks; its `stop_training` ends the job.
     """
     program, run = session.program(), Run(job.callbacks, model)
+    model.history = run.history
     run.begin(_params(job, program.names), session.unfinished)
     unfinished = session.unfinished  # kept on the session until an epoch has begun, in case that fails
     progress = ProgressBar(job.verbose, job.epochs, _steps(job))
@@ -219,9 +220,13 @@ def evaluate(session: Session, data: Data, batch_size: int) -> dict[str, Any]:
 
 
 @_on_its_device
-def predict(session: Session, data: Data, batch_size: int) -> Array:
-    """Return the outputs for all rows in the library of the inputs, on their device."""
-    backend, forward = session.backend, session.inference()
+def predict(session: Session, data: Data, batch_size: int, upto: int | None = None) -> Array:
+    """Return the outputs for all rows in the library of the inputs, on their device.
+
+    Args:
+        upto: the position of the last layer to apply, or None for all.
+    """
+    backend, forward = session.backend, session.inference(upto)
     home, parts = data.x.home, []
     with session.reading() as (weights, stats):
         for start in range(0, len(data), batch_size):

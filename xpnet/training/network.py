@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..backend import Array, Backend, np
 from ..core.config import fingerprint, snake_case
 from ..core.params import DrawSpec, Layout, ParamSpec
 from ..core.random import Stream, keep_mask
-from ..errors import InvalidValueError, ShapeError
+from ..errors import InvalidValueError, ShapeError, unknown_name
 from ..kernels.context import Context
 from ..layers import Layer
+from ..layers.base import pair
 
 __all__ = ["Network", "Unit"]
 
@@ -77,6 +78,7 @@ class Network:
         self.first_trainable = min(
             (u.position for u in self.units if u.key in self._paths), default=len(self.units)
         )
+        self._unchecked = {unit.key for unit in self.units}  # layers whose backward was never called
         # backends that update in place use the same few buffers at every step
         self._views: list[tuple[Array, Array, dict[str, dict[str, Array]]]] = []
         self._gradient_buffers: tuple[Array, dict[str, dict[str, Array]], dict[str, Array]] | None = None
@@ -136,10 +138,15 @@ class Network:
         params = self.params(ctx, weights, stats)
         ctx.frozen = self.frozen
         backs = []
+        shapes: dict[int, tuple[int, ...]] = {}  # of the inputs of layers not yet checked
         for unit in units:
             ctx.place = unit[:2]
             try:
-                x, back = unit.layer.forward(ctx, params[unit.key], x)
+                found = unit.layer.forward(ctx, params[unit.key], x)
+                if unit.key in self._unchecked:
+                    shapes[unit.position] = tuple(x.shape)
+                    found = pair(unit.layer, "forward", found)
+                x, back = found
             except Exception as error:
                 error.add_note(f"in layer {unit.key!r}")
                 raise
@@ -151,11 +158,15 @@ class Network:
             out = self._gradient_out(ctx) if ctx.inplace else None
             into = dict(out[1]) if out else {}
             grads: dict[str, Array] = {}
-            for (position, key, _), back in reversed(backs):
+            for (position, key, layer), back in reversed(backs):
                 if position < self.first_trainable:
                     break
                 # a layer that is used twice writes one of its gradients there, and the other is added
                 dy, parts = back(dy, into.pop(key, {}), position > self.first_trainable)
+                if position in shapes:
+                    wanted = shapes[position] if position > self.first_trainable else None
+                    check_backward(key, layer, dy, wanted, parts, tuple(weights.shape[:-1]))
+                    self._unchecked.discard(key)
                 paths = self._paths.get(key, {})
                 for name, part in parts.items():
                     if watch is not None:
@@ -166,7 +177,7 @@ class Network:
             if len(grads) != len(self.layout.slices):
                 missing = sorted(set(self.layout.slices) - set(grads))
                 raise InvalidValueError(
-                    f"a layer's backward must return all its gradients; got none for {missing}"
+                    f"a layer's backward must return the gradients of all its weights; got none for {missing}"
                 )
             return ctx.ops.pack(ctx, self.layout, grads, out and out[::2]) if grads else weights
 
@@ -214,6 +225,38 @@ class Network:
         """Return all paths, layer by layer, in the order of `get_weights`."""
         layers = {unit.key: unit.layer for unit in self.units}
         return [f"{key}/{spec.name}" for key, layer in layers.items() for spec in layer.specs]
+
+
+def check_backward(
+    key: str,
+    layer: Layer,
+    dx: Any,
+    shape: tuple[int, ...] | None,
+    parts: Mapping[str, Array],
+    lead: tuple[int, ...],
+) -> None:
+    """Check what a layer's backward function returned at its first call.
+
+    Args:
+        key: of the layer. dx: the derivative by the input, of this shape; None if nobody asked for it.
+        parts: the gradients of the weights by name. lead: leading axes of the weights, one for each model.
+
+    Raises:
+        ShapeError, UnknownNameError: a gradient has another shape than its weight, or an unknown name.
+    """
+    specs = {spec.name: spec.shape for spec in layer.specs}
+    if shape is not None and tuple(getattr(dx, "shape", ())) != shape:
+        raise ShapeError(
+            f"layer {key!r}: backward must return the derivative by its input, of shape {shape}; got "
+            f"{'None' if dx is None else tuple(getattr(dx, 'shape', ()))}"
+        )
+    for name, part in parts.items():
+        if name not in specs:
+            raise unknown_name(f"gradient of layer {key!r}", name, specs)
+        if tuple(part.shape) != (*lead, *specs[name]):
+            raise ShapeError(
+                f"layer {key!r}: the gradient of {name!r} must have shape {specs[name]}; got {tuple(part.shape)}"
+            )
 
 
 def name_layers(layers: Sequence[Layer]) -> None:

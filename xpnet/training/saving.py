@@ -21,9 +21,9 @@ from .. import losses, metrics, optimizers
 from ..backend import LARGEST_COUNT, np
 from ..core.config import custom_object_scope, plain
 from ..errors import FileFormatError, InvalidTypeError, InvalidValueError, XpnetError, number
-from ..layers import registry
+from .description import as_type, describe_layers, make_layers
 from .run import Run, Unfinished
-from .session import HostState, Progress
+from .state import HostState, Progress
 from .tensorfile import NUMPY_TYPES, TensorFile, raw, read_json, reading, type_of, write
 
 __all__ = ["read_model", "save_model"]
@@ -78,7 +78,11 @@ def _tensors(model: Any, host: HostState) -> dict[str, np.ndarray]:
 def _describe(model: Any, host: HostState, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return everything but the tensors; arrays in callbacks' states are added to `tensors`."""
     return {
-        "model": _architecture(model),
+        "model": {
+            "name": model.name,
+            "input_shape": list(model.input_shape),
+            "layers": describe_layers(model.layers, model.network.learns),
+        },
         "compile": _compile_config(model),
         "counters": {
             "step": host.step,
@@ -90,21 +94,6 @@ def _describe(model: Any, host: HostState, tensors: dict[str, np.ndarray]) -> di
         "seed": model.seed,
         "dtype": model.backend.policy,
     }
-
-
-def _architecture(model: Any) -> dict[str, Any]:
-    """Describe the layers; a layer used again is given as the number of its first position."""
-    places: dict[int, int] = {}
-    layers: list[Any] = []
-    for i, (layer, learns) in enumerate(zip(model.layers, model.network.learns)):
-        if id(layer) in places:
-            layers.append(places[id(layer)])
-        else:
-            places[id(layer)] = i
-            layers.append({"class_name": type(layer).__name__, "config": layer.get_config()})
-            if not learns:  # as laid out; the config has the current value
-                layers[-1]["trainable"] = False
-    return {"name": model.name, "input_shape": list(model.input_shape), "layers": layers}
 
 
 def _compile_config(model: Any) -> dict[str, Any] | None:
@@ -264,25 +253,13 @@ def _make_model(
     make: Callable[..., Any], description: dict[str, Any], backend: Any, device: str | None, dtype: str | None
 ) -> Any:
     """Return the model laid out but without weights: nothing of their size is allocated here."""
-    layers: list[Any] = []
-    learns: list[bool] = []
-    for entry in _of(list, description["model"]["layers"]):
-        if isinstance(entry, dict):
-            layers.append(registry.get({k: entry[k] for k in ("class_name", "config")}))
-            learns.append(_of(bool, entry.get("trainable", True)))
-            if "trainable" not in entry["config"] and not learns[-1]:  # an older file
-                layers[-1].trainable = False
-        elif 0 <= _of(int, entry) < len(layers):
-            layers.append(layers[entry])
-            learns.append(learns[entry])
-        else:
-            raise IndexError(f"a reused layer must be one of the {len(layers)} before it, not {entry}")
+    layers, learns = make_layers(description["model"]["layers"])
     model = make(
         seed=description["seed"],
         dtype=dtype or description["dtype"],
         backend=backend,
         device=device,
-        name=_of(str, description["model"]["name"]),
+        name=as_type(str, description["model"]["name"]),
     )
     model.session.layers += layers  # passed to the constructor, a leading `Input` would make it draw weights
     config = description["compile"]
@@ -290,23 +267,16 @@ def _make_model(
         model.compile(
             optimizers.registry.get(config["optimizer"]),
             losses.registry.get(config["loss"]),
-            [metrics.registry.get(m) for m in _of(list, config["metrics"])],
+            [metrics.registry.get(m) for m in as_type(list, config["metrics"])],
             config["steps_per_execution"],
-            _of(bool, config.get("graph", True)),  # missing in older files
-            [metrics.registry.get(m) for m in _of(list, config.get("weighted_metrics", []))],
+            as_type(bool, config.get("graph", True)),  # missing in older files
+            [metrics.registry.get(m) for m in as_type(list, config.get("weighted_metrics", []))],
         )
-    shape = tuple(_of(int, n) for n in _of(list, description["model"]["input_shape"]))
+    shape = tuple(as_type(int, n) for n in as_type(list, description["model"]["input_shape"]))
     if not all(0 < n <= LARGEST_COUNT for n in shape):
         raise ValueError(f"input_shape must be positive integers, not {list(shape)}")
     model.session.prepare(shape, learns)
     return model
-
-
-def _of(kind: type, value: Any) -> Any:
-    """Return a value of a description, after checking that it has exactly this type."""
-    if type(value) is not kind:
-        raise TypeError(f"{kind.__name__} is expected, not {value!r:.100}")
-    return value
 
 
 def _counters(found: dict[str, Any]) -> dict[str, Any]:
@@ -316,7 +286,7 @@ def _counters(found: dict[str, Any]) -> dict[str, Any]:
     for name, value in counters.items():
         if value > LARGEST_COUNT:
             raise FileFormatError(f"{name} must be at most {LARGEST_COUNT}; got {value}")
-    scale = _of(list, found.get("scale", []))
+    scale = as_type(list, found.get("scale", []))
     if len(scale) not in (0, 2):
         raise FileFormatError(f"scale must have 0 or 2 numbers; got {scale}")
     counters["scale"] = [float(number("scale", a, least, 2.0**127)) for a, least in zip(scale, (1, 0))]
@@ -330,19 +300,19 @@ def _run(found: Any, file: TensorFile, arrays: dict[str, np.ndarray]) -> Unfinis
     counts = [
         number(name, found[name], 0, LARGEST_COUNT, integer=True) for name in ("steps", "rows", "batch_size")
     ]
-    sums = None if found["sums"] is None else np.array(_of(list, found["sums"]), np.float64)
+    sums = None if found["sums"] is None else np.array(as_type(list, found["sums"]), np.float64)
     if sums is not None and sums.ndim > 1:  # an older file: pairs of a sum and its weight, or two arrays of such
         sums = (sums.sum(axis=0) if sums.ndim == 3 else sums).reshape(-1)
     callbacks = [
-        (_of(str, name), _of(dict, _with_arrays(state, file, arrays)))
-        for name, state in _of(list, found["callbacks"])
+        (as_type(str, name), as_type(dict, _with_arrays(state, file, arrays)))
+        for name, state in as_type(list, found["callbacks"])
     ]
     told = found["told"]
     if told is not None:
         epoch, logs, count = told
-        logs = {_of(str, k): _with_arrays(v, file, arrays) for k, v in _of(dict, logs).items()}
+        logs = {as_type(str, k): _with_arrays(v, file, arrays) for k, v in as_type(dict, logs).items()}
         logs = {k: v if isinstance(v, np.ndarray) else float(v) for k, v in logs.items()}
-        told = _of(int, epoch), logs, _of(int, count)
+        told = as_type(int, epoch), logs, as_type(int, count)
     steps, rows, batch_size = counts
     return Unfinished(steps, rows, batch_size, sums, callbacks, told)
 

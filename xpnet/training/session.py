@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ..backend import Array, Backend, get_backend, is_explicit, np, resolve
 from ..core.params import Flats
@@ -19,33 +19,12 @@ from .data import Data
 from .network import Network, check_input
 from .program import Compiled, Program, check_head, make_program
 from .run import Run, Unfinished
-from .step import TrainState, carried_sums, first_scale, host_sums, zero_sums
+from .state import HostState, Progress
+from .step import TrainState
 
-__all__ = ["HostState", "Progress", "Session"]
+__all__ = ["Session"]
 
 T = TypeVar("T")
-
-
-class Progress(NamedTuple):
-    """Epochs completed; during an epoch also the number of its first step, its rows and batch size."""
-
-    epoch: int = 0
-    first_step: int | None = None
-    rows: int = 0
-    batch_size: int = 0
-
-
-class HostState(NamedTuple):
-    """A `TrainState` on the host, with its progress."""
-
-    weights: np.ndarray | None = None
-    stats: np.ndarray | None = None
-    slots: tuple[np.ndarray, ...] = ()
-    step: int = 0
-    age: float = 0.0
-    scale: tuple[float, ...] = ()
-    sums: np.ndarray | None = None
-    progress: Progress = Progress()
 
 
 class Session:
@@ -83,7 +62,7 @@ class Session:
         self._network: Network | None = None
         self._state: Any = None  # a `TrainState`, or a plain tuple of its leaves
         self._program: Program | None = None
-        self._inference: Any = None
+        self._inference: dict[int | None, Any] = {}  # forward passes by the last layer
 
     # Where ------------------------------------------------------------------------------------------------
 
@@ -103,7 +82,7 @@ class Session:
 
     def _move(self, new: Backend) -> None:
         host = None if self._state is None else self.snapshot()
-        self._backend, self._program, self._inference = new, None, None
+        self._backend, self._program, self._inference = new, None, {}
         if host is not None:
             self.place(host)
 
@@ -175,7 +154,7 @@ class Session:
             state = state._replace(weights=weights, stats=stats)
         if not (stay and keep):
             state, self._slots = state._replace(slots=(), age=backend.scalar(0.0)), ()
-        self._network, self._state, self._program, self._inference = network, state, None, None
+        self._network, self._state, self._program, self._inference = network, state, None, {}
 
     @contextmanager
     def as_before_on_error(self, *new: Layer) -> Iterator[None]:
@@ -229,38 +208,12 @@ class Session:
 
     def place(self, host: HostState) -> None:
         """Copy host arrays to the backend as the state before the next step."""
-        backend = self.backend
-        dtype = backend.dtype_name
-        self._state = TrainState(
-            step=backend.count(host.step),
-            lr=backend.scalar(0.0),
-            ok=backend.scalar(True, backend.xp.bool),
-            weights=backend.array(host.weights, dtype),
-            slots=tuple(backend.array(s, dtype) for s in host.slots),
-            stats=backend.array(host.stats, dtype),
-            age=backend.scalar(host.age),
-            sums=zero_sums(backend, ()) if host.sums is None else carried_sums(backend, host.sums),
-            scale=first_scale(backend, *host.scale),
-        )
+        self._state = host.on(self.backend)
 
     def snapshot(self) -> HostState:
         """Return a host copy of the state, as of the last complete step."""
         with self.access.lock:
-            state, backend = self.state, self.backend
-
-            def copied(a: Array) -> np.ndarray:
-                return np.array(backend.host(a))
-
-            return HostState(
-                copied(state.weights),
-                copied(state.stats),
-                tuple(map(copied, state.slots)),
-                backend.counted(state.step),
-                float(backend.host(state.age)),
-                tuple(float(backend.host(a)) for a in state.scale),
-                host_sums(backend, state.sums),
-                self.progress,
-            )
+            return HostState.copied(self.state, self.backend, self.progress)
 
     @property
     def commit(self) -> Commit:
@@ -317,17 +270,22 @@ class Session:
             self.state = state._replace(slots=tuple(known.get(name, slot) for name, slot in zip(names, first)))
         self._slots = names
 
-    def inference(self) -> Any:
-        """Return the compiled forward pass `forward(weights, stats, x) -> y`."""
+    def inference(self, upto: int | None = None) -> Any:
+        """Return the compiled forward pass `forward(weights, stats, x) -> y`.
+
+        Args:
+            upto: the position of the last layer to apply, or None for all.
+        """
         self.refresh()
-        if self._inference is None:
+        if upto not in self._inference:
             backend, network = self.backend, self.network
+            units = None if upto is None else network.units[: upto + 1]
 
             def forward(weights: Array, stats: Array, x: Array) -> Array:
-                return network.forward(Context(backend), weights, stats, x)[0]
+                return network.forward(Context(backend), weights, stats, x, units)[0]
 
-            self._inference = backend.jit(forward)
-        return self._inference
+            self._inference[upto] = backend.jit(forward)
+        return self._inference[upto]
 
     def refresh(self) -> None:
         """Apply settings that have changed since the last call; they take effect from the next step."""
@@ -370,6 +328,16 @@ class Session:
         """Return host copies of one layer's parameters and statistics by name."""
         with self.access.lock:
             return self.flats().values(str(self.network.key(layer)), [spec.name for spec in layer.specs])
+
+    def weight(self, layer: Layer, name: str) -> Array:
+        """Return a copy of one parameter or statistic, on the backend."""
+        path = f"{self.network.key(layer)}/{name}"
+        with self.access.lock:
+            for layout, flat in self.flats().parts:
+                if path in layout.slices:
+                    part = self.backend.copy(flat[..., layout.slices[path]])
+                    return self.backend.xp.reshape(part, layout.shapes[path])
+        raise NotBuiltError(f"the model has no weight of this name; got {path!r}")
 
     def set_layer_weights(self, layer: Layer, values: Sequence[Any]) -> None:
         """Set one layer's parameters and statistics."""
@@ -434,7 +402,7 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what `copy.deepcopy` and pickle keep: host arrays, no compiled code."""
-        left = dict.fromkeys(("_program", "_inference", "_network", "stream", "access", "run", "_state"))
+        left = dict.fromkeys(("_program", "_network", "stream", "access", "run", "_state")) | {"_inference": {}}
         kept = {**self.__dict__, **left, "_seed": self.stream.seed}
         backend = self.backend
         kept["_where"] = (None, self._where[1], self._where[2])
