@@ -1,6 +1,6 @@
 """The test tables of all parts: a row for each registered class, in each of its forms.
 
-A new part gets a row here; `test_cases.py` names the parts that have none. The tests of each kind run over all of
+Add a row here for a new part; `test_cases.py` names parts without one. The tests of each kind run over all of
 its rows, on every backend.
 """
 
@@ -231,7 +231,7 @@ CONSTRAINTS = {
     "unit_norm_rows": (UnitNorm(-1), lambda w: scaled(w, 1.0, 1)),
 }
 
-# Initializers: name -> (bound, standard deviation) for fan_in 300 and fan_out 200; None for all the same.
+# Initializers: name -> (bound, standard deviation) for fan_in 300 and fan_out 200; None if all values are equal.
 
 INITIALIZERS = {
     "glorot_uniform": (math.sqrt(6 / 500), math.sqrt(2 / 500)),
@@ -251,7 +251,7 @@ INITIALIZERS = {
     "identity": None,
 }
 
-# Layers: name -> what makes one, for inputs of shape (3,).
+# Layers: name -> a function that makes one, for inputs of shape (3,).
 
 LAYERS = {
     "dense": lambda: Dense(4),
@@ -588,7 +588,7 @@ MODEL_METRICS = {  # those that fit a model of three outputs: what makes one, an
     or (name.startswith("loss_") and not row[1] and np.shape(row[2]) in (np.shape(row[3]), np.shape(row[3])[:-1]))
 }
 
-# Optimizers: name -> (what makes one, rate on the parabola, rate and steps on Rosenbrock's valley).
+# Optimizers: name -> (a function of the rate, rate on the parabola, rate and steps on Rosenbrock's valley).
 
 OPTIMIZERS = {
     "sgd": (lambda lr: SGD(lr), 0.1, 1e-3, 12000),
@@ -649,7 +649,7 @@ REGULARIZERS = {
     "orthogonal_columns": (OrthogonalRegularizer(0.3, "columns"), lambda w: 0.3 * mean_cosine(w.T)),
 }
 
-# Schedules: name -> (object, its value by Python, at an age).
+# Schedules: name -> (object, its value at an age, in Python).
 
 
 def half_wave(t):

@@ -7,9 +7,9 @@ import tempfile
 import pytest
 
 for name, value in {
-    "KERAS_BACKEND": "torch",  # beside which Keras is installed: the session of PyTorch compares with it
+    "KERAS_BACKEND": "torch",  # Keras is installed for it: PyTorch's session compares with Keras
     "JAX_ENABLE_X64": "1",  # the suite checks derivatives in float64
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # it compiles many small networks and runs each a few times
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the suite compiles many small networks and runs each a few times
     "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "xpnet-jax-cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -27,7 +27,7 @@ def pytest_configure(config):
 
 
 def pytest_itemcollected(item):
-    """Mark what runs on the pretended GPU, whatever XPNET_KERNELS says: once is enough."""
+    """Mark tests that run on the simulated GPU, whatever XPNET_KERNELS is: once is enough."""
     if {"pretended_cupy", "cuda_on_host"} & set(vars(getattr(item, "module", None) or item)):
         item.add_marker("pretended")
 
@@ -55,6 +55,6 @@ def data_folder():
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible():
-    """Let Ctrl-C be heard where the suite was started in the background, in which shells ignore it."""
+    """Enable Ctrl-C if the suite was started in the background, where shells ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,9 +1,9 @@
-"""CUDA kernels without CUDA: what `cupy.RawModule` does, by g++ and cuda_stand_in.h, on cupy_like.py's arrays.
+"""CUDA kernels without CUDA: `cupy.RawModule` implemented with g++ and cuda_stand_in.h, on cupy_like.py's arrays.
 
-It is stricter than CuPy, which hands any argument over as the bytes that it has: arrays must be contiguous and of
-the type that the kernel's parameter has, scalars NumPy's own of that very type, null pointers `np.uintp(0)`, and
-grids not empty. A launch is run twice on the same memory, the second time with blocks and threads in the opposite
-order: where that gives other bits, threads race. (A CUDA graph, which repeats what was checked, runs it once.)
+It is stricter than CuPy, which passes the bytes of any argument: arrays must be contiguous and of
+the type of the kernel's parameter, scalars NumPy scalars of exactly that type, null pointers `np.uintp(0)`, and
+grids not empty. Every launch runs twice on the same memory, the second time with blocks and threads in reverse
+order: different bits reveal a race. (A CUDA graph, which repeats checked launches, runs them once.)
 """
 
 import atexit
@@ -36,16 +36,16 @@ TYPES = {
 }
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 QUALIFIERS = {"const", "__restrict__"}
-# bytes are stored as words, which C++ forbids between types that CUDA's compilers take for the same memory
+# bytes are stored as words: C++ forbids such aliasing, CUDA's compilers do not
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
-FLAGS.append("-U_FORTIFY_SOURCE")  # whose check of `longjmp` knows of one stack only
+FLAGS.append("-U_FORTIFY_SOURCE")  # its check of `longjmp` assumes a single stack
 
 _libraries = {}
 _folder = []
 
 
 class Parameter:
-    """One of a kernel's parameters, and what may be passed for it."""
+    """A parameter of a kernel, and what may be passed for it."""
 
     def __init__(self, text):
         *kind, self.name = [word for word in text.replace("*", " * ").split() if word not in QUALIFIERS]
@@ -56,7 +56,7 @@ class Parameter:
         self.ctype = ctypes.c_void_p if self.pointer else value
 
     def take(self, x):
-        """Return the argument as ctypes takes it."""
+        """Return the argument for ctypes."""
         if not self.pointer:
             if not isinstance(x, np.generic) or np.dtype(type(x)) != self.dtype:
                 raise TypeError(f"{self.name} takes a NumPy scalar, {self.dtype}; got {x!r}, {type(x).__name__}")
@@ -73,7 +73,7 @@ class Parameter:
 
 
 class RawModule:
-    """As `cupy.RawModule`: kernels compiled from source, one library for each set of options in a session."""
+    """As `cupy.RawModule`: kernels compiled from source, one library per set of options and session."""
 
     def __init__(self, *, code, options=()):
         key = (code, tuple(options))
@@ -110,7 +110,7 @@ class RawKernel:
         cupy_like.engine.launch(partial(self._launch_over, dims, given), arrays)
 
     def _launch_over(self, dims, given, arrays, check):
-        """Run it on memory, which holds the addresses `given`."""
+        """Run the kernel on memory; `given` are its addresses."""
         if not check:
             self._run(False, dims, given)
             return
@@ -118,7 +118,7 @@ class RawKernel:
         self._run(False, dims, given)
         after = [a.copy() for a in arrays]
         for a, old in zip(arrays, before):
-            if a.flags.writeable:  # NumPy's `broadcast_to` gives memory that is not
+            if a.flags.writeable:  # memory from NumPy's `broadcast_to` is not writeable
                 a[...] = old
         self._run(True, dims, given)
         for a, forward in zip(arrays, after):
@@ -163,9 +163,8 @@ def _compile(code, options):
     stem.with_suffix(".cpp").write_text("".join(parts))
     source, module, library = (str(stem.with_suffix(suffix)) for suffix in (".cpp", ".o", ".so"))
     _call([COMPILER, *FLAGS, "-fsanitize=alignment", *options, "-c", "-o", module, source])
-    _call(
-        [COMPILER, "-shared", "-o", library, module, machine]
-    )  # not with libubsan: the machine has what it takes
+    # without libubsan: the machine defines the functions that it would
+    _call([COMPILER, "-shared", "-o", library, module, machine])
     return ctypes.CDLL(library), kernels
 
 
@@ -186,5 +185,5 @@ def _multiply(a, b, out):
     np.matmul(a, b, out=out)
 
 
-# What the kernels take from CuPy.
+# What the kernels use of CuPy.
 cupy = SimpleNamespace(RawModule=RawModule, matmul=matmul)

@@ -14,7 +14,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 extern "C" {
 bool cuda_stand_in_reversed = false;
 static bool misaligned;
-// what the compiler calls (and libubsan defines) where an address is not aligned
+// called by compiled code (and defined by libubsan) if an address is not aligned
 void __ubsan_handle_type_mismatch_v1(void*, unsigned long) { misaligned = true; }
 extern char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));
 extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
@@ -43,7 +43,7 @@ struct Thread {
 
 static jmp_buf scheduler;
 static std::vector<std::unique_ptr<Fiber>> fibers; // all there are
-static std::vector<Fiber*> idle;                   // those that stand at the end of `work`
+static std::vector<Fiber*> idle;                   // those at the end of `work`
 static std::vector<Thread> threads;                // of the block
 static unsigned started, current;
 static void (*kernel)(const void*);
@@ -71,7 +71,7 @@ static unsigned in_order(unsigned i) {
     return cuda_stand_in_reversed ? (unsigned)threads.size() - 1 - i : i;
 }
 
-// What a fiber does, which is the last idle one: one fresh thread after the other, as long as none of them waits.
+// Run in the last idle fiber: start one new thread after the other, until one waits.
 static void work() {
     for (;;) {
         Fiber* self = idle.back();
@@ -100,7 +100,7 @@ static void wait(State state, int line) {
 
 void barrier(int line) { wait(AT_BARRIER, line); }
 
-// Give the 8 bytes that another lane gives, in the place of this one's.
+// Replace this lane's 8 bytes with those of another lane.
 void exchange(unsigned mask, char (&value)[8], unsigned from, int line) {
     Thread& self = threads[current];
     memcpy(self.value, value, sizeof value);
@@ -110,7 +110,7 @@ void exchange(unsigned mask, char (&value)[8], unsigned from, int line) {
     memcpy(value, self.result, sizeof value);
 }
 
-// Let the threads go on whose barrier or shuffle is complete; return what is wrong, or "".
+// Let the threads continue whose barrier or shuffle is complete; return an error, or "".
 static std::string release() {
     bool all_there = true, any = false;
     for (const Thread& t : threads) all_there &= t.state == AT_BARRIER && t.line == threads[0].line;
@@ -191,7 +191,7 @@ const char* run(const unsigned* dims, void (*call)(const void*), const void* wit
         blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
         error = run_block(dims[3] * dims[4] * dims[5]);
         if (error.empty() && misaligned) return "a word is read or written at an address that is not aligned";
-        if (!error.empty()) { // the fibers that still wait are of no use
+        if (!error.empty()) { // fibers that still wait are unusable
             idle.clear();
             fibers.clear();
             return error.c_str();

@@ -1,13 +1,13 @@
 // Enough of CUDA C++ to compile kernels for the host and run them there, one thread of the grid at a time.
 //
-// A thread runs until it waits at a barrier or a shuffle; then another one starts, each on a stack of its own. When
-// all threads of a block wait, those whose barrier is complete go on. A barrier that some threads of the block do not
-// reach (or reach elsewhere), and a shuffle with a lane that does not take part, are errors, as is the reading of
-// such a lane. Shared memory is full of NaN (all bits set) when a block begins. With `cuda_stand_in_reversed`, blocks
-// and threads run in the opposite order: a result that depends on it is a race. Compiled with -fsanitize=alignment,
-// a word at an address which is no multiple of its size, a fault on a GPU, is an error too.
+// A thread runs until it waits at a barrier or a shuffle; then another one starts, each on a separate stack. When
+// all threads of a block wait, those whose barrier is complete continue. It is an error if some threads of a block do
+// not reach a barrier (or reach another one), or if a shuffle names or reads a lane that does not take part. Shared
+// memory is full of NaN (all bits set) when a block begins. With `cuda_stand_in_reversed`, blocks and threads run in
+// reverse order: a result that depends on the order is a race. With -fsanitize=alignment, a word at an address that
+// is not a multiple of its size, which is a fault on a GPU, is an error, too.
 //
-// This is what kernels are compiled with; the machine itself, cuda_stand_in.cpp, is compiled once.
+// Kernels are compiled with this header; the machine, cuda_stand_in.cpp, is compiled once.
 
 #pragma once
 

@@ -1,11 +1,11 @@
-"""CuPy's streams, memory pools and graphs, and cuBLAS, without a GPU: an engine for cupy_like.py's arrays.
+"""CuPy's streams, memory pools and graphs, and cuBLAS, simulated without a GPU for cupy_like.py's arrays.
 
-Nothing is done before somebody waits for it, and then in no other order than that of streams and events: what a
-missing `wait_event` spoils on a GPU is spoilt here. While a stream captures, what is asked of it is noted, and
-`Graph.launch` does it, on the same memory. Freed memory is handed out again to the same stream and pool, full of
-set bits (NaN, -1); that of a pool which is gone is an illegal address.
+Work runs only when something waits for it, and then only in the order that streams and events require: a missing
+`wait_event` that gives wrong results on a GPU does so here. While a stream captures, operations are recorded, and
+`Graph.launch` runs them on the same memory. Freed memory is reused by the same stream and pool, with all
+bits set (NaN, -1); memory of a pool that was deleted is an illegal address.
 
-What is refused is what CuPy 14 refuses; where it says so stands beside (files of github.com/cupy/cupy).
+It refuses what CuPy 14 refuses; comments cite the file of github.com/cupy/cupy.
 """
 
 import bisect
@@ -33,9 +33,9 @@ from xpnet.kernels import check
 from xpnet.kernels.cuda import blas, generated, graph
 from xpnet.kernels.cuda import launch as cuda
 
-UNIT = 512  # bytes: memory comes in multiples of it (cupy/cuda/memory.pyx, ALLOCATION_UNIT_SIZE)
-LARGE = 1 << 20  # bytes: memory of this size is not filled (cuBLAS' workspaces)
-# By way of cuBLAS. CuPy 14 has no `vecdot`: array_api_compat makes it of a product (common/_aliases.py).
+UNIT = 512  # bytes: memory is allocated in multiples of it (cupy/cuda/memory.pyx, ALLOCATION_UNIT_SIZE)
+LARGE = 1 << 20  # bytes: blocks of this size are not filled (cuBLAS's workspaces)
+# These use cuBLAS. CuPy 14 has no `vecdot`: array_api_compat implements it with a product (common/_aliases.py).
 PRODUCTS = {
     cuda_on_host._multiply, np.matmul, np.ndarray.__matmul__, np.ndarray.__rmatmul__, np.tensordot, np.vecdot,
 }  # fmt: skip
@@ -50,7 +50,7 @@ class CUDARuntimeError(RuntimeError):
 
 
 class Block:
-    """A piece of the device's memory: in use, in a pool's list of free ones, or given back to the driver."""
+    """A block of device memory: in use, in a pool's free list, or returned to the driver."""
 
     def __init__(self, size):
         whole = np.empty(size + UNIT, np.uint8)
@@ -70,7 +70,7 @@ class Block:
 
 
 class Memory:
-    """What arrays hold, as `cupy.cuda.BaseMemory`: when the last one is gone, the block is free."""
+    """The memory of arrays, as `cupy.cuda.BaseMemory`: when the last reference is gone, the block is free."""
 
     def __init__(self, block, free):
         self.block, self.free, self.ptr = block, free, block.address
@@ -85,7 +85,7 @@ class Memory:
 
 
 class Pool:
-    """As `cupy.cuda.MemoryPool`: what was allocated on a stream is handed out again on that one only."""
+    """As `cupy.cuda.MemoryPool`: memory allocated on a stream is reused only on that stream."""
 
     def __init__(self, engine, allocator=None):
         self._engine, self._free, self._total = engine, defaultdict(list), 0
@@ -139,7 +139,7 @@ def _memory_of(a):
 
 
 def _raw(x, blocks):
-    """Return arguments with the bare memory of arrays, which keeps nothing in use; add its blocks to a list."""
+    """Replace arrays in the arguments with bare memory, which keeps nothing alive; add its blocks to a list."""
     if isinstance(x, (list, tuple)):
         return type(x)(_raw(v, blocks) for v in x)
     if isinstance(x, dict):
@@ -147,7 +147,7 @@ def _raw(x, blocks):
     if not isinstance(x, Array):
         return x
     a, memory = x.memory, _memory_of(x.memory)
-    if memory is None:  # a test's own
+    if memory is None:  # allocated by a test
         return a
     blocks.append(memory.block)
     return np.ndarray(a.shape, a.dtype, memory.block.raw, a.ctypes.data - memory.ptr, a.strides)
@@ -157,7 +157,7 @@ def _raw(x, blocks):
 
 
 class Stream:
-    """As `cupy.cuda.Stream`: a list of things to do, each with the blocks of memory that it needs."""
+    """As `cupy.cuda.Stream`: a queue of operations, each with the blocks of memory that it needs."""
 
     def __init__(self, engine, null=False, non_blocking=False):
         if not (null or non_blocking):
@@ -179,10 +179,10 @@ class Stream:
         self._engine.stacks[self.device_id].pop()
 
     def note(self, work, blocks):
-        """Ask for work on memory: it is done when somebody waits for it, or at every launch of a graph."""
+        """Queue an operation on memory: it runs when something waits for it, or at every launch of a graph."""
         if self._invalid:
             raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
-        # CuPy takes it where one device can reach the other's memory, but in no order with the other's streams
+        # CuPy allows it if one device can access the other's memory, but unordered with the other's streams
         assert {b.device for b in blocks} <= {self.device_id}, "the memory of one device, a stream of another"
         if self._captured is not None:
             self._captured.append((work, blocks))
@@ -191,19 +191,19 @@ class Stream:
             self._asked += 1
 
     def run(self, until=None):
-        """Do what was asked for, up to a number of things."""
+        """Run queued operations, up to a number of them."""
         while self._done < (self._asked if until is None else until):
             self._done += 1
             work, blocks = self._queue.popleft()
             if not all(b.valid for b in blocks):
-                self._queue.clear()  # nothing goes on after that
+                self._queue.clear()  # nothing runs after an error
                 self._done = self._asked
                 raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
             with np.errstate(all="ignore"):
                 work()
 
     def record(self):
-        """Return an event: this stream, and how much it was asked for."""
+        """Return an event: this stream, and the length of its queue."""
         if self._captured is not None:
             raise NotImplementedError("the stand-in does not capture events")
         return self, self._asked
@@ -215,7 +215,7 @@ class Stream:
         self.note(lambda: stream.run(count), ())
 
     def synchronize(self):
-        # tests/cupy_tests/cuda_tests/test_graph.py, test_stream_capture_failure1: and the capture is lost
+        # tests/cupy_tests/cuda_tests/test_graph.py, test_stream_capture_failure1: the capture is lost, too
         if self._captured is not None:
             self._invalid = True
             raise CUDARuntimeError(
@@ -248,7 +248,7 @@ class Stream:
 
 
 class Event:
-    """As `cupy.cuda.Event`: notes the time when its stream comes to it."""
+    """As `cupy.cuda.Event`: records the time when its stream reaches it."""
 
     def record(self):
         stream = self.stream = sys.modules["cupy"].cuda.get_current_stream()
@@ -269,7 +269,7 @@ class Graph:
 
     @property
     def graph(self):
-        """The address that CUDA knows it by."""
+        """The graph's handle in CUDA."""
         return id(self)
 
     def __init__(self):
@@ -286,13 +286,13 @@ class Graph:
 
 
 class Engine(Eager):
-    """Does the work of arrays on the current stream."""
+    """Runs the operations of arrays on the current stream."""
 
     def __init__(self):
         self.streams, self._blocks = [], []
         self.stacks = {0: [Stream(self, null=True)]}  # by device: the current stream is the last
         self.pool, self.free, self.devices = Pool(self), 1 << 30, 1  # free: bytes
-        self.full = False  # whether the driver has no memory left
+        self.full = False  # whether the driver is out of memory
         self.alloc = self.pool.malloc
 
     @property
@@ -303,7 +303,7 @@ class Engine(Eager):
         return self.stacks[device][-1]
 
     def device_of(self, a):
-        """Return the device whose memory an array is in."""
+        """Return the device that holds an array's memory."""
         memory = _memory_of(a.memory)
         return DEVICE if memory is None else Device(memory.block.device)
 
@@ -312,7 +312,7 @@ class Engine(Eager):
         return SimpleNamespace(mem=Memory(self.allocate(size), lambda block: self.settle()))
 
     def allocate(self, size):
-        """Return memory of the driver's."""
+        """Allocate memory from the driver."""
         if self.full:
             raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
         block = Block(size)
@@ -320,7 +320,7 @@ class Engine(Eager):
         return block
 
     def block_at(self, address):
-        """Return the block that an address lies in."""
+        """Return the block that contains an address."""
         block = self._blocks[bisect.bisect(self._blocks, address, key=operator.attrgetter("address")) - 1]
         if not block.address <= address < block.address + block.raw.size:
             raise CUDARuntimeError("cudaErrorIllegalAddress: no memory of the device's")
@@ -335,14 +335,14 @@ class Engine(Eager):
             self.alloc = before
 
     def new_array(self, shape, dtype):
-        """Return an array in memory of the current allocator's."""
+        """Return an array in memory from the current allocator."""
         size = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
         if size == 0:
             return Array(np.empty(shape, dtype))
         return Array(np.asarray(self.alloc(size).mem)[:size].view(dtype).reshape(shape))
 
     def compute(self, function, args, kwargs):
-        """Note a function of NumPy's: a view is there at once, anything else gets memory for what will come."""
+        """Queue a NumPy function; return a view at once, or memory for the future result."""
         if self.current.is_capturing():
             self._check(function, args)
         given = _strip(args)
@@ -377,7 +377,7 @@ class Engine(Eager):
                 self._no_upload()
 
     def write(self, function, *args):
-        """Note a function that writes into arrays it is given."""
+        """Queue a function that writes to its array arguments."""
         if self.current.is_capturing():
             self._check(function, args)
         _strip(args)  # may raise
@@ -386,13 +386,13 @@ class Engine(Eager):
         self.current.note(lambda: function(*raw), blocks)
 
     def launch(self, run, arrays):
-        """Note a kernel; the first time that it is run, it is looked at for races."""
+        """Queue a kernel; the first run checks it for races."""
         blocks, check = [], not self.current.is_capturing()
         raw = _raw(arrays, blocks)
         self.current.note(lambda: run(raw, check), blocks)
 
     def upload(self, host):
-        """Note a copy of host memory as it is now."""
+        """Queue a copy of the current content of host memory."""
         if self.current.is_capturing() and host.ndim:
             self._no_upload()  # a 0-d array is a `fill` (cupy/_core/core.pyx, _array_default)
         place, host = self.new_array(host.shape, host.dtype), host.copy()
@@ -404,7 +404,7 @@ class Engine(Eager):
         raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
 
     def wait(self, what):
-        # cupy/cuda/memory.pyx, copy_to_host_async: `get`, and all that comes down to it. A boolean mask as an
+        # cupy/cuda/memory.pyx, copy_to_host_async: `get`, and everything based on it. A boolean mask as an
         # index and `nonzero`: cupy/_core/_routines_indexing.pyx, int(mask_scanned[-1]).
         if self.current.is_capturing():
             raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
@@ -417,7 +417,7 @@ class Engine(Eager):
 
 
 def _into(function, several, places, args, kwargs):
-    """Write results over arrays, by their number."""
+    """Copy results to arrays, by index."""
     result = function(*args, **kwargs)
     for i, place in places.items():
         place[...] = result[i] if several else result
@@ -437,7 +437,7 @@ class cuBLASError(Exception):
 
 
 class Cublas:
-    """As `nvmath.bindings.cublas` of nvmath-python 1.0 (cublas.pyi, cublas.pxd), by NumPy on addresses."""
+    """As `nvmath.bindings.cublas` of nvmath-python 1.0 (cublas.pyi, cublas.pxd), with NumPy on addresses."""
 
     # cublas_api.h
     Operation = IntEnum("Operation", {"N": 0, "T": 1, "C": 2})
@@ -455,7 +455,7 @@ class Cublas:
         return len(self.handles)
 
     def set_stream(self, handle, stream_id):
-        """The workspace is cuBLAS' own again."""
+        """Resets the workspace to cuBLAS's own."""
         self.handles[handle - 1].__dict__.update(stream=stream_id, workspace=None, size=0)
 
     def set_workspace(self, handle, workspace, workspace_size_in_bytes):
@@ -464,12 +464,12 @@ class Cublas:
 
     def gemm_ex(self, handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ldb, beta, c, ctype, ldc,
                 compute_type, algo):  # fmt: skip
-        """C = alpha op(A) op(B) + beta C, columns first, op(A) being m x k, op(B) k x n and C m x n."""
+        """C = alpha op(A) op(B) + beta C, column-major, where op(A) is m x k, op(B) k x n and C m x n."""
         handle = self.handles[handle - 1]
         stream = self._engine.streams[handle.stream]
         if stream.is_capturing() and handle.workspace is None:
             raise cuBLASError("ALLOC_FAILED (3): without a workspace it allocates one")
-        # cudaDataType: CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF; what goes together: cublasGemmEx()
+        # cudaDataType: CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF; valid combinations: cublasGemmEx()
         dtypes = {0: np.float32, 1: np.float64, 2: np.float16, 14: np.uint16}
         _valid(atype == btype and atype in dtypes, "factors of one type")
         _valid(ctype == (atype if atype < 2 else 0), "a result in float32, or in the factors' type")
@@ -484,7 +484,7 @@ class Cublas:
         out = self._matrix(c, (m, n), ldc, dtype, blocks)
         left = left if transa == self.Operation.N else left.T
         right = right if transb == self.Operation.N else right.T
-        scalar = ctypes.POINTER(np.ctypeslib.as_ctypes_type(dtype))  # on the host, read at the call
+        scalar = ctypes.POINTER(np.ctypeslib.as_ctypes_type(dtype))  # on the host, read during the call
         one, zero = (dtype(ctypes.cast(p, scalar).contents.value) for p in (alpha, beta))
         scratch = None
         if handle.workspace is not None:
@@ -504,7 +504,7 @@ class Cublas:
         stream.note(work, blocks)
 
     def _matrix(self, address, shape, ld, dtype, blocks):
-        """Return a matrix whose columns are `ld` numbers apart."""
+        """Return a matrix with the leading dimension `ld`."""
         rows, columns = shape
         _valid(ld >= max(1, rows), f"a leading dimension of at least {rows}, got {ld}")
         block, size = self._engine.block_at(address), np.dtype(dtype).itemsize
@@ -521,19 +521,19 @@ def _valid(condition, what):
 
 
 def _wide(x):
-    """Return factors of 16 bits (uint16: those of bfloat16) in float32, others as they are."""
+    """Convert 16-bit factors (uint16: bfloat16) to float32; return others unchanged."""
     if x.dtype == np.uint16:
         return (x.astype(np.uint32) << 16).view(np.float32)
     return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
 def _tf32(x):
-    """Round to 10 bits behind the point, to even at a tie."""
+    """Round to 10 fraction bits, ties to even."""
     bits = x.view(np.uint32)
     return ((bits + 0xFFF + (bits >> 13 & 1)) & ~np.uint32(0x1FFF)).view(np.float32)
 
 
-# All of it ----------------------------------------------------------------------------------------------
+# Fixtures -----------------------------------------------------------------------------------------------
 
 CACHES = (
     check._right,
@@ -548,7 +548,7 @@ CACHES = (
 
 
 def clean_start(monkeypatch):
-    """Skip where kernels can't be compiled; forget the switches that somebody may have set."""
+    """Skip if kernels can't be compiled; clear environment switches."""
     if cuda_on_host.COMPILER is None:
         pytest.skip("no C++ compiler (g++) was found")
     for name in ("XPNET_GRAPH", "XPNET_KERNELS", "XPNET_MATMUL_PRECISION"):
@@ -557,10 +557,10 @@ def clean_start(monkeypatch):
 
 @contextmanager
 def pretended_cupy(monkeypatch, bindings=True, checked=False):
-    """Let the backend "cupy" itself run on the pretended device.
+    """Run the backend "cupy" on the simulated device.
 
     Args:
-        bindings: whether there are those of cuBLAS. checked: whether kernels are checked before they are used.
+        bindings: whether cuBLAS's bindings exist. checked: whether kernels are checked before use.
     """
     if not checked:
         monkeypatch.setattr(CupyBackend, "checked", False)
@@ -594,9 +594,9 @@ def pretended_cupy(monkeypatch, bindings=True, checked=False):
         __version__="14, pretended",
     )
     monkeypatch.setattr(cupy_like, "engine", engine)
-    monkeypatch.setattr(Array, "__module__", "cupy")  # by which CupyBackend knows it
+    monkeypatch.setattr(Array, "__module__", "cupy")  # CupyBackend recognizes arrays by it
     namespace = Namespace()
-    namespace.float16 = np.float16  # which CuPy has, and the standard has not
+    namespace.float16 = np.float16  # CuPy has it, the standard does not
     modules = {"cupy": cupy, "array_api_compat.cupy": namespace, "nvmath": None, "nvmath.bindings": None}
     if bindings:
         modules.update({"nvmath": SimpleNamespace(), "nvmath.bindings": SimpleNamespace(cublas=cublas)})
@@ -608,7 +608,7 @@ def pretended_cupy(monkeypatch, bindings=True, checked=False):
         yield engine
     finally:
         _forget()
-        engine.streams.clear()  # with what nobody has waited for
+        engine.streams.clear()  # with their pending work
 
 
 def _forget():

@@ -1,12 +1,12 @@
 """A backend that refuses what CuPy refuses, on NumPy's memory: a GPU for machines without one.
 
 Its arrays do not mix with NumPy's, are not converted implicitly, and stay arrays where NumPy's decay to scalars.
-Inside a step (what `compile` and `jit` wrap) every look at a value from the host is an error, as it would be a
-wait for the GPU and the end of a graph's capture; so is a transfer of host memory. The state that a step was given
-is gone afterwards, as if it had been written over. The namespace has the functions of the array API standard only;
-what CuPy's arrays have beyond it is for `backend/` and `kernels/`.
+Inside a step (as wrapped by `compile` and `jit`) every read of a value on the host is an error, because it would
+wait for the GPU and end a graph's capture; so is a transfer of host memory. The state passed to a step is
+invalid afterwards, as if overwritten. The namespace has the functions of the array API standard only;
+other features of CuPy's arrays are reserved for `backend/` and `kernels/`.
 
-An engine does the work: `Eager` at once; the one of cupy_capture.py on streams, which may capture it.
+An engine runs the operations: `Eager` at once; that of cupy_capture.py on streams, which may capture them.
 """
 
 import operator
@@ -35,7 +35,7 @@ NAMES = """
     bool complex64 complex128 e float32 float64 inf int8 int16 int32 int64 nan newaxis pi uint8 uint16 uint32
     uint64"""
 STANDARD = set(NAMES.split())
-SYNCHRONISING = {"nonzero"}  # the size of the result is not known before the values are
+SYNCHRONISING = {"nonzero"}  # the size of the result depends on values
 CREATION = {"arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like", "zeros",
             "zeros_like"}  # fmt: skip
 
@@ -57,19 +57,19 @@ def _no_sync(what):
 
 
 class Eager:
-    """Does at once what is asked of the device."""
+    """Runs every operation at once."""
 
     def compute(self, function, args, kwargs):
-        """Return what a function of NumPy's gives, as arrays."""
+        """Return the results of a NumPy function as arrays."""
         with np.errstate(all="ignore"):
             return _wrap(function(*_strip(args), **_strip(kwargs)))
 
     def write(self, function, *args):
-        """Call a function that writes into arrays it is given."""
+        """Call a function that writes to its array arguments."""
         function(*_strip(args))
 
     def launch(self, run, arrays):
-        """Run a kernel on these arrays, `run(memory, check)`; with `check` it is looked at for races."""
+        """Run a kernel on these arrays, `run(memory, check)`; `check` also checks it for races."""
         run([a.memory for a in arrays], True)
 
     def upload(self, host):
@@ -77,22 +77,22 @@ class Eager:
         return Array(host)
 
     def wait(self, what):
-        """Wait for the work of the current stream, since the host wants to know a number."""
+        """Wait for the work of the current stream, because the host needs a value."""
 
     def settle(self):
-        """Wait for all there is to do, for a test that wants to see memory."""
+        """Wait for all work, for a test that reads memory."""
 
     def device_of(self, a):
-        """Return the device whose memory an array is in."""
+        """Return the device that holds an array's memory."""
         return DEVICE
 
 
 engine = Eager()
-_entered = [0]  # the numbers of devices; the last one is the current
+_entered = [0]  # device numbers; the last one is current
 
 
 class Device:
-    """The pretended device, as `cupy.cuda.Device`."""
+    """The simulated device, as `cupy.cuda.Device`."""
 
     def __init__(self, device=None):
         self.id = _entered[-1] if device is None else getattr(device, "id", device)
@@ -117,34 +117,34 @@ class Device:
 DEVICE = Device()
 
 
-KNOW_CUPY = ("xpnet.backend", "xpnet.kernels.")  # modules that may use what CuPy has beyond the standard
+KNOW_CUPY = ("xpnet.backend", "xpnet.kernels.")  # modules that may use features of CuPy beyond the standard
 
 
 def _reserved(what):
-    """Raise if the caller's caller is in no module that knows CuPy."""
+    """Raise unless the caller's caller is in a module that knows CuPy."""
     caller = sys._getframe(2).f_globals["__name__"]
     if not caller.startswith(KNOW_CUPY):
         raise TypeError(f"{what} is not in the floors that all backends share; used in {caller}")
 
 
 class Array:
-    """An array on the pretended device."""
+    """An array on the simulated device."""
 
-    __array_ufunc__ = None  # NumPy leaves operations to this class, which refuses them
+    __array_ufunc__ = None  # NumPy defers to this class, which refuses
 
     def __init__(self, values):
         self._values = np.asarray(values)
 
     @property
     def memory(self):
-        """The memory itself, whose content may still be on its way."""
+        """The memory itself, whose content may not be computed yet."""
         if self._values is None:
             raise RuntimeError("this array was donated to a step and is gone")
         return self._values
 
     @property
     def values(self):
-        """The memory after all that was asked for (for tests)."""
+        """The memory after all queued work (for tests)."""
         engine.settle()
         return self.memory
 
@@ -181,14 +181,14 @@ class Array:
             _no_sync("a boolean mask as an index")
             engine.wait("a boolean mask as an index")
         if not any(k is ... for k in keys):
-            keys = (*keys, ...)  # so that a single element is a view too
+            keys = (*keys, ...)  # so a single element is a view, too
         return engine.compute(operator.getitem, (self, keys), {})
 
     def __iter__(self):
         _no_sync("iteration")
         return (self[i] for i in range(len(self)))
 
-    # What CuPy has beyond the standard
+    # CuPy's features beyond the standard
 
     def __setitem__(self, key, value):
         _reserved("an assignment to elements")
@@ -247,7 +247,7 @@ for _stem in COMPARED.split():
 
 
 def _strip(x):
-    """Return NumPy's view of an argument, or raise the error that CuPy raises."""
+    """Return the NumPy array of an argument, or raise the error that CuPy raises."""
     if isinstance(x, Array):
         return x.memory
     if isinstance(x, np.ndarray):
@@ -264,7 +264,7 @@ def _wrap(x):
 
 
 class Namespace:
-    """The functions of the standard, by way of NumPy's."""
+    """The functions of the standard, implemented with NumPy."""
 
     __name__ = "cupy_like"
 
@@ -312,7 +312,7 @@ class Namespace:
 
 
 class CupyLike(Backend):
-    """See above."""
+    """The backend described above."""
 
     name = package = "cupy_like"
     install = "it is only for tests"

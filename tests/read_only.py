@@ -1,7 +1,7 @@
-"""A backend whose arrays refuse to be written to: NumPy's, as functional as JAX's.
+"""A backend with read-only arrays: NumPy's, as functional as JAX's.
 
-Parts must leave their inputs as they are. With NumPy an in-place operation on one goes unnoticed; here it raises.
-After array-api-extra's `NumPyReadOnly`.
+Parts must not modify their inputs. NumPy does not report an in-place operation on one; this backend raises.
+Based on array-api-extra's `NumPyReadOnly`.
 """
 
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ from xpnet.backend import BACKENDS, Backend
 
 
 def lock(value):
-    """Return a value with all arrays in it locked."""
+    """Lock all arrays in a value."""
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(value).view(Locked)
     return type(value)(map(lock, value)) if type(value) in (tuple, list) else value
 
 
 def unlock(value):
-    """Return a value with plain arrays in the place of locked ones."""
+    """Replace locked arrays in a value with plain ones."""
     if isinstance(value, Locked):
         return value.view(np.ndarray)
     if type(value) in (tuple, list):
@@ -28,7 +28,7 @@ def unlock(value):
 
 
 class Locked(np.ndarray):
-    """An array that can't be written to."""
+    """A read-only array."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         if out is not None:
@@ -60,7 +60,7 @@ class Namespace:
 
 
 class NumPyReadOnly(Backend):
-    """See above."""
+    """The backend described above."""
 
     name = package = "numpy_read_only"
     install = "it is only for tests"
@@ -87,7 +87,7 @@ class NumPyReadOnly(Backend):
 
 @contextmanager
 def entered():
-    """Let xpnet know the backend, in a block of code."""
+    """Register the backend for a block of code."""
     BACKENDS[NumPyReadOnly.name] = NumPyReadOnly
     try:
         yield

@@ -1,4 +1,4 @@
-"""Steps by hand: what `fit` does around `run(state, batches, commit)`."""
+"""Steps by hand: the code of `fit` around `run(state, batches, commit)`."""
 
 from types import SimpleNamespace
 

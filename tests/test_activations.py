@@ -42,7 +42,7 @@ def test_derivative_against_central_differences(backend64, name):
 
 @pytest.mark.parametrize("slope", [0.3, 0.0, -0.3])
 def test_slopes_of_both_signs(backend64, slope):
-    """The derivative takes the sign of z from the output only where that has it."""
+    """The derivative takes the sign of z from the output only if the output has it."""
     z = backend64.array([-2.0, -0.5, 0.0, 0.5, 2.0])
     wanted = backend64.array([slope, slope, slope, 1.0, 1.0])
     assert_close(LeakyReLU(slope).derivative(z), wanted)
@@ -302,7 +302,7 @@ def test_none_is_linear():
 
 
 def test_an_activation_of_ones_own():
-    class ReLU(Activation):  # its name does not make it the one that is known
+    class ReLU(Activation):  # the same name does not make it the known class
         def forward(self, xp, z):
             return z * z * z
 

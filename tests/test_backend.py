@@ -1,4 +1,4 @@
-"""Which library does the work, where results go, and what is refused."""
+"""Which library computes, where results go, and what is refused."""
 
 import importlib
 import os
@@ -94,7 +94,7 @@ def test_variables(no_variables, monkeypatch, strict):
     assert (found.name, found.device_name, found.dtype_name) == ("array_api_strict", "device1", "float64")
     assert get_backend(dtype="float32").dtype_name == "float32"
     assert get_backend(device="device2").device_name == "device2"
-    assert get_backend("numpy").device_name is None  # the device is that of the variable's backend
+    assert get_backend("numpy").device_name is None  # the device belongs to the variable's backend
     monkeypatch.setenv("XPNET_DTYPE", "")
     assert get_backend().dtype_name == "float32"
 
@@ -265,7 +265,7 @@ def test_float64_under_jax_needs_x64(x64, expected):
     assert result.stdout.split() == expected
 
 
-# What goes in comes back --------------------------------------------------------------------------------
+# Results come back in the caller's library --------------------------------------------------------------
 
 
 def arrays_of(name, values):
@@ -275,7 +275,7 @@ def arrays_of(name, values):
 
 @pytest.mark.parametrize("library", PACKAGES)
 def test_what_goes_in_comes_back(backend, library):
-    """Whatever the backend under test: the library of the argument is that of the result."""
+    """With every backend, the result has the library of the argument."""
     x = arrays_of(library, [[-1.0, 2.0]])
     y = activations.get("relu")(x)
     assert library_of(y) == library

@@ -1,4 +1,4 @@
-"""What does not fit gets one clear error, and leaves model and optimizer as they were."""
+"""Invalid arguments raise one clear error, and leave model and optimizer unchanged."""
 
 from functools import lru_cache
 
@@ -40,7 +40,7 @@ def classifier(**kwargs):
 
 @lru_cache
 def trained(make):
-    """A model that all tests may use, for none may change it otherwise than by training."""
+    """A model shared by all tests, which may change it only by training."""
     model = make()
     model.fit(X, LABELS if make is classifier else Y, verbose=0)
     return model
@@ -75,7 +75,7 @@ class Chatty(xn.callbacks.Callback):
 
 
 class Batches:
-    """What hands out batches by their number, as data sets of other libraries do."""
+    """Returns batches by index, as data sets of other libraries do."""
 
     def __len__(self):
         return 3
@@ -164,7 +164,7 @@ def test_data_that_do_not_fit(make, data, kwargs, expected, received, words, fir
             if data[1] is good[1] and not kwargs:
                 refused(lambda: model.predict(data[0]), expected, received, *words)
             assert snapshot(model) == before
-    if first and model.backend.name == "jax":  # compiling each takes its time
+    if first and model.backend.name == "jax":  # compiling each takes long
         model.build((3,))
     else:
         history = model.fit(*good, verbose=0)  # a correct call works right after
@@ -209,7 +209,7 @@ def test_targets_of_cross_entropies():
 def test_probabilities_are_not_scores(activation, loss, y):
     received = f"{type(loss).__name__}(from_logits=True)"
     model = xn.Sequential([Dense(3, activation=activation)], seed=0)
-    model.compile("sgd", loss)  # the shapes are not known yet
+    model.compile("sgd", loss)  # the shapes are unknown
     refused(lambda: model.fit(X, y, verbose=0), VALUE, received, activation, "from_logits=False")
     assert not model.built
     model.compile("sgd", "mse")
@@ -333,7 +333,7 @@ def fit_with(**kwargs):
     return lambda value: trained(regressor).fit(X, Y, **{"verbose": 0, **{key: value for key in kwargs}})
 
 
-NUMBERS = [  # the call, what is outside its documented interval, what is inside
+NUMBERS = [  # the call, values outside its documented interval, values inside
     ("batch_size", fit_with(batch_size=0), [0, -1, 2.5, NAN, "8"], [1, 100, 4.0]),
     ("epochs", fit_with(epochs=0), [-1, 1.5, True], [0, 1]),
     ("initial_epoch", fit_with(initial_epoch=0), [-1, 0.5], [0, 1]),
@@ -452,7 +452,7 @@ def test_shapes_and_layers_that_do_not_fit():
     different = Dense(2, name="shared")
     model = xn.Sequential([different, different])
     refused(lambda: model.build((3,)), SHAPE, "('batch', 2)", "shared")
-    model.build((2,))  # the failed one is forgotten
+    model.build((2,))  # the failed build has no effect
     with pytest.raises(SHAPE, match=r"got \('batch', 4\)$"):
         xn.Sequential([Input((3,)), Dense(1)])(np.ones((2, 4)))
 
@@ -505,7 +505,7 @@ def test_cupy_without_a_device_says_so(monkeypatch):
      ("XPNET_DTYPE", "float31", "'float32'")],
 )  # fmt: skip
 def test_a_word_that_a_variable_does_not_know(monkeypatch, variable, value, near):
-    """It is an error, and the model is as it was."""
+    """It is an error, and the model is unchanged."""
     models = (regressor(), trained(regressor)) if variable != "XPNET_DTYPE" else ()
     monkeypatch.setenv(variable, value)
     for model in models:

@@ -1,4 +1,4 @@
-"""The benchmark's mechanics on tiny networks; what it measures is never asserted."""
+"""The benchmark's mechanics on tiny networks; no test asserts a measured value."""
 
 import argparse
 import json
@@ -24,10 +24,10 @@ from xpnet.tools import cli
 STEP = Case((6, 8, 3), 16, rate=1e-2)
 TINY = {
     "step": STEP,
-    "mnist": STEP._replace(dropout=0.2, kind="mnist", rows=120),  # the last batch is a smaller one
+    "mnist": STEP._replace(dropout=0.2, kind="mnist", rows=120),  # the last batch is smaller
     "predict": STEP._replace(kind="predict", rows=120),
 }
-SLOW = ("torch compiled", "keras train_on_batch", "keras fit", "keras predict")  # to begin with
+SLOW = ("torch compiled", "keras train_on_batch", "keras fit", "keras predict")  # to start
 ROWS = [
     (kind, name, optimizer)
     for kind, rows in CONTESTANTS.items()
@@ -42,7 +42,7 @@ TO_BE_LEARNED = Case((784, 8, 3), 16, rate=1e-2, kind="to98", rows=96)
 
 @pytest.fixture
 def mnist(monkeypatch):
-    """Images of three classes, each with a bright band of its own."""
+    """Images of three classes, each with a bright band in another place."""
     y = np.arange(96) % 3
     x = np.random.default_rng(0).integers(0, 50, (96, 28, 28))
     for label in range(3):
@@ -70,7 +70,7 @@ def test_the_cases():
         assert len(data.x_test) == len(data.y_test) == case.size
         assert {a.dtype.name for a in (data.x, data.x_test, *case.weights())} == {"float32"}
         assert set(data.y) == {0, 1, 2}
-        assert "MNIST" not in data.source or "in place of" in data.source
+        assert "MNIST" not in data.source or "instead of" in data.source
 
 
 def test_jobs_take_mnist_where_it_is_at_hand(monkeypatch):
@@ -89,7 +89,7 @@ def test_jobs_take_mnist_where_it_is_at_hand(monkeypatch):
 
     monkeypatch.setattr(datasets, "mnist", missing)
     data = job.data()
-    assert data.source == "random numbers in place of MNIST"
+    assert data.source == "random numbers instead of MNIST"
     assert data.x.shape == (5, 784)
     assert data.x.dtype == np.float32
 
@@ -105,7 +105,7 @@ def test_every_contestant_does_its_work(kind, name, optimizer):
     except ImportError as error:
         pytest.skip(f"{error}: this contestant's library is not part of this environment")
     before = runner.loss() if runner.loss else None
-    runner.run(100 if kind == "step" else 5)  # predict checks what it gives
+    runner.run(100 if kind == "step" else 5)  # predict checks its output
     assert (runner.loss is None) == (kind == "predict" or name == PRODUCTS)
     if runner.loss:
         assert runner.loss() < before
@@ -113,7 +113,7 @@ def test_every_contestant_does_its_work(kind, name, optimizer):
 
 @pytest.mark.parametrize("name", ["torch compiled", "keras train_on_batch"])
 def test_contestants_that_are_slow_to_begin_with(name, tmp_path):
-    """In a process of their own, as always: what these libraries warn of is their own affair."""
+    """In a separate process, as always: these libraries' warnings do not matter."""
     missing = [library for library in ("torch", "keras") if find_spec(library) is None]
     if missing:
         pytest.skip(f"{missing} is not part of this environment, but of the session for PyTorch")
@@ -143,7 +143,7 @@ def test_training_goes_on_until_the_goal_is_reached(name, mnist, monkeypatch):
 
 
 def test_there_are_no_more_trainings_and_epochs_than_it_takes(mnist, monkeypatch):
-    """The epochs of each training, of which one is the first and three are measured."""
+    """The epochs of each training: one first and three measured."""
     epochs = []
 
     def make(case, data):
@@ -168,7 +168,7 @@ def test_jax_compiles_once_for_all_trainings(scan):
         m.setattr(of_jax, "loss_of", lambda *args: traced.append(args) or count(*args))
         for _ in range(3):
             of_jax.epoch(scan)(case, data).run(2)
-    assert len(traced) == 2  # a batch of 16 rows, and one of 8
+    assert len(traced) == 2  # one for 16 rows, one for 8
 
 
 def test_without_mnist_nobody_trains_until_a_goal(monkeypatch):
@@ -183,7 +183,7 @@ def test_without_mnist_nobody_trains_until_a_goal(monkeypatch):
 
 @pytest.mark.parametrize("name", ["torch eager", "torch fused", "jax jit", "jax, 50 steps a scan"])
 def test_peers_in_bfloat16(name):
-    """Weights stay in float32; the scores, and so the training, are those of products of bfloat16."""
+    """Weights stay in float32; the scores, and so the training, are those of bfloat16 products."""
     losses = []
     for case in (STEP, STEP.in_precision("bfloat16")):
         try:
@@ -335,7 +335,7 @@ print(memory.peak(Case((6, 8, 3), 16), "greedy"), memory.growth(lambda: None))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere an earlier peak counts")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the peak can't be reset")
 def test_the_peak_of_memory():
     code = [sys.executable, "-c", GREEDY]
     done = subprocess.run(code, capture_output=True, text=True, check=False)
@@ -509,7 +509,7 @@ def test_the_command(tmp_path, capfd, monkeypatch):
     assert cli.main(["bench", "--memory", *words, "--contestants", BASE, bare]) == 0
     out = capfd.readouterr().out
     assert "6-8-3, 16, 1 thread" in out
-    assert "one epoch: 6-8-3, 16, dropout 0.2, on random numbers in place of MNIST, 1 thread" in out
+    assert "one epoch: 6-8-3, 16, dropout 0.2, on random numbers instead of MNIST, 1 thread" in out
     assert "fit / bare steps = " in out
     written = json.loads(path.read_text())
     assert [r["contestant"] for r in written["results"]] == [PRODUCTS, BASE, BASE, bare]
@@ -541,7 +541,7 @@ def test_a_process_that_ends_does_not_end_the_run(tmp_path, capsys, monkeypatch)
 
 
 def test_a_run_that_is_cut_off_leaves_what_it_has(tmp_path, monkeypatch):
-    """Also where that is while it writes."""
+    """Also if it is interrupted while writing."""
     path = tmp_path / "bench.json"
     good = {"results": [STEPS[1]._asdict()], "failures": {}, "left_out": {"peer": "no module"}}
     answers, dump = iter([good, good]), json.dump

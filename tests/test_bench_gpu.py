@@ -23,7 +23,7 @@ from xpnet.errors import InvalidValueError
 from xpnet.tools import cli
 
 if get_backend().name != "numpy":
-    pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
+    pytest.skip("independent of the backend under test: run once, with NumPy", allow_module_level=True)
 
 STEP = Case((6, 8, 5, 3), 16, rate=1e-2, device="cuda")
 TINY = {
@@ -51,7 +51,7 @@ def device(monkeypatch):
 
 
 def notes_of(handle):
-    """Return how much a pretended graph does at each launch."""
+    """Return how many operations a simulated graph runs at each launch."""
     return len(ctypes.cast(handle, ctypes.py_object).value.notes)
 
 
@@ -72,7 +72,7 @@ def test_who_takes_part():
 
 
 def is_absence(reason):
-    """Return whether that is why PyTorch and JAX do not take part: on the CPU alone, or not installed."""
+    """Return whether this is the reason why PyTorch and JAX are left out: CPU only, or not installed."""
     return "finds no CUDA device" in reason or "No module named" in reason
 
 
@@ -92,7 +92,7 @@ def test_steps(device, precision):
     assert (of[PEAK].kernels, of[PEAK].peak_share, of[PEAK].ratio) == (1, 1.0, None)
     assert of[PEAK].gflops == pytest.approx(2 * 8**3 / of[PEAK].median / 1e3)
     assert of[GPU].peak_share == of[GPU].gflops / of[PEAK].gflops
-    assert of[PRODUCTS].kernels == 8  # three forward, three gradients of kernels, two of inputs
+    assert of[PRODUCTS].kernels == 8  # three forward, three kernel gradients, two input gradients
     assert of[GPU].kernels > 15
     assert of[SEVERAL].kernels == pytest.approx(of[GPU].kernels, rel=0.2)
 
@@ -120,7 +120,7 @@ def test_training_to_a_goal(device, monkeypatch):
     monkeypatch.setattr(datasets, "mnist", lambda: (found, found))
     case = TO_98._replace(
         layers=(784, 8, 2), batch=16, rate=1e-4, rows=80, device="cuda"
-    )  # one epoch is too little
+    )  # one epoch is not enough
     results, failures, _ = measure(case, [GPU], rounds=9, seconds=0.0)
     assert failures == {}
     assert results[0].network == "to 98 %: 784-8-2, 16, dropout 0.2"
@@ -139,7 +139,7 @@ def test_large_batches_come_alone(device, monkeypatch):
 
 
 def test_a_graph_of_several_steps_is_there_before_the_time_of_one_is_taken(monkeypatch):
-    """It is captured at its second unit."""
+    """It is captured in its second unit."""
     counts = []
     row = Contestant(lambda case, data: Runner(counts.append, unit=50), "peer")
     monkeypatch.setitem(ON_GPU["step"], "graph", row)
@@ -161,7 +161,7 @@ CUDA_R_32F, CUDA_R_64F, CUDA_R_16BF = 0, 1, 14  # library_types.h
     ],
 )
 def test_rows_multiply_in_the_precision_of_the_case(device, monkeypatch, name, precision, kind, way):
-    """Each product that they ask cuBLAS for, in the environment that the command gives them."""
+    """Every product passed to cuBLAS, in the environment that the command sets."""
     case = STEP._replace(dtype="float64") if precision == "float64" else STEP.in_precision(precision)
     monkeypatch.setenv("XPNET_MATMUL_PRECISION", run._environment(1, case)["XPNET_MATMUL_PRECISION"])
     asked, gemm_ex = [], device.cublas.gemm_ex
@@ -181,7 +181,7 @@ def test_rows_multiply_in_the_precision_of_the_case(device, monkeypatch, name, p
 
 
 def products_of(monkeypatch, make, case):
-    """Return the memory that the products of a row are written to, after one step."""
+    """Return the memory to which a row's products are written, after one step."""
     results = []
 
     def captured(step, buffers):
@@ -195,7 +195,7 @@ def products_of(monkeypatch, make, case):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_products_are_those_of_a_step(device, monkeypatch, precision):
-    """Of factors whose numbers TF32 and bfloat16 hold exactly."""
+    """With factors that TF32 and bfloat16 represent exactly."""
     case, drawn = STEP.in_precision(precision), {}
 
     def factor(case, *shape):
@@ -232,7 +232,7 @@ def test_factors(device, precision):
 
 
 def test_a_captured_product_keeps_its_memory(device):
-    """Whatever is made later; and the products give the same numbers at every launch."""
+    """It survives later allocations; the products give the same results at every launch."""
     first = ON_GPU["step"][PRODUCTS].make(STEP, STEP.data())
     model = ours.network(STEP, "cupy")
     weights = np.array(model.flat_weights.values)
@@ -246,7 +246,7 @@ def test_a_captured_product_keeps_its_memory(device):
 
 
 def test_events_of_cupys_stand_around_the_work(device):
-    """They take the time of the work that the stream has to do, not of the call that asks for it."""
+    """They time the work queued on the stream, not the call that queues it."""
     done = []
 
     def work():
@@ -286,7 +286,7 @@ def test_events_of_torchs(monkeypatch):
 
 
 class Driver:
-    """As CUDA's driver, of a graph of two kernels, a copy and a kernel."""
+    """Like CUDA's driver, for a graph of two kernels, a copy and a kernel."""
 
     kinds, errors = {1001: 0, 1002: 0, 1003: 1, 1004: 0}, ()
 
@@ -325,7 +325,7 @@ def test_the_kernels_of_a_step(monkeypatch):
     play = SimpleNamespace(graph=SimpleNamespace(graph=100))
     assert gpu.kernels_of(SimpleNamespace(recordings={"a": (play, [])}), 50) == 2.0
     assert gpu.kernels_of(SimpleNamespace(recordings={})) is None
-    assert gpu.kernels_of(lambda: None) is None  # of a step that nobody records
+    assert gpu.kernels_of(lambda: None) is None  # an unrecorded step
     monkeypatch.setattr(gpu, "kernels_in", lambda handle: None)
     assert gpu.kernels_of(SimpleNamespace(recordings={"a": (play, [])})) is None
 
@@ -408,7 +408,7 @@ def test_the_environment_of_a_process(monkeypatch, precision):
 
 
 def test_the_command(device, monkeypatch, tmp_path, capsys):
-    """All of it but the processes."""
+    """Everything except the processes."""
 
     def process(task):
         found = measure(run._case(task), task["contestants"], task["rounds"], task["seconds"], task["threads"])

@@ -1,4 +1,4 @@
-"""The peers of the benchmark on a GPU: PyTorch's graphs on a pretended one, precisions."""
+"""The peers of the benchmark on a GPU: PyTorch's graphs on a simulated one, precisions."""
 
 import importlib.util
 import sys
@@ -24,7 +24,7 @@ torch_is_there = pytest.mark.skipif(importlib.util.find_spec("torch") is None, r
 
 @pytest.fixture
 def pretended_graphs(monkeypatch):
-    """Let PyTorch capture: a replay is a call of what the test says. Returns the names of what was asked for."""
+    """Let PyTorch capture: a replay calls the test's function. Returns the names of the calls made."""
     torch = pytest.importorskip("torch")
     asked = []
 
@@ -70,19 +70,19 @@ def test_a_torch_step_is_captured_by_hand(pretended_graphs):
     assert pretended_graphs == ["wait", "wait", "capture"]
     assert len(taken) == of_torch.WARM_UP_STEPS + 1
     inputs = taken[-1]
-    assert inputs[0] is not x  # memory of its own, which later batches are copied to
+    assert inputs[0] is not x  # separate memory, to which later batches are copied
     assert inputs[1] is not y
     seen = []
     type(graph).again = lambda: seen.append([a.clone() for a in inputs])
     loss = replay(torch.full((4, 2), 5.0), torch.full((4,), 2))
-    assert float(loss) == 8.0  # what the captured step has returned
+    assert float(loss) == 8.0  # the result of the captured step
     assert seen[0][0].tolist() == [[5.0, 5.0]] * 4
     assert seen[0][1].tolist() == [2] * 4
     assert x.tolist() == [[1.0, 1.0]] * 4
 
 
 def test_smaller_batches_are_not_replayed(pretended_graphs):
-    """The last one of an epoch. The rest of the row is what the other modes run."""
+    """The last batch of an epoch. The rest of the row is the same as in the other modes."""
     import torch
 
     case = STEP._replace(device="cpu")

@@ -1,4 +1,4 @@
-"""Matrix products by cuBLAS itself, on a pretended one that computes as cuBLAS documents (see cupy_capture.py)."""
+"""Matrix products with cuBLAS, on a simulated one that follows cuBLAS's documentation (see cupy_capture.py)."""
 
 import gc
 import sys
@@ -15,7 +15,7 @@ if get_backend().name != "numpy":
     pytest.skip("it is the same on every backend under test: run once, with NumPy", allow_module_level=True)
 
 DTYPES = ["float32", "float64"]
-# m, k, n: of one element, of one row or column, odd, tall, wide, square
+# m, k, n: one element, one row or column, odd, tall, wide, square
 SIZES = [(1, 1, 1), (1, 5, 1), (1, 1, 6), (7, 1, 1), (7, 1, 3), (1, 4, 9), (3, 4, 5), (65, 2, 33), (2, 65, 33),
          (9, 33, 2), (16, 16, 16)]  # fmt: skip
 
@@ -29,18 +29,18 @@ def device(monkeypatch):
 
 @pytest.fixture
 def only_cublas(device, monkeypatch):
-    """Let nothing go to `cupy.matmul`."""
+    """Make `cupy.matmul` fail."""
     monkeypatch.delattr(sys.modules["cupy"], "matmul")
     return device
 
 
 def draw(rng, *shape):
-    """Return whole numbers: their sums and products are exact, in any order."""
+    """Return integers: their sums and products are exact in any order."""
     return rng.integers(-8, 9, shape).astype("float64")
 
 
 def put(device, values, dtype="float64", layout="plain"):
-    """Return the values on the device; `transposed` is a view of what lies there the other way round."""
+    """Return the values on the device; `transposed`: as a transposed view."""
     if layout == "transposed":
         return device.upload(np.ascontiguousarray(values.T.astype(dtype))).T
     return device.upload(np.ascontiguousarray(values.astype(dtype)))
@@ -53,7 +53,7 @@ def test_products(only_cublas, dtype, left, right):
     rng = np.random.default_rng(0)
     for m, k, n in SIZES:
         a, b = draw(rng, m, k), draw(rng, k, n)
-        out = only_cublas.new_array((m, n), dtype)  # full of NaN, which nobody may read
+        out = only_cublas.new_array((m, n), dtype)  # full of NaN, which must not be read
         assert blas.matmul(put(only_cublas, a, dtype, left), put(only_cublas, b, dtype, right), out) is out
         np.testing.assert_array_equal(out.values, a @ b)
 
@@ -62,8 +62,8 @@ def test_products(only_cublas, dtype, left, right):
 @pytest.mark.parametrize("left", ["plain", "transposed"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_factors_of_16_bits_add_up_in_float32(only_cublas, monkeypatch, dtype, left, right):
-    """Whole numbers to 8 are exact in both, and their sums of up to 65 products in float32 only."""
-    monkeypatch.setenv("XPNET_MATMUL_PRECISION", "tf32")  # which is said of float32 only
+    """Integers up to 8 are exact in both 16-bit types, their sums of up to 65 products only in float32."""
+    monkeypatch.setenv("XPNET_MATMUL_PRECISION", "tf32")  # applies to float32 only
     rng = np.random.default_rng(5)
 
     def put16(values, layout):
@@ -89,7 +89,7 @@ def test_gradients_go_to_their_place_in_the_flat_array(only_cublas):
     assert np.isnan(np.delete(flat.values, slice(5, 17))).all()
 
 
-FINE = 1 + 2.0**-12  # float32 holds it, TF32 makes 1 of it
+FINE = 1 + 2.0**-12  # exact in float32; TF32 rounds it to 1
 
 
 @pytest.mark.parametrize(("precision", "exact"), [(None, True), ("", True), ("highest", True), ("tf32", False)])
@@ -165,7 +165,7 @@ def test_a_handle_for_each_stream(only_cublas):
     assert len({h.workspace for h in handles}) == 3
     for done in streams:
         done.synchronize()
-        for stream, out in outs:  # a product is made on its own stream
+        for stream, out in outs:  # each product runs on its own stream
             assert (out.memory == 8.0).all() if stream.ptr <= done.ptr else np.isnan(out.memory).all()
 
 
@@ -208,11 +208,11 @@ def test_a_product_is_captured(only_cublas):
         assert (out.values == 50.0).all()
 
 
-# The pretended cuBLAS itself ----------------------------------------------------------------------------
+# The simulated cuBLAS -----------------------------------------------------------------------------------
 
 
 def prepare(device):
-    """Return the call that multiplies a 2 x 3 by a 3 x 4 matrix, columns first, with some arguments changed."""
+    """Return the call that multiplies a 2 x 3 by a 3 x 4 matrix, column-major, with some arguments changed."""
     a, b, c = (put(device, np.arange(float(n)), "float32") for n in (6, 12, 8))
     scalars = np.array([2.0, 0.0], "float32")
     valid = {
@@ -267,7 +267,7 @@ def test_the_pretended_cublas_looks_after_memory(device, gemm):
     stream, workspace = cuda.Stream(non_blocking=True), cuda.Memory(4096)
     with stream:
         device.cublas.set_workspace(handle, workspace.ptr, 4096)
-        device.cublas.set_stream(handle, stream.ptr)  # which takes the workspace away
+        device.cublas.set_stream(handle, stream.ptr)  # which resets the workspace
         stream.begin_capture()
         with pytest.raises(cuBLASError, match="ALLOC_FAILED"):
             gemm(handle=handle)

@@ -1,4 +1,4 @@
-"""History, early stopping, progress, callbacks of one's own, and Ctrl-C."""
+"""History, early stopping, progress, user-defined callbacks, and Ctrl-C."""
 
 import inspect
 import io
@@ -45,7 +45,7 @@ def test_history():
 
 
 def test_the_history_is_the_mean_over_the_rows():
-    """A last, smaller batch counts as its rows do; with a rate of 0 it is the evaluation."""
+    """A smaller last batch counts by its rows; with a rate of 0 the loss equals that of `evaluate`."""
     model = make()
     model.optimizer.learning_rate = 0.0
     history = model.fit(X, Y, batch_size=8, verbose=0).history
@@ -68,7 +68,7 @@ class Recorder(Callback):
         return super().__getattribute__(attribute)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Is overridden, so that it is called."""
+        """Overridden, so that it is called."""
 
 
 def test_hooks_come_in_the_order_of_keras():
@@ -87,7 +87,7 @@ def test_hooks_come_in_the_order_of_keras():
 
 
 def test_logs_are_dictionaries_in_every_hook():
-    """As in Keras, so that a hook may be written without a default."""
+    """As in Keras, so a hook needs no default."""
     told = {}
 
     class Strict(Callback):
@@ -115,7 +115,7 @@ def test_logs_are_dictionaries_in_every_hook():
 
 
 class Spy(Callback):
-    """Keeps what callbacks are told."""
+    """Keeps the arguments of callbacks."""
 
     def __init__(self, stop_at=None):
         self.stop_at, self.logs, self.begun = stop_at, [], []
@@ -150,7 +150,7 @@ def test_training_stops_when_it_is_told_to():
 
     model = make()
     assert len(model.fit(X, Y, epochs=9, verbose=0, callbacks=Stop()).history["loss"]) == 2
-    assert len(model.fit(X, Y, epochs=1, verbose=0).history["loss"]) == 1  # the wish is forgotten
+    assert len(model.fit(X, Y, epochs=1, verbose=0).history["loss"]) == 1  # the request to stop is cleared
     spy = Spy(stop_at=(3, 1))  # in the middle of an epoch
     history = model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=spy)
     assert (len(spy.logs), len(history.history["loss"])) == (2, 1)
@@ -160,7 +160,7 @@ def test_training_stops_when_it_is_told_to():
 
 
 class Script(Callback):
-    """Puts prepared values in place of the losses, and gives the weights the number of their epoch."""
+    """Replaces the losses with given values, and sets the weights to the number of their epoch."""
 
     def __init__(self, values, name="loss"):
         self.values, self.name = values, name
@@ -213,16 +213,22 @@ SCRIPTS = {
     "nan": [float("nan"), 0.5, 0.25, 0.5, 0.75, 0.5, 0.25, 0.5, 0.25],
 }
 SETTINGS = [
-    {"mode": mode, "patience": patience, "baseline": baseline, "min_delta": delta, "start_from_epoch": start,
-     "restore_best_weights": restore}
+    {
+        "mode": mode,
+        "patience": patience,
+        "baseline": baseline,
+        "min_delta": delta,
+        "start_from_epoch": start,
+        "restore_best_weights": restore,
+    }
     for mode, patience, baseline, (delta, start, restore) in itertools.product(
         ("min", "max"), (0, 1, 2, 4), (None, 0.05, 0.45), ((0.0, 0, True), (0.17, 0, False), (0.0, 2, True))
     )
-]  # fmt: skip
+]  # Values from Keras 3.
 
 
 def scripted(stop, values):
-    """Run a callback by hand over the epochs; return what it knows in each of them, and the restored epoch."""
+    """Run a callback by hand over the epochs; return its state after each of them, and the restored epoch."""
     weights, known = [np.zeros(1)], []
     model = SimpleNamespace(
         stop_training=False, get_weights=lambda: [w.copy() for w in weights], metrics=[],
@@ -246,7 +252,7 @@ def test_early_stopping_like_keras(monkeypatch, script):
     """72 settings, epoch by epoch, with numbers on which float32 and float64 agree."""
     if "keras" not in sys.modules:
         monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND") or "numpy")
-    with warnings.catch_warnings():  # its own are its own affair
+    with warnings.catch_warnings():  # Keras's own warnings do not matter
         warnings.simplefilter("ignore")
         keras = pytest.importorskip("keras", exc_type=ImportError)
     assert len(SETTINGS) == 72
@@ -264,7 +270,7 @@ def test_the_best_value_has_its_own_sign():
 
 
 class R2(Metric):
-    """An own metric, which does not say what is good."""
+    """A user-defined metric that does not declare a direction."""
 
     default_name = "r2"
 
@@ -273,7 +279,7 @@ class R2(Metric):
 
 
 class Halved(MeanSquaredError):
-    """Other numbers than those of its base class, so that nobody knows what is good."""
+    """Overrides its base class, so that the direction is unknown."""
 
     def rows(self, ctx, y, p):
         return 1.0 / (1.0 + super().rows(ctx, y, p))
@@ -304,7 +310,7 @@ def fit_scripted(metric, values, monitor=None, **kwargs):
         ("mae", False),
         ("accuracy", True),
         ("binary_accuracy", True),
-        (CategoricalAccuracy(name="score"), True),  # the metric says it, not the name
+        (CategoricalAccuracy(name="score"), True),  # the metric declares it, not the name
         (MeanSquaredError(name="accuracy"), False),
         (Renamed(), False),
         (Growing(), True),
@@ -351,7 +357,7 @@ def test_an_unknown_direction_is_an_error_before_the_first_epoch(metric):
 
 
 def test_what_early_stopping_prints(capsys):
-    """Keras' words, at the end of training."""
+    """Keras's text, at the end of training."""
     fit_scripted("mae", [1, 2, 1], verbose=1)
     told = "Epoch 2: early stopping\nRestoring model weights from the end of the best epoch: 1.\n"
     assert capsys.readouterr().out == told
@@ -383,7 +389,7 @@ def test_early_stopping_goes_on_from_its_state(cut, restore):
     second.set_params({"metrics": ["loss"]})
     second.on_train_begin({})
     second.set_state(state)
-    run(first, cut, cut + 1)  # what it was given is its own
+    run(first, cut, cut + 1)  # what it was given stays its own
     model = run(second, cut, 8)
     assert second.get_state() == whole.get_state()
     assert second.stopped_epoch == 6
@@ -523,7 +529,7 @@ def test_a_handler_that_a_callback_sets_stays():
 @pytest.mark.parametrize("verbose", ["auto", 1, 2])
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_program_without_a_console(monkeypatch, verbose, closed):
-    """There sys.stderr and sys.stdout are None (pythonw), or somebody has closed them."""
+    """sys.stderr and sys.stdout are None (pythonw), or closed."""
     stream = io.StringIO() if closed else None
     if closed:
         stream.close()
@@ -535,7 +541,7 @@ def test_a_program_without_a_console(monkeypatch, verbose, closed):
 
 @pytest.mark.parametrize("epochs", [{"epochs": 0}, {"epochs": 2, "initial_epoch": 2}, {"initial_epoch": 5}])
 def test_no_epoch_at_all(epochs):
-    """As in Keras: an empty history; the callbacks hear of the beginning and the end."""
+    """As in Keras: an empty history; the callbacks are called at the beginning and the end."""
     seen = []
 
     class Hears(Callback):

@@ -59,7 +59,7 @@ def test_every_row_comes_back_from_its_config(kind, name):
 
 
 def test_the_worked_example_is_adagrad():
-    """CONTRIBUTING's example is what the package has, in at most twenty lines."""
+    """CONTRIBUTING's example equals the package's code, and has at most twenty lines."""
     text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
     code, row = re.findall(r"```python\n(.*?)```", text, flags=re.S)[:2]
     assert len([line for line in (code + row).splitlines() if line.strip()]) <= 20

@@ -1,6 +1,6 @@
-"""CUDA kernels that are wrong on somebody's device are found before a model relies on them.
+"""CUDA kernels that are wrong on a user's device are detected before a model uses them.
 
-The device is that of cupy_capture.py, on which kernels are compiled from a source that a test has changed.
+The device is that of cupy_capture.py; tests change the source that is compiled.
 """
 
 import re
@@ -38,7 +38,7 @@ def device(monkeypatch):
 
 
 def compile_with(monkeypatch, old, new):
-    """Let kernels be compiled from a source with a mistake in it; return the sources that had it."""
+    """Compile kernels from a source with an error in it; return the sources that contained it."""
     spoilt = []
 
     def module(code, options):
@@ -68,7 +68,7 @@ def test_the_kernels_are_right(monkeypatch, policy, precision):
     assert launched >= {"bias_act", "act_backward", "column_sums", "keep_mask", "normals", "gather"}
     cuda_on_host.RawKernel.launched.clear()
     assert check.right(backend)
-    assert cuda_on_host.RawKernel.launched == []  # once a process
+    assert cuda_on_host.RawKernel.launched == []  # once per process
 
 
 def test_every_kernel_is_checked():
@@ -123,22 +123,22 @@ def test_training_goes_on_without_them(monkeypatch, wrong):
     assert model.session.program().recorder is None
 
 
-IN_FORMULAS = {  # what the warning names; the mistake; how it shows
-    "an update": ("optimizer Adam(", "g_i * g_i", "g_i + g_i", "it gives other numbers"),
-    "an update that is held back": ("optimizer Adam(", "if (ok && !*ok)", "if (!ok)", "it gives other numbers"),
-    "an update that is no code": ("optimizer Adam(", "g_i * g_i", "nothing * g_i", "RuntimeError: "),
-    "an activation": ("activation 'relu' ", "larger(z_i, c0)", "smaller(z_i, c0)", "it gives other numbers"),
-    "a derivative": ("activation 'relu' ", "y_i > c0", "y_i >= c0", "it gives other numbers"),
-    "all activations": ("activation 'relu' ", "y[i] = f(score)", "y[i] = f(score) + 1", "it gives other numbers"),
-    "scores and bias": ("activation 'relu' ", "if (bias && y != z) z[i] = score;", "", "it gives other numbers"),
-    "all derivatives": ("activation 'relu' ", "dz[i] = XP_N(d)", "dz[i] = XP_N(d + d)", "it gives other numbers"),
-    "the sums": ("activation 'relu' ", "total += d;", "total = d;", "it gives other numbers"),
+IN_FORMULAS = {  # a text of the warning; the error; the reason given
+    "an update": ("optimizer Adam(", "g_i * g_i", "g_i + g_i", "its results differ"),
+    "a rejected update": ("optimizer Adam(", "if (ok && !*ok)", "if (!ok)", "its results differ"),
+    "an update with invalid code": ("optimizer Adam(", "g_i * g_i", "nothing * g_i", "RuntimeError: "),
+    "an activation": ("activation 'relu' ", "larger(z_i, c0)", "smaller(z_i, c0)", "its results differ"),
+    "a derivative": ("activation 'relu' ", "y_i > c0", "y_i >= c0", "its results differ"),
+    "all activations": ("activation 'relu' ", "y[i] = f(score)", "y[i] = f(score) + 1", "its results differ"),
+    "scores and bias": ("activation 'relu' ", "if (bias && y != z) z[i] = score;", "", "its results differ"),
+    "all derivatives": ("activation 'relu' ", "dz[i] = XP_N(d)", "dz[i] = XP_N(d + d)", "its results differ"),
+    "the sums": ("activation 'relu' ", "total += d;", "total = d;", "its results differ"),
 }
 
 
 @pytest.mark.parametrize("where", IN_FORMULAS)
 def test_a_kernel_made_from_a_formula_is_checked_at_its_first_use(monkeypatch, where):
-    """One that is wrong is not used: training goes on with the body."""
+    """A wrong one is not used: training continues with the body."""
     _, *expected = trained()
     what, old, new, why = IN_FORMULAS[where]
     generated._verdicts.clear()
@@ -150,7 +150,7 @@ def test_a_kernel_made_from_a_formula_is_checked_at_its_first_use(monkeypatch, w
         assert trained()[1:] == tuple(found)
     assert spoilt
     refused = [str(w.message) for w in caught if "is not captured" not in str(w.message)]
-    assert len(refused) == len(set(refused)) <= 2  # each once; where all are wrong, linear is too
+    assert len(refused) == len(set(refused)) <= 2  # each once; if all are wrong, linear is too
     assert any(text.startswith(f"the CUDA kernel made from the {what}") and f"({why}" in text for text in refused)
     if not where.startswith("all") and where not in ("scores and bias", "the sums"):
         assert len(refused) == len(caught) == 1  # the others are used, and captured
@@ -161,7 +161,7 @@ def test_a_kernel_made_from_a_formula_is_checked_at_its_first_use(monkeypatch, w
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_float16"])
 def test_no_formula_raises_a_false_alarm(dtype):
-    """Of all in the tables, users' own among them; warnings are errors."""
+    """For all activations and optimizers of the tables, including user-defined ones; warnings are errors."""
     backend = get_backend("cupy", dtype=dtype)
     for activation in ACTIVATIONS.values():
         assert generated.activation_kernels(backend, activation) is not None
@@ -182,7 +182,7 @@ def test_what_is_right_is_checked_once(monkeypatch):
     first = launched.count("update")
     launched.clear()
     trained(1)
-    assert first == launched.count("update") + 2  # an update held back, and one that is taken
+    assert first == launched.count("update") + 2  # a rejected update, and an accepted one
 
 
 def test_the_switch_that_asks_for_the_bodies_checks_nothing(monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line, as a person calls it."""
+"""The command line, as users call it."""
 
 import json
 import subprocess
@@ -61,7 +61,7 @@ def test_parity_fails_when_something_differs(capsys, monkeypatch):
 
 def test_an_error_is_one_line_and_a_status(capsys, monkeypatch):
     monkeypatch.setenv("XPNET_BACKEND", "nunpy")
-    assert cli.main(["parity", "--steps", "1"]) in (0, 2)  # parity names its backends itself
+    assert cli.main(["parity", "--steps", "1"]) in (0, 2)  # parity selects its backends itself
     assert cli.main(["bench", "--contestants", "torhc fused"]) == 2
     assert capsys.readouterr().err.strip().endswith("got 'torhc fused'")
 

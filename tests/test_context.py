@@ -1,4 +1,4 @@
-"""What a part computes with: library, precision, memory, and the way back to the caller."""
+"""The context of a part: library, precision, memory, and the conversion of results for the caller."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ def test_draws_and_statistics_are_kept_by_place(backend):
     assert ctx.draw("keep") is mask
     ctx.set_statistic("moving_mean", mask)
     assert ctx.carry == {"bn_1/moving_mean": mask}
-    assert ctx.restart({}) is ctx  # the next step's masks; nothing of the last one is left
+    assert ctx.restart({}) is ctx  # the next step's masks; nothing else remains from the last step
     assert (ctx.draws, ctx.carry) == ({}, {})
 
 
@@ -115,7 +115,7 @@ def test_without_a_choice_the_arrays_decide_where_the_work_is_done(backend, monk
         assert library_of(leave(ctx.asarray(array))) == backend.name
 
 
-# What is no array of numbers ----------------------------------------------------------------------------
+# What is not an array of numbers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_part_does_not_mind_what_numpy_was_told(part, backend):
 def test_a_result_has_memory_of_its_own(part, backend):
     for x in (backend.array(ALONE, "float32"), ALONE.astype("float32"), pandas_frame(ALONE.astype("float32"))):
         found = part()(x)
-        if library_of(found) != "jax":  # whose arrays can't be written to
+        if library_of(found) != "jax":  # JAX arrays can't be written to
             found[0, 0] = 99.0
         assert host_of(x)[0, 0] == -1.0
 
@@ -229,7 +229,7 @@ def pandas_frame(values):
 
 
 def test_numbers_of_what_is_traced(backend, monkeypatch):
-    """Inside of JAX's transformations the numbers are not known; what needs none of them works."""
+    """Inside JAX's transformations values are unknown; code that needs none of them works."""
     jax = pytest.importorskip("jax")
     if backend.name not in ("jax", "numpy"):
         pytest.skip("one of the two is enough")
@@ -251,7 +251,7 @@ def test_numbers_of_what_is_traced(backend, monkeypatch):
         assert_close(jax.jit(jax.grad(cross, 1))(y, x), expected, rtol=1e-5)
     adam = optimizers.Adam(0.1)
     state, start = adam.init(x[0]), np.asarray(x[0])
-    for weights in (x[0], start):  # of the host, too
+    for weights in (x[0], start):  # on the host, too
         found, after = jax.jit(lambda g: adam.update(weights, g, state))(x[1])  # noqa: B023
         assert_close(found, adam.update(x[0], x[1], state)[0], rtol=1e-5)
         assert float(after.age) == 1.0
@@ -272,7 +272,7 @@ def test_what_can_not_be_traced_says_so(backend, monkeypatch):
     ):
         with pytest.raises(error, match="; got "):
             jax.jit(call)(x)
-    with pytest.raises(NotBuiltError):  # nothing is left of it
+    with pytest.raises(NotBuiltError):  # no part of it remains
         metric.result()
     with use_backend("numpy"), pytest.raises(InvalidTypeError, match=r"jax\.jit.*; got .*Tracer"):
         jax.jit(activations.get("relu"))(x)

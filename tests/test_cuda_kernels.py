@@ -1,6 +1,6 @@
-"""The CUDA kernels, run on the host (see cuda_on_host.py): against the bodies of `ops.py`, and through the twins.
+"""The CUDA kernels, run on the host (see cuda_on_host.py), against the bodies of `ops.py`; and their twins.
 
-NVRTC, which compiles them where there is a GPU, has to accept them too; it needs no GPU (pip install
+NVRTC, which compiles the kernels on a GPU, must accept them, too; it needs no GPU (pip install
 nvidia-cuda-nvrtc).
 """
 
@@ -52,14 +52,14 @@ twins = SimpleNamespace(**{**vars(cupy_flat), **vars(layers)})
 NAMES = set(re.findall(r"__global__ void (\w+)\(", SOURCE.read_text()))
 NULL = np.uintp(0)
 TOLERANCES = {"float32": {"rtol": 1e-5, "atol": 1e-6}, "float64": {"rtol": 1e-12, "atol": 1e-13}}
-GRIDS = [((1,), (32,)), ((3,), (64,)), ((40,), (256,))]  # less than the work, and more
+GRIDS = [((1,), (32,)), ((3,), (64,)), ((40,), (256,))]  # smaller than the work, and larger
 WARPS = (32, 8)
 ODD = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30]
 GUARD = 64
 
 
 class Device:
-    """Kernels for one dtype, and memory whose surroundings nobody may write to."""
+    """Kernels for one dtype, and memory with guard regions that must not be written to."""
 
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
@@ -71,11 +71,11 @@ class Device:
 
     @staticmethod
     def backend_of(dtype):
-        """Return what kernels are made for."""
+        """Return the backend for which kernels are compiled."""
         return SimpleNamespace(dtype_name=dtype, narrow=None, checked=False)
 
     def new_array(self, shape, dtype=None):
-        """Return memory in which all bits are set (NaN, -1), as are those around it."""
+        """Return memory in which all bits are set (NaN, -1), as they are in its guard regions."""
         dtype = np.dtype(dtype or self.dtype)
         size = math.prod(shape) * dtype.itemsize
         memory = np.full(size + 2 * GUARD, 255, np.uint8)
@@ -83,7 +83,7 @@ class Device:
         return Array(memory[GUARD : GUARD + size].view(dtype).reshape(shape))
 
     def put(self, values, dtype=None):
-        """Return an array of the values, in memory as `room` returns it."""
+        """Return an array of the values, in memory from `new_array`."""
         array = self.new_array(np.shape(values), dtype)
         array.values[...] = values
         return array
@@ -93,7 +93,7 @@ class Device:
         self.launch(self._module.get_function(name), grid, block, *args)
 
     def launch(self, kernel, grid, block, *args):
-        """Launch a kernel and look at the surroundings."""
+        """Launch a kernel and check the guard regions."""
         kernel(grid, block, args)
         for memory in self._guarded:
             assert (memory[:GUARD] == 255).all(), f"{kernel.name} wrote before an array"
@@ -105,12 +105,12 @@ class Device:
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """CuPy's place is taken by the stand-in."""
+    """Replace CuPy with the stand-in."""
     if COMPILER is None:
         pytest.skip("no C++ compiler (g++) was found")
     monkeypatch.setattr(cupy_like, "KNOW_CUPY", (*cupy_like.KNOW_CUPY, "test_ops"))  # its cases write to views
     monkeypatch.setitem(sys.modules, "cupy", cuda_on_host.cupy)
-    monkeypatch.setitem(sys.modules, "nvmath", None)  # products by cupy.matmul
+    monkeypatch.setitem(sys.modules, "nvmath", None)  # products use cupy.matmul
     caches = (cuda.module, cuda.kernel_of, cuda.kernel_made_by, make_backend, kernels._table, blas.available)
     for cache in caches:
         cache.cache_clear()
@@ -131,7 +131,7 @@ def body_context(device):
 
 
 def draw(rng, shape, dtype, odd=False):
-    """Return random numbers; with `odd` a few of ODD among them."""
+    """Return random numbers; with `odd`, a few of ODD among them."""
     a = (3 * rng.standard_normal(shape)).astype(dtype)
     if odd and a.size:
         flat = a.reshape(-1)
@@ -149,7 +149,7 @@ def test_every_kernel_is_run_here():
 
 
 class Swish(activations.Activation):
-    """A user's, whose derivative reads the scores."""
+    """A user-defined activation whose derivative reads the scores."""
 
     def forward(self, xp, z):
         return z / (1.0 + xp.exp(-z))
@@ -160,7 +160,7 @@ class Swish(activations.Activation):
 
 
 class Everything(activations.Activation):
-    """Of no use, but with every operation that a formula may have."""
+    """A useless activation that contains every operation a formula may have."""
 
     def forward(self, xp, z):
         size = xp.minimum(xp.abs(z), xp.full_like(z, 3.0))
@@ -191,7 +191,7 @@ def test_the_table_has_every_activation():
 
 
 def of_two(xp, a, b):
-    """Return what each operation makes of two numbers, those that are no functions of reals among others."""
+    """Return a function of two numbers that applies every operation, including those undefined for some reals."""
     numbers = [a + b, a - b, a * b, a / b, xp.maximum(a, b), xp.minimum(a, b), xp.pow(a, b), xp.where(a > b, a, b)]
     numbers += [f(a) for f in (xp.abs, xp.floor, xp.sign, xp.sqrt, xp.exp, xp.expm1)]
     numbers += [xp.log(a), xp.log1p(a), xp.tanh(a), erf(xp, a)]
@@ -201,7 +201,7 @@ def of_two(xp, a, b):
 
 
 def test_operations_on_odd_numbers(device):
-    """All of them in one kernel; of NaN, infinity, zeros and equal numbers they make what NumPy makes."""
+    """All operations in one kernel give NumPy's results for NaN, infinity, zeros and equal numbers."""
     given = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -3.0]
     a, b = (x.reshape(-1).astype(device.dtype) for x in np.meshgrid(given, given))
     wanted = of_two(np, a, b)
@@ -259,7 +259,7 @@ def test_act_backward(device, name, rows, units, odd):
         device.launch(made.act_backward, (across, chunks), WARPS, *given, dz, partial, *sizes)
         device.run("column_sums", (across,), WARPS, partial, sums, np.int32(chunks), np.int32(units))
         device.close(dz, wanted)
-        # what differs by the order of additions is as large as the rounding of the terms
+        # different orders of addition may differ by the rounding error of the terms
         size = np.abs(np.where(np.isfinite(wanted), wanted, 0)).sum(0).max(initial=1)
         total = dict(rtol=device.tolerance["rtol"], atol=device.tolerance["rtol"] * size)
         device.close(sums, wanted.sum(0), **total)
@@ -273,7 +273,7 @@ def test_act_backward(device, name, rows, units, odd):
 
 
 def test_where_scores_are_kept(compiler):
-    """Memory for them, and its traffic, is spent only on derivatives that read them."""
+    """Only derivatives that read the scores cost memory and memory traffic for them."""
     kept = {
         name for name, f in ACTIVATIONS.items() if activation_kernels(Device.backend_of("float32"), f).keeps_scores
     }
@@ -323,7 +323,7 @@ def test_softmax_ce(device, rows, classes, kind, weighted):
     z[5:6, 0] = -np.inf
     if kind == "labels":
         target = rng.integers(0, classes, rows).astype(np.int32)
-        target[:1], target[1:2] = -1, classes  # no class: no row of the target is 1
+        target[:1], target[1:2] = -1, classes  # invalid: no class of the row has target 1
         targets = device.put(target, np.int32), NULL
     else:
         target = rng.random((rows, classes)).astype(device.dtype)  # not normalized
@@ -427,7 +427,7 @@ def test_all_finite_wherever_it_stands(device, size):
             assert not flag.values
         a.values[place] = valid[place]
     device.run("all_finite", (1,), (32,), a, np.int64(size), flag)
-    assert not flag.values  # it is never set to true
+    assert not flag.values  # the kernel never sets it to true
     flag.values[...] = True
     device.run("all_finite", (1,), (32,), device.put([np.nan]), np.int64(0), flag)
     assert flag.values
@@ -468,7 +468,7 @@ def test_what_else_within_looks_at(device):
             within(device, 32, partial, 4.0, ok, rate, value)
             assert ok.values.view(np.uint8) == (wanted and before)
     ok = device.put(True, bool)
-    within(device, 32, device.new_array((2, 0)), 0.0, ok)  # of no weights at all
+    within(device, 32, device.new_array((2, 0)), 0.0, ok)  # of no weights
     assert ok.values
 
 
@@ -480,7 +480,7 @@ def test_tally(device):
                 step, age = device.put(2**40, np.int64), device.put(3.0)
                 start, numbers = rng.random(there), rng.random(there).astype(device.dtype)
                 factors = np.arange(0.5, 8.5).astype(device.dtype)
-                arrays = [device.put(a) if i % 3 else NULL for i, a in enumerate(numbers)]  # or the factor alone
+                arrays = [device.put(a) if i % 3 else NULL for i, a in enumerate(numbers)]  # or only the factor
                 arrays += [device.put(1.0)] * (8 - there)
                 sums = device.put(start, np.float64)
                 clock = (step, age) if clocked else (NULL, NULL)
@@ -557,7 +557,7 @@ def test_penalize(device, size, l1, l2):
 
 
 class Lion(optimizers.Optimizer):
-    """A user's, with a branch on values (X. Chen et al., NeurIPS 2023)."""
+    """A user-defined optimizer with a branch on values (X. Chen et al., NeurIPS 2023)."""
 
     slots = ("average",)
 
@@ -570,7 +570,7 @@ class Lion(optimizers.Optimizer):
 
 
 class Careless(optimizers.Optimizer):
-    """A user's, which reads neither what it keeps nor all that it is given, and has numbers of its own."""
+    """A user-defined optimizer that ignores its slots and some of its arguments, and has its own `numbers`."""
 
     slots = ("last", "nothing")
 
@@ -625,7 +625,7 @@ def test_the_table_has_every_optimizer():
 
 
 class Updates:
-    """Updates by a kernel, and by the body on NumPy's arrays."""
+    """Updates by the kernel, and by the body on NumPy arrays."""
 
     def __init__(self, device, optimizer, way, size):
         self.device, self.optimizer, self.size = device, optimizer, size
@@ -640,7 +640,7 @@ class Updates:
         self.kernel, self.constants = made
 
     def take(self, g, lr, age, ok=NULL, grid=(3,), block=(64,)):
-        """Run the kernel, and the body; return the pairs of what they give."""
+        """Run the kernel and the body; return pairs of their results."""
         put = self.device.put
         new = [] if self.in_place else [self.device.new_array((self.size,)) for _ in self.on]
         numbers = put(lr), put(age), NULL if self.factor is None else put(self.factor)
@@ -825,7 +825,7 @@ def test_gather_goes_over_its_grid_several_times(compiler):
 
 
 def rounded(a, narrow):
-    """Return float32 numbers rounded to the nearest of 16 bits, as they are kept."""
+    """Return float32 numbers rounded to the nearest 16-bit numbers, as stored."""
     if narrow == "float16":
         with np.errstate(over="ignore"):
             return a.astype(np.float16)
@@ -890,7 +890,7 @@ LAUNCHED = {
 
 @pytest.fixture
 def pretended(compiler, monkeypatch):
-    """A maker of contexts on the pretended device, with memory for twins."""
+    """A factory of contexts on the simulated device, with memory for twins."""
     monkeypatch.setitem(BACKENDS, "cupy_like", CupyLike)
 
     def make(dtype="float32", arena=True):
@@ -901,7 +901,7 @@ def pretended(compiler, monkeypatch):
 
 
 def in_step(op):
-    """Return the operation (and the backward it returns) as run inside a step, where nothing may wait."""
+    """Return the operation (and its backward) as it runs inside a step, where nothing may wait."""
 
     def run(*args, **kwargs):
         with inside_a_step():
@@ -946,13 +946,13 @@ def test_twin_equals_body(pretended, name, rows, units, dtype):
     plain, ctx = pretended(dtype, arena=False), pretended(dtype)
     body, twin, case = getattr(ops, name), in_step(getattr(twins, name)), TWIN_CASES[name]
     wanted = hosts(plain, case(body, plain, np.random.default_rng(5), rows, units))
-    for _ in range(2):  # the second time in used memory
+    for _ in range(2):  # the second time in reused memory
         ctx.restart({})
         compare(wanted, hosts(ctx, case(twin, ctx, np.random.default_rng(5), rows, units)), name, dtype)
     chunks = {"column_sums"} if rows >= 512 else set()
     assert set(RawKernel.launched) == LAUNCHED[name] | chunks
     RawKernel.launched.clear()
-    if name != "pack":  # which says by its room whether there is memory
+    if name != "pack":  # `out` tells it whether there is memory
         compare(wanted, hosts(plain, case(twin, plain, np.random.default_rng(5), rows, units)), name, dtype)
         assert RawKernel.launched == []
 
@@ -1075,14 +1075,14 @@ def test_what_the_kernels_do_not_do_is_left_to_the_body(pretended):
 
 
 class NotElementwise(optimizers.Optimizer):
-    """A user's."""
+    """A user-defined activation."""
 
     def formula(self, xp):
         return lambda w, g, lr: w - lr * g / xp.sqrt(xp.sum(g * g))
 
 
 def test_an_update_that_may_overflow_goes_elsewhere(pretended):
-    """The guard looks at it first; nothing is written over, and nothing put off."""
+    """The guard checks the result first; nothing is overwritten, and no call is deferred."""
     ctx, rng = pretended(), np.random.default_rng(24)
     ctx.apply_update, lr = ctx.backend.scalar(False, bool), ctx.backend.scalar(0.1)  # a kernel would not apply it
     for optimizer in (optimizers.SGD(momentum=1.0), optimizers.Adam(epsilon=0.0), Lion(0.1)):
@@ -1140,7 +1140,7 @@ def test_what_a_step_carries_on_stays_in_its_memory(pretended):
         assert new_step is step
         assert new_age is age
         assert new_sums is sums
-        assert RawKernel.launched == []  # that ends the step
+        assert RawKernel.launched == []  # none that ends the step
         check.ended(ctx)
         assert RawKernel.launched == launches
         assert age.values == before[1] + 1
@@ -1149,7 +1149,7 @@ def test_what_a_step_carries_on_stays_in_its_memory(pretended):
 
 @pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu"])
 def test_a_derivative_of_any_strides(pretended, name):
-    """dy may come from `broadcast_to` or a transposition, or in another precision."""
+    """dy may come from `broadcast_to` or a transposition, or have another precision."""
     ctx, plain, rng = pretended(), pretended(arena=False), np.random.default_rng(18)
     x, w, b = (ctx.backend.array(rng.standard_normal(s), "float32") for s in ((6, 3), (3, 6), (6,)))
     square = rng.standard_normal((6, 6))
@@ -1334,7 +1334,7 @@ def test_the_stand_in_finds_broken_kernels(example, name, error):
     with pytest.raises(RuntimeError, match="not aligned"):
         example("words", (1,), (1,), Array(np.ones(16, bool)))
     a = Array(np.arange(100, dtype=np.int32))
-    example("reversal", (1,), (100,), a)  # and is of use afterwards
+    example("reversal", (1,), (100,), a)  # and is still usable
     assert a.values[0] == 99
 
 
@@ -1372,7 +1372,7 @@ def test_the_stand_in_is_strict_with_arguments(example):
 
 
 def nvidia_file(pattern):
-    """Return a file of NVIDIA's pip packages, or None."""
+    """Return a file from NVIDIA's pip packages, or None."""
     spec = importlib.util.find_spec("nvidia")
     folders = spec.submodule_search_locations if spec else []
     return next((path for folder in folders for path in sorted(Path(folder).rglob(pattern))), None)
@@ -1415,7 +1415,7 @@ def nvrtc():
 
 
 def nvrtc_options(monkeypatch, dtype, source=None, narrow=None):
-    """Return the options that the twins give to CuPy."""
+    """Return the options that the twins pass to CuPy."""
     given = []
     stand_in = type("cupy", (), {"RawModule": lambda code, options: given.extend(options)})
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
@@ -1437,10 +1437,10 @@ def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, sou
     given = nvrtc_options(monkeypatch, dtype, source, narrow)
     options = [f"--gpu-architecture={architecture}", "-ftz=true", *given]
     log, ptx = nvrtc.compile(HELPERS + SOURCE.read_text(), options)
-    assert log.strip("\0\n ") == ""  # no warning either
+    assert log.strip("\0\n ") == ""  # no warnings
     entries = set(re.findall(r"\.entry (\w+)", ptx))
     assert entries == ({"gather"} if source else NAMES - {"gather"})
-    assert ".local" not in ptx  # all that a thread keeps is in registers
+    assert ".local" not in ptx  # all variables of a thread are in registers
     if "float64" not in (dtype, source):
         rest = re.sub(r"\.entry (tally\w*|normals)\(.*?\n}", "", ptx, flags=re.DOTALL)  # in double on purpose
         assert re.findall(r"\.f64\b", rest) == []  # nothing is computed in double by accident
@@ -1448,7 +1448,7 @@ def test_nvrtc_compiles_the_kernels(nvrtc, monkeypatch, architecture, dtype, sou
 
 
 def sources_from_formulas():
-    """Return the code of every kernel that the tables' activations and optimizers make, by a name of its own."""
+    """Return the code of every kernel for the tables' activations and optimizers, by a unique name."""
     code = {}
     for name, activation in ACTIVATIONS.items():
         forward, backward = activation_graphs(activation)
@@ -1479,7 +1479,7 @@ def test_nvrtc_compiles_what_formulas_make(nvrtc, monkeypatch, architecture, dty
     if dtype == "float32":
         assert [name for name in entries if re.search(r"\.f64\b", entries[name])] == []
     assert not re.search(r"\b(atom|red)\.", ptx)
-    reads = "ld.global.nc"  # by the cache for what nobody writes: the compiler knows that arrays do not overlap
+    reads = "ld.global.nc"  # loads through the read-only cache: the compiler knows that arrays do not overlap
     assert [name for name in entries if "forward" not in name and reads not in entries[name]] == []
 
 

@@ -79,7 +79,7 @@ def everything():
 
 
 def both(train, layers, loss, optimizer, metrics=(), **kwargs):
-    """Train on NumPy and on the pretended device; compare all that comes out."""
+    """Train on NumPy and on the simulated device; compare all results."""
     results = []
     for name in ("numpy", "cupy_like"):
         model = xn.Sequential(layers(), seed=5, dtype="float64", backend=name)
@@ -280,7 +280,7 @@ def test_parts_alone():
 
 
 def test_what_it_refuses():
-    """The backend itself is as strict as it says."""
+    """The backend itself is as strict as documented."""
     a = get_backend("cupy_like").array([1.0, 2.0])
     xp, host = get_backend("cupy_like").xp, np.ones(2)
     for call in (lambda: a + host, lambda: host + a, lambda: np.asarray(a), lambda: xp.maximum(a, host),

@@ -1,4 +1,4 @@
-"""Classes of one's own come back from a file wherever a config holds them."""
+"""User-defined classes are restored from a file wherever a config contains them."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,7 +31,7 @@ class Swish(activations.Activation):
 
 
 class Tanh(Swish):
-    """Bears the name of a layer and of an activation of xpnet."""
+    """Has the name of a layer and of an activation of xpnet."""
 
 
 class Fan(initializers.Initializer):
@@ -74,7 +74,7 @@ class Wrapped(Layer):
 
 
 class Halving(Configurable):
-    """A schedule: of no kind that xpnet knows."""
+    """A schedule, of a kind unknown to xpnet."""
 
     def __init__(self, start=0.1, every=2):
         self.start, self.every = start, every
@@ -99,7 +99,7 @@ class Huber(losses.MeanSquaredError):
 
 
 class Times(losses.Loss):
-    """A loss around another, which it keeps as it gets it."""
+    """A loss around another, which it keeps unchanged."""
 
     def __init__(self, inner, factor=2.0, reduction="sum_over_batch_size", name=None, dtype=None):
         super().__init__(reduction, name, dtype)

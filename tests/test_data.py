@@ -1,4 +1,4 @@
-"""What `fit`, `evaluate` and `predict` take in: libraries, tables, dtypes, memory maps; never written to."""
+"""What `fit`, `evaluate` and `predict` accept: libraries, tables, dtypes, memory maps; never written to."""
 
 import tracemalloc
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def strided(a):
 
 
 class Mine(np.ndarray):
-    """A subclass of somebody else's."""
+    """A foreign subclass."""
 
 
 FORMS = {
@@ -152,7 +152,7 @@ def test_frames_of_pandas(form, expected):
 
 
 def test_kinds_that_know_gaps():
-    """Without a gap they are numbers; a gap is NaN, which is found, and says which row."""
+    """Without missing values they are numbers; a missing value is NaN, which is reported with its row."""
     pd = pytest.importorskip("pandas")
     for dtype, values in (("Int64", [1, 0]), ("Float64", [0.5, 1]), ("boolean", [True, False])):
         np.testing.assert_array_equal(Column(pd.Series(values, dtype=dtype), "y").values, np.array(values))
@@ -208,7 +208,7 @@ def test_the_byte_order_does_not_matter(kind, kernels, monkeypatch):
     for x, y, w in ((X, labels, weights), (X.astype(">f4"), labels.astype(kind), weights.astype(">f4"))):
         model = xn.Sequential([Dense(4, activation="relu"), Dense(3, activation="softmax")], seed=1)
         model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
-        model.fit(x, y, batch_size=6, epochs=3, verbose=0)  # without weights, where a compiled loop takes part
+        model.fit(x, y, batch_size=6, epochs=3, verbose=0)  # without weights, for which a compiled loop is used
         arguments = {"sample_weight": w, "class_weight": {1: 2.0}, "validation_split": 0.2, "verbose": 0}
         history = model.fit(x, y, batch_size=6, epochs=3, **arguments).history
         model.set_weights([np.asarray(a, dtype=x.dtype) for a in model.get_weights()])
@@ -263,7 +263,7 @@ def test_what_is_not_finite_is_found_in_any_dtype(dtype, value):
     a[2, 1] = value
     for name in available_backends():
         if name == "array_api_strict" and dtype == "float16":
-            continue  # the standard does not have it
+            continue  # the standard lacks it
         home = get_backend(name, "cpu" if name != "cupy" else None)
         with pytest.raises(InvalidValueError, match=f"x must be finite .* in row 2 got {value}$"):
             Data(home.array(a)).check(1.7e308)
@@ -281,7 +281,7 @@ def test_a_memory_map_is_read_batch_by_batch(tmp_path):
     y = np.zeros(rows, dtype="float32")
     model = xn.Sequential([Dense(1)], seed=0)
     model.compile(SGD(0.1), "mse")
-    model.fit(x[:4096], y[:4096], batch_size=4096, verbose=0)  # compile, and make what stays
+    model.fit(x[:4096], y[:4096], batch_size=4096, verbose=0)  # compile, and allocate what persists
     tracemalloc.start()
     try:
         model.fit(x, y, batch_size=4096, verbose=0, validation_split=0.25)
@@ -355,7 +355,7 @@ LAYERS = {
 @pytest.mark.parametrize("given", ["both", "classes", "rows"])
 @pytest.mark.parametrize("loss", LAYERS)
 def test_weights_of_classes_of_steps(loss, given):
-    """Outputs (rows, steps, units): a weight for each step of each row, times that of the row."""
+    """Outputs (rows, steps, units): a weight for each step of each row, times the row's weight."""
     layer, y = LAYERS[loss]
     x = np.random.default_rng(4).standard_normal((3, 3, 4))
     classes = {"class_weight": {1: 10.0, 2: 100.0}} if given != "rows" else {}
@@ -427,7 +427,7 @@ def test_what_is_no_column(x, kind):
 )
 @pytest.mark.parametrize("reuse", [True, False])
 def test_rows_of_a_table_are_not_taken_from_a_copy_of_it(monkeypatch, view, reuse):
-    """`take` makes such an array contiguous first, all of it, for each batch."""
+    """`take` would first make a contiguous copy of the whole array, for each batch."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("a copy of the whole array")
@@ -447,7 +447,7 @@ def test_rows_of_a_table_are_not_taken_from_a_copy_of_it(monkeypatch, view, reus
                [lambda: xn.layers.Input((3,)), xn.layers.Flatten]],
 )  # fmt: skip
 def test_outputs_do_not_share_memory_with_inputs(layers, name):
-    """Not even where no layer computes anything."""
+    """Even if no layer computes anything."""
     if name == "jax":
         pytest.skip("JAX's arrays can't be written to")
     home = get_backend(name, "cpu" if name != "cupy" else None)
@@ -460,7 +460,7 @@ def test_outputs_do_not_share_memory_with_inputs(layers, name):
 
 @pytest.mark.parametrize("how", ["fit", "train_on_batch", "evaluate", "predict", "set_weights"])
 def test_numbers_too_small_for_the_precision_are_zero(how):
-    """Whatever NumPy was told to do about them."""
+    """Whatever NumPy's error settings are."""
     tiny, labels = X * 1e-300, np.arange(20) % 3
     model = xn.Sequential([Dense(4, activation="sigmoid"), Dense(3, activation="softmax")], seed=0)
     model.compile("adam", "sparse_categorical_crossentropy")

@@ -1,4 +1,4 @@
-"""The data sets: what is shipped, what is read, what is downloaded, and what is refused."""
+"""The data sets: those shipped, read and downloaded, and invalid ones."""
 
 import gzip
 import hashlib
@@ -60,7 +60,7 @@ def real(monkeypatch, name, *files):
 
 
 def refusal(call, *expected, error=FileFormatError):
-    """Return the message of the error that `call` raises, after checking what it says, in order."""
+    """Return the message of the error that `call` raises, after checking that it contains some texts, in order."""
     with pytest.raises(error) as caught:
         call()
     message = str(caught.value)
@@ -132,7 +132,7 @@ def test_digits_refuses_an_altered_file(tmp_path, monkeypatch):
     copy.write_bytes(shipped.read_bytes())
     assert datasets.digits()[0][0].shape == (1437, 64)
     altered = bytearray(shipped.read_bytes())
-    altered[9] ^= 1  # the operating system in the gzip header, the content stays the same
+    altered[9] ^= 1  # the operating system in the gzip header; the content is unchanged
     copy.write_bytes(altered)
     message = refusal(datasets.digits, "digits.csv.gz", sets.DIGITS_SHA256)
     assert message.endswith("got " + hashlib.sha256(altered).hexdigest())
@@ -477,7 +477,7 @@ def test_cifar10_real(monkeypatch):
 
 
 class Network:
-    """In place of pooch's downloader: gives files from a dictionary and notes what was asked for."""
+    """Replaces pooch's downloader: returns files from a dictionary and records requests."""
 
     def __init__(self, monkeypatch, files):
         pytest.importorskip("pooch")
@@ -491,7 +491,7 @@ class Network:
 
 
 def hashed(monkeypatch, name, files):
-    """Make `files` the originals of a data set."""
+    """Register the hashes of `files` as those of a data set."""
     url = source.SOURCES[name].url
     hashes = {file: hashlib.sha256(blob).hexdigest() for file, blob in files.items()}
     monkeypatch.setitem(source.SOURCES, name, source.Source(url, hashes))
@@ -564,7 +564,7 @@ def test_offline_forbids_downloading(cache, monkeypatch, name):
     refusal(getattr(datasets, name), "XPNET_OFFLINE forbids", url, str(cache / name), error=DownloadError)
     assert network.asked == []
     monkeypatch.setenv("XPNET_OFFLINE", "0")
-    with pytest.raises(KeyError):  # asks the network, which has no file
+    with pytest.raises(KeyError):  # requests a file that the network does not have
         getattr(datasets, name)()
     assert len(network.asked) == 1
 

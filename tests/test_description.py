@@ -1,4 +1,4 @@
-"""What a file says of its model: names, settings and counters of every kind come back, or are refused at once."""
+"""A file's description of its model: names, settings and counters are restored, or refused at once."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ X = np.random.default_rng(0).standard_normal((8, 3))
 
 
 class Noted(Layer):
-    """A layer that keeps whatever it is given."""
+    """A layer that keeps any argument."""
 
     def __init__(self, note=None, name=None, dtype=None):
         super().__init__(name=name, dtype=dtype)
@@ -28,7 +28,7 @@ class Noted(Layer):
 
 
 class Odd(Noted):
-    """A layer with a weight whose name is no text."""
+    """A layer with a weight whose name is not text."""
 
     def build(self, input_shape):
         self.add_weight("\ud800", (1,), trainable=False)
@@ -36,7 +36,7 @@ class Odd(Noted):
 
 
 class Telling(Noted):
-    """A layer whose `get_config` is its own."""
+    """A layer with its own `get_config`."""
 
     def get_config(self):
         return {"note": self.note, "name": self.name}

@@ -54,7 +54,7 @@ def test_unknown_name_shows_the_nearest_and_all(name, near):
         (np.float32(0.5), {}, 0.5),
         (3.0, {"integer": True}, 3),
         (np.int64(7), {"integer": True, "low": 1}, 7),
-        (2**60 + 1, {"integer": True}, 2**60 + 1),  # not by way of a float
+        (2**60 + 1, {"integer": True}, 2**60 + 1),  # not through a float
     ],
 )
 def test_number_accepts(value, kwargs, expected):

@@ -1,4 +1,4 @@
-"""Every example runs as it stands, on the backend that the environment names; each asserts its own result."""
+"""Every example runs unchanged, on the backend in the environment; each asserts its own result."""
 
 import ast
 import os
@@ -27,10 +27,10 @@ def case(path):
 
 
 def run(path, folder, **variables):
-    """Run a script in a folder, with the checkout importable whether or not it is installed."""
+    """Run a script in a folder, with the checkout importable even if it is not installed."""
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONIOENCODING": "utf-8", **variables}
-    env.pop("PYTHONOPTIMIZE", None)  # which would take the assertions away
+    env.pop("PYTHONOPTIMIZE", None)  # which would remove the assertions
     command = [sys.executable, str(path)]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8", check=False)
 

@@ -1,4 +1,4 @@
-"""Where batches come from: the host, or a data set on the device, from which a captured step takes its own.
+"""Sources of batches: the host, or a data set on the device, from which a captured step takes its batches.
 
 The device is that of cupy_capture.py.
 """
@@ -58,7 +58,7 @@ def trained(device, held, x, y, loss="sparse_categorical_crossentropy", dtype="f
 
 
 def the_same(device, x, y, **kwargs):
-    """Train from data on the device and from the host: bit by bit the same."""
+    """Train from data on the device and from the host: the bits are equal."""
     (history, state), (other, others) = (trained(device, held, x, y, **kwargs) for held in (True, False))
     assert history == other
     for a, b in zip(state, others, strict=True):
@@ -165,7 +165,7 @@ def test_only_recorded_steps_take_their_own_batches(monkeypatch, switch):
 
 @pytest.mark.parametrize("held", [True, False])
 def test_a_step_that_is_held_back_is_found_again(device, held):
-    """The batch is made once more on the host, in the order of the epoch and with its masks."""
+    """The host makes the batch once more, in the epoch's order and with its masks."""
     device.free = 1 << 30 if held else -(1 << 30)
     layers = [Dense(4, kernel_initializer="ones", name="first"), Dropout(0.5), Dense(3, activation="softmax")]
     model = xn.Sequential(layers, seed=1, backend="cupy")
@@ -198,7 +198,7 @@ def test_a_batch_is_brought_while_the_step_before_is_still_at_work(device):
     class Look(Callback):
         def on_train_batch_begin(self, batch, logs=None):
             recorder = model.session.program().recorder
-            if recorder.stream._done < recorder.stream._asked:  # the last step has not been done
+            if recorder.stream._done < recorder.stream._asked:  # the last step has not run
                 with recorder.feeding():
                     copied = on_device(np.ones(3))
                 recorder.feeder.run()
@@ -206,12 +206,12 @@ def test_a_batch_is_brought_while_the_step_before_is_still_at_work(device):
                 overlapped.append(recorder.stream._done < recorder.stream._asked)
 
     model.fit(X, CLASSES, batch_size=8, epochs=5, verbose=0, callbacks=Look())
-    assert overlapped[0] is False  # a step that runs as it is reads the batch itself
+    assert overlapped[0] is False  # an uncaptured step reads the batch itself
     assert sum(overlapped) > 5
 
 
 def test_memory_that_is_in_pieces(device, monkeypatch):
-    """There seems to be room for the data set, and then there is none."""
+    """There seems to be space for the data set, but it is fragmented."""
 
     def alloc(size):
         if size == X.size * 4:
@@ -228,7 +228,7 @@ def test_memory_that_is_in_pieces(device, monkeypatch):
 @pytest.mark.parametrize("graph", [True, False])
 @pytest.mark.parametrize("held", [True, False])
 def test_another_device_than_the_current_one(device, held, graph):
-    """All that a model does, on "cuda:1": in that device's memory, on its streams."""
+    """Everything a model does, on "cuda:1": in that device's memory, on its streams."""
     device.devices, device.free = 2, (1 << 30) * (1 if held else -1)
     models = [make(device=f"cuda:{i}", graph=graph) for i in range(2)]
     kwargs = {"batch_size": 8, "epochs": 3, "verbose": 0, "class_weight": {0: 3.0}, "sample_weight": WEIGHTS}
@@ -247,7 +247,7 @@ def test_another_device_than_the_current_one(device, held, graph):
 
 
 def test_rows_are_uploaded_once_an_epoch(device, monkeypatch):
-    """A step needs nothing of the host's."""
+    """A step needs nothing from the host."""
     sizes, upload = [], device.upload
     monkeypatch.setattr(device, "upload", lambda host: (sizes.append(host.nbytes), upload(host))[1])
     model = make()

@@ -1,6 +1,6 @@
-"""Imports only go down and never in a circle; array libraries are named in their rooms only; nothing is too long.
+"""Imports go down only, without circles; only some rooms name array libraries; files and functions are short.
 
-All of it is read from the sources with `ast`, imports inside functions and by `importlib` too.
+`ast` reads all of it from the sources, including imports inside functions and through `importlib`.
 """
 
 import ast
@@ -14,17 +14,17 @@ import xpnet
 from xpnet import kernels
 
 ROOT = Path(xpnet.__file__).parent
-FLOORS = [  # the lowest first; a file may import from its own floor and from lower ones
+FLOORS = [  # the lowest first; a file may import from its own floor and lower ones
     {"errors"},
-    {"backend"},  # which library holds the arrays
-    {"core"},  # what everything above is made of
-    {"fusion"},  # how a formula becomes calls, a loop, a kernel
-    {"kernels"},  # faster twins of the operations, by library, and the context that hands them out
+    {"backend"},  # array libraries and devices
+    {"core"},  # the basis of everything above
+    {"fusion"},  # formulas turned into calls, loops and kernels
+    {"kernels"},  # faster twins of the operations, by library, and the context that provides them
     {"activations", "initializers", "regularizers", "constraints", "schedules"}
     | {"layers", "losses", "optimizers", "metrics", "callbacks"},  # the parts
     {"training"},
     {"model", "utils"},
-    # islands; they may use the package as its users do, by `import xpnet`
+    # islands; they may use the package as users do, with `import xpnet`
     {"__init__", "datasets", "testing", "tools", "__main__", "bench", "sklearn", "distributed", "onnx"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -34,18 +34,18 @@ MODULES = {  # dotted name -> file
     for name, path in SOURCES.items()
 }
 
-# Imports that do not stand at the top of their file, and why. There are no others.
-OPTIONAL = {  # not installed everywhere, or loaded only by those who compute with it
+# Imports that are not at the top of their file, and why. There are no others.
+OPTIONAL = {  # optional dependencies, or loaded only on use
     *("array_api_strict", "cupy", "jax", "keras", "matplotlib", "numba", "nvmath", "pooch", "sklearn"),
     *("threadpoolctl", "torch", "tqdm"),
     "resource",  # not on Windows
 }
 SELDOM = {"gzip", "lzma", "tarfile", "zlib"}  # Python's own: `import xpnet` is faster without
 LATER = {("kernels/host/helpers.py", "xpnet.kernels.host.spin")}  # needs numba, which is optional
-BY_NAME = {  # what `importlib.import_module` imports where its argument is no constant
+BY_NAME = {  # modules that `importlib.import_module` imports by a computed name
     "backend/base.py": set(),  # `Backend.package`, an array library
     "backend/strict.py": set(),  # likewise
-    "kernels/__init__.py": {  # the modules of one array library, when it computes
+    "kernels/__init__.py": {  # the modules of one array library, when it is used
         f"xpnet.kernels.{name}"
         for name in (
             *(module for twins in kernels.TWINS.values() for module in twins),
@@ -57,12 +57,12 @@ BY_NAME = {  # what `importlib.import_module` imports where its argument is no c
 
 
 def room(name):
-    """Return the folder, or the file beside the folders, that a source file lies in."""
+    """Return the folder of a source file, or the file itself outside the folders."""
     return name.split("/")[0].removesuffix(".py")
 
 
 def imports(source, name):
-    """Yield (line, module, whether at the top) of every import: modules of xpnet and foreign ones, dotted."""
+    """Yield (line, module, whether at the top) for every import: modules of xpnet and others, dotted."""
     tree, package = ast.parse(source), ["xpnet", *name.split("/")[:-1]]
     top = {id(node) for node in tree.body}
     for node in ast.walk(tree):
@@ -71,7 +71,7 @@ def imports(source, name):
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join(base + (node.module.split(".") if node.module else []))
-            # `from . import ops` names a module, `from .ops import affine` what is in one
+            # `from . import ops` names a module, `from .ops import affine` a member of one
             targets = [f"{base}.{alias.name}" for alias in node.names]
             targets = [t if t in MODULES or base == "xpnet" else base for t in targets]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {
@@ -87,7 +87,7 @@ def imports(source, name):
 
 
 def violations(source, name):
-    """Return what goes up: (line, room)."""
+    """Return the imports that go up: (line, room)."""
     found = []
     for line, target, _ in imports(source, name):
         root, _, rest = target.partition(".")
@@ -137,9 +137,9 @@ def test_the_reader_itself(name, source, found):
 
 
 def executed(target, name):
-    """Return the files that importing a module from a file executes: its own, and those of the packages above it.
+    """Return the files executed by importing a module: its own, and those of its parent packages.
 
-    A package that the importing file is part of is left out: it is there already.
+    Packages that contain the importing file are left out: they are already imported.
     """
     found, parts = set(), target.split(".")
     inside = ("xpnet", *name.split("/")[:-1])
@@ -151,7 +151,7 @@ def executed(target, name):
 
 
 def circle(graph):
-    """Return a circle of a graph {file: files that it imports}, or None."""
+    """Return a circle in a graph {file: files that it imports}, or None."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -193,7 +193,7 @@ def test_what_is_imported_later_is_listed():
 
 
 def lines_of(function):
-    """Return how many lines a function has, without its decorators and docstring."""
+    """Return the number of lines of a function, without decorators and docstring."""
     first = function.body[0]
     docstring = ast.get_docstring(function) is not None
     return function.end_lineno - function.lineno + 1 - (first.end_lineno - first.lineno + 1) * docstring
@@ -225,8 +225,8 @@ def test_the_counter_of_lines_itself():
 # The names of the array libraries -----------------------------------------------------------------------
 
 LIBRARIES = {"numpy", "cupy", "torch", "jax", "array_api_strict", "array_api_compat"}
-AT_HOME = {"backend", "kernels", "fusion"}  # where a library's name may stand
-COMPARED = {"bench", "tools"}  # and these run one library beside the other
+AT_HOME = {"backend", "kernels", "fusion"}  # rooms that may name a library
+COMPARED = {"bench", "tools"}  # these run libraries side by side
 ABSTRACT = [name for name in SOURCES if room(name) not in AT_HOME | COMPARED]
 
 
@@ -291,7 +291,7 @@ COMPUTING = ["core/ops.py", *(name for name in SOURCES if room(name) in PARTS)]
 
 
 def waits(source, every=False):
-    """Return the calls that read numbers on the host in functions of a step: float(), .item() and their like."""
+    """Return the calls that read numbers on the host in functions of a step: float(), .item() and the like."""
     functions = [
         node
         for node in ast.walk(ast.parse(source))

@@ -1,4 +1,4 @@
-"""Activations made from their formulas on every machine of the host, against the formulas on arrays."""
+"""Activations generated from their formulas on every machine of the host, against the formulas on arrays."""
 
 import importlib
 import os
@@ -33,7 +33,7 @@ RNG = np.random.default_rng(0)
 
 
 def made(forward, backward):
-    """Return a user's activation with these formulas."""
+    """Return a user-defined activation with these formulas."""
     methods = {"forward": lambda self, xp, z: forward(xp, z), "backward": lambda self, xp, *a: backward(xp, *a)}
     return type("Own", (Activation,), methods)()
 
@@ -68,13 +68,13 @@ FUNCTIONS |= {
         lambda xp, z: xp.minimum(xp.maximum(-1.0, z), 1.0),
         lambda xp, da, z, a: xp.where((z > -1) & (z < 1), da, xp.zeros_like(da)),
     ),
-    "guarded": made(  # what is not chosen is NaN
+    "guarded": made(  # the branch not selected is NaN
         lambda xp, z: xp.where(z > 0, xp.log(z), 0.0), lambda xp, da, z, a: xp.where(z <= 0, 0.0, da / z)
     ),
     "signs": made(
         lambda xp, z: xp.where(z > 0, 1.0, -0.5), lambda xp, da, z, a: xp.where(z == 0, -da, xp.sign(z) * da)
     ),
-    "square": made(  # whose backward only is slow in a loop
+    "square": made(  # only its backward is slow in a loop
         lambda xp, z: z * z, lambda xp, da, z, a: xp.where(a > 1e-9, 2.0 * da * xp.exp(xp.log(a) / 2), da)
     ),
     "constant": made(lambda xp, z: xp.full_like(z, 2.0), lambda xp, da, z, a: xp.zeros_like(da)),
@@ -114,7 +114,7 @@ def same(module, name, function, dtype, z, dy):
     wanted = run(body, False, function, dtype, z, dy, name == "affine")
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         rtol, atol = (3e-6, 1e-6) if dtype == "float32" else (1e-13, 1e-14)
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * (len(z) if i == 2 else 1))  # a sum over the rows
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * (len(z) if i == 2 else 1))  # a sum over rows
     return found
 
 
@@ -123,7 +123,7 @@ def same(module, name, function, dtype, z, dy):
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize(("module", "op"), MACHINES)
 def test_every_formula_at_every_number(module, op, function, dtype):
-    """With one unit, so that z and dz can be given and seen, NaN and infinity too."""
+    """With one unit, so that z and dz can be given and read, including NaN and infinity."""
     z, dy = PAIRS
     if module == "torch" and function in ("relu", "bent"):
         z = np.where(np.isnan(z), 3.0, z)  # see below
@@ -161,7 +161,7 @@ def test_pytorchs_own_functions_are_found_by_formula():
     }  # fmt: skip
     y, dz = run(importlib.import_module("xpnet.kernels.torch").activate, True, ReLU(), "float32",
                 np.array([[-1.0, 2.0, np.nan]]), np.array([[np.inf, np.inf, 2.0]]), False)  # fmt: skip
-    np.testing.assert_array_equal(dz, [[0.0, np.inf, 2.0]])  # of z = NaN: the guard rejects such a step
+    np.testing.assert_array_equal(dz, [[0.0, np.inf, 2.0]])  # for z = NaN: the guard rejects such a step
     np.testing.assert_array_equal(y, [[0.0, 2.0, np.nan]])
 
 
@@ -188,7 +188,7 @@ def test_as_few_calls_as_by_hand():
         plans = plan(by_bits(forward), (0,)), plan(by_bits(backward), (None,))
         found[name] = [(len(p.calls), p.reals, p.bools) for p in plans]
     assert found == {
-        "linear": [(0, 0, 0), (1, 0, 0)],  # the copy is not made: see `compute`
+        "linear": [(0, 0, 0), (1, 0, 0)],  # no copy: see `compute`
         "relu": [(1, 0, 0), (2, 0, 1)],
         "tanh": [(1, 0, 0), (3, 0, 0)],
         "sigmoid": [(9, 1, 1), (3, 0, 0)],

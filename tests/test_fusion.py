@@ -36,7 +36,7 @@ def twin_of(module):
 
 
 class Formula(optimizers.Optimizer):
-    """An optimizer with the formula and the numbers that it is given."""
+    """An optimizer with a given formula and numbers."""
 
     def __init__(self, make, slots=(), numbers=None, sure=False):
         super().__init__(0.1)
@@ -58,7 +58,7 @@ class Formula(optimizers.Optimizer):
 
 
 def run(op, optimizer, dtype, arrays, lr=0.3, age=3.0, decay=0.0, factor=None):
-    """Return what an update makes of host arrays (w, g, *slots)."""
+    """Return the result of an update of host arrays (w, g, *slots)."""
     backend = get_backend(dtype=dtype)
     ctx = Context(backend, True, None, Arena(backend.xp, backend.device))
     w, g, *slots = (backend.array(a, dtype) for a in arrays)
@@ -71,11 +71,11 @@ def run(op, optimizer, dtype, arrays, lr=0.3, age=3.0, decay=0.0, factor=None):
 
 
 def same(optimizer, module, dtype, arrays, **more):
-    """Compare a machine with the definition, in place and in memory of its own."""
+    """Compare a machine with the definition, in place and in separate memory."""
     for optimizer.sure in (False, True):
         found = run(twin_of(module), optimizer, dtype, arrays, **more)
         for a, wanted in zip(found, run(ops.update, optimizer, dtype, arrays, **more), strict=True):
-            # what is about as small as the smallest normal number is flushed to 0 in slots that decay
+            # numbers near the smallest normal number are flushed to 0 in decaying slots
             tolerance = {"rtol": 3e-6, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-13, "atol": 1e-14}
             np.testing.assert_allclose(a, wanted, **tolerance)
 
@@ -139,9 +139,9 @@ def test_operations(module, op, dtype):
 @pytest.mark.parametrize("op", OPERATIONS)
 @pytest.mark.parametrize("module", MACHINES)
 def test_operations_on_numbers(module, op):
-    """Worked out once, on the host, in double precision; where Python raises, as IEEE arithmetic has it."""
+    """Computed once, on the host, in double precision; where Python raises, as in IEEE arithmetic."""
 
-    class Plain:  # NumPy's numbers have no `astype` that takes their dtype
+    class Plain:  # NumPy numbers have no `astype` that takes their dtype
         def __getattr__(self, name):
             return getattr(np, name)
 
@@ -164,7 +164,7 @@ def test_operations_on_numbers(module, op):
 @needs_machines
 @pytest.mark.parametrize("module", MACHINES)
 def test_numbers_in_a_formula(module):
-    """Products and sums of numbers only, in front of and behind what they are added to."""
+    """Products and sums of numbers alone, before and after the terms they are added to."""
 
     def formula(at):
         return Formula(lambda xp: at, numbers=lambda xp, lr, age: (age, lr))
@@ -175,7 +175,7 @@ def test_numbers_in_a_formula(module):
         lambda w, g, n, lr: (lr + n * 2.0) + n * (w / n),
     ):
         same(formula(at), module, "float64", np.random.default_rng(0).standard_normal((2, 9)))
-    # a result that is a number: the weights' shape, which it would not have on arrays
+    # a result that is a number gets the weights' shape, which it would not have on arrays
     (found,) = run(twin_of(module), formula(lambda w, g, n, lr: lr + n), "float64", np.ones((2, 9)))
     np.testing.assert_allclose(found, np.full(9, 3.3))
 
@@ -229,7 +229,7 @@ def random_formula(seed, slots):
 @needs_machines
 @pytest.mark.parametrize("module", MACHINES)
 def test_registers(module):
-    """Results overwrite arrays that others still read, or are each other's; a value is a result twice."""
+    """Results overwrite arrays that other results still read, or are other results; one value is two results."""
     count = 20 if module == "host.numba" else 150  # each is compiled
     for seed in range(count):
         slots = seed % 4
@@ -332,7 +332,7 @@ def test_what_is_computed_twice_is_one_node():
 
 
 def test_values_decide_nothing():
-    """Constants are never merged, so that graphs of different settings have one structure."""
+    """Constants are never merged, so that graphs with other settings have the same structure."""
     made = []
     for a, b, n in ((0.5, 0.5, 2.0), (0.5, 0.25, 0.5), (0.0, 1.0, 1.0)):
         made.append(trace(lambda xp, a=a, b=b, n=n: lambda w: (a * w + b * w + a) ** n, 1))
@@ -441,7 +441,7 @@ def test_slots_that_decay():
 @pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), Momentum(), RMSprop(), Adam(), Adagrad()], ids=repr)
 @pytest.mark.parametrize("module", MACHINES)
 def test_averages_too_small_to_matter_become_0(module, optimizer):
-    """In place, at the latest by the 64th update, in slots that decay; sums of squares stay as they are."""
+    """In place, by the 64th update at the latest, in decaying slots; sums of squares do not change."""
     twin, count = twin_of(module), len(optimizer.slots)
     arrays = [np.ones(8), np.zeros(8), *np.full((count, 8), 1e-36)]
     for slot in arrays[2:]:
@@ -461,7 +461,7 @@ def test_averages_too_small_to_matter_become_0(module, optimizer):
 
 
 class Signs(optimizers.Optimizer):
-    """A user's optimizer: it says nothing of whether it overflows."""
+    """A user-defined optimizer: it does not declare whether it overflows."""
 
     slots = {"trust": 0.5}
 
@@ -511,7 +511,7 @@ def test_a_users_formula_is_recorded(monkeypatch, cls, kernel):
 @pytest.mark.parametrize("kernel", ["numpy", "fast"])
 @pytest.mark.parametrize("factor", [1e30, math.inf])
 def test_the_guard_holds_a_users_update_back(monkeypatch, kernel, factor):
-    """Finite weights that are beyond the limits, too; from the third step on by a recording."""
+    """Also finite weights beyond the limits; from the third step on in a recording."""
     if kernel == "fast":
         pytest.importorskip("numba")
     monkeypatch.setenv("XPNET_KERNELS", kernel)

@@ -1,7 +1,7 @@
-"""What only a GPU can show, in one file: `python -m pytest -m gpu` where there is one.
+"""Tests that need a GPU, in one file: `python -m pytest -m gpu`.
 
-Every check runs twice, on the device that cupy_capture.py pretends and on the GPU of this machine. Without a GPU
-the second half is not collected, and `test_there_is_a_gpu` says so.
+Every check runs twice, on the simulated device of cupy_capture.py and on this machine's GPU. Without a GPU
+the second half is not collected, and `test_there_is_a_gpu` reports it.
 """
 
 import gc
@@ -33,13 +33,13 @@ from xpnet.layers import BatchNormalization, Dense, Dropout, Flatten
 from xpnet.tools import cli, parity
 
 if get_backend().name != "numpy":
-    pytest.skip("it names its backends: run once, with NumPy", allow_module_level=True)
+    pytest.skip("the tests choose their backends: run once, with NumPy", allow_module_level=True)
 
 from test_graph import CLASSES, LOSSES, MODEL_METRICS, ONE_HOT, WEIGHTS, X, everything, small
 from test_ops import CASES, hosts
 
 ROOT = Path(__file__).resolve().parents[1]
-WARM = 10  # batches after which the pools have what a replay takes from them
+WARM = 10  # batches after which the pools hold the memory of a replay
 REPLAYS = {"pretended": 300, "gpu": 10_000}
 
 
@@ -64,7 +64,7 @@ def test_there_is_a_gpu():
 
 @pytest.fixture(params=DEVICES)
 def device(request, monkeypatch):
-    """Let CuPy compute on one of the two; returns which."""
+    """Let CuPy compute on one of the two devices; return which."""
     for name in ("XPNET_GRAPH", "XPNET_KERNELS", "XPNET_MATMUL_PRECISION", "XPNET_DEVICE", "XPNET_DTYPE"):
         monkeypatch.delenv(name, raising=False)
     if request.param == "gpu":
@@ -79,7 +79,7 @@ def device(request, monkeypatch):
 
 def need_float16(dtype):
     if dtype == "mixed_float16" and not hasattr(get_backend("cupy").xp, "float16"):
-        pytest.skip("the pretended device has no float16")
+        pytest.skip("the simulated device has no float16")
 
 
 def model_of(layers, loss="sparse_categorical_crossentropy", optimizer="adam", chosen=("accuracy",), **kwargs):
@@ -141,7 +141,7 @@ def test_mixed_precision_trains_as_on_numpy(device, policy):
 
 # Kernels ------------------------------------------------------------------------------------------------
 
-ROUNDING = {"float32": (1e-4, 2e-6), "float64": (1e-11, 1e-14)}  # of a number, and in relation to the largest
+ROUNDING = {"float32": (1e-4, 2e-6), "float64": (1e-11, 1e-14)}  # relative to a number, and to the largest
 SHAPES = [(8, 4), (1, 1), (1, 5), (7, 1), (13, 9), (37, 70), (600, 3), (257, 131)]
 
 
@@ -151,7 +151,7 @@ SHAPES = [(8, 4), (1, 1), (1, 5), (7, 1), (13, 9), (37, 70), (600, 3), (257, 131
     ("module", "name"), [(module, name) for module, names in kernels.TWINS["cupy"].items() for name in names]
 )
 def test_twin_equals_body(device, module, name, rows, units, dtype):
-    """The body on NumPy, the twin on CuPy: of one element, of odd sizes, of more than a block."""
+    """The body on NumPy, the twin on CuPy: for one element, odd sizes, and more than a block."""
     twin = getattr(importlib.import_module(f"xpnet.kernels.{module}"), name)
     body = Context(get_backend("numpy", dtype=dtype), True)
     backend = get_backend("cupy", dtype=dtype)
@@ -159,7 +159,7 @@ def test_twin_equals_body(device, module, name, rows, units, dtype):
     with np.errstate(all="ignore"):
         wanted = hosts(body, CASES[name](getattr(ops, name), body, np.random.default_rng(5), rows, units))
     assert wanted
-    for _ in range(2):  # the second time in used memory
+    for _ in range(2):  # the second time in reused memory
         ctx.restart({})
         found = CASES[name](twin, ctx, np.random.default_rng(5), rows, units)
         for a, b in zip(hosts(ctx, found), wanted, strict=True):
@@ -231,7 +231,7 @@ def test_noise_is_numpys_up_to_rounding(device):
 
 @pytest.fixture
 def captures(monkeypatch):
-    """The steps that were captured. (That one was not is a warning, and so an error.)"""
+    """Return the number of captured steps. (An uncaptured one causes a warning, and so an error.)"""
     found, record = [], Recorder.record
 
     def noted(self, *args):
@@ -243,7 +243,7 @@ def captures(monkeypatch):
 
 
 def same_with_and_without(captures, layers, y=CLASSES, *args, fitting=None, **kwargs):
-    """Train with graphs and without: bit by bit the same, on batches of 8 rows and of 6."""
+    """Train with graphs and without: the bits are equal, on batches of 8 rows and of 6."""
     models, logs = [], []
     for graph in (False, True):
         assert captures == []
@@ -380,7 +380,7 @@ def test_predictions_come_in_the_callers_library(device):
 
 
 def pytest_on_cupy(*arguments):
-    """Run pytest in a process of its own, with CuPy as the backend under test."""
+    """Run pytest in a separate process, with CuPy as the backend under test."""
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "XPNET_BACKEND": "cupy", "PYTHONPATH": os.pathsep.join(places)}
     call = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", *arguments]

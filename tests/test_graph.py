@@ -1,6 +1,6 @@
 """Steps captured as CUDA graphs, on a device that captures, refuses and reuses memory as CuPy does.
 
-The device is that of cupy_capture.py; the backend is CuPy's own, with its twins, compiled by g++.
+The device is simulated by cupy_capture.py; the backend is CuPy's, with its twins, compiled by g++.
 """
 
 import gc
@@ -57,7 +57,7 @@ WEIGHTS = RNG.uniform(0.5, 2.0, 22)
 REFUSED = "the training step is not captured as a CUDA graph: "
 
 
-made = []  # (recorder, recordings) of each `Replay` there was
+made = []  # (recorder, recordings) of each `Replay`
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def device(monkeypatch):
 
 @pytest.fixture
 def no_room(device):
-    """There is no room for data sets on the device: batches come from the host."""
+    """The device has no space for data sets: batches come from the host."""
     device.free = -(1 << 30)
 
 
@@ -134,7 +134,7 @@ def graphs_of(device):
 
 
 def same_with_and_without(layers, y=CLASSES, *args, optimizer=lambda: "adam", epochs=4, fitting=None, **kwargs):
-    """Train with graphs and without; return the model that was trained with them."""
+    """Train with graphs and without; return the model trained with them."""
     fitting = fitting or {}
     with without_graphs():
         plain = make(layers, *args, optimizer=optimizer(), **kwargs)
@@ -143,7 +143,7 @@ def same_with_and_without(layers, y=CLASSES, *args, optimizer=lambda: "adam", ep
     model = make(layers, *args, optimizer=optimizer(), **kwargs)
     found = fit(model, y, epochs, **fitting)
     assert len(recordings(model)) == 2
-    assert repr(found) == repr(expected)  # NaN is equal to NaN here
+    assert repr(found) == repr(expected)  # NaN equals NaN here
     same_bits(model, plain)
     return model
 
@@ -152,7 +152,7 @@ def same_with_and_without(layers, y=CLASSES, *args, optimizer=lambda: "adam", ep
 
 
 class Lion(Optimizer):
-    """A user's formula, which may overflow for all we know."""
+    """A user-defined formula, which is not known never to overflow."""
 
     slots = ("average",)
 
@@ -164,7 +164,7 @@ class Lion(Optimizer):
 
 
 class Swish(Activation):
-    """A user's formula, whose derivative reads the scores."""
+    """A user-defined formula whose derivative reads the scores."""
 
     def forward(self, xp, z):
         return z / (1.0 + xp.exp(-z))
@@ -175,7 +175,7 @@ class Swish(Activation):
 
 
 class InArrays(Optimizer):
-    """A user's, without a formula, who answers for it that nothing overflows."""
+    """A user-defined optimizer without a formula, whose author declares that nothing overflows."""
 
     never_overflows = True
 
@@ -184,7 +184,7 @@ class InArrays(Optimizer):
 
 
 class Norm(Optimizer):
-    """A user's, whose formula is not elementwise and reads the age."""
+    """A user-defined optimizer whose formula is not elementwise and reads the age."""
 
     never_overflows = True
 
@@ -196,7 +196,7 @@ class Norm(Optimizer):
 
 
 class Counting(Optimizer):
-    """A user's, with a slot that is one number: what could not be written by each element's thread."""
+    """A user-defined optimizer with a scalar slot, which the threads of the elements can't write."""
 
     slots = scalar_slots = ("count",)
 
@@ -206,7 +206,7 @@ class Counting(Optimizer):
 
 @pytest.mark.parametrize("optimizer", [InArrays, Norm, Counting])
 def test_an_update_in_array_code(optimizer):
-    """Its numbers are those of NumPy, by the age of this update too, which kernels count up at the step's end."""
+    """Its results are NumPy's, with the age of this update, which kernels increment at the end of the step."""
     model = same_with_and_without(small(), optimizer=lambda: optimizer(0.1), dtype="float64")
     reference = make(small(), optimizer=optimizer(0.1), backend="numpy", dtype="float64")
     fit(reference)
@@ -225,7 +225,7 @@ def test_a_users_activation():
         for a, b in zip(arrays_of(model), arrays_of(reference), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
         launched.append(cuda_on_host.RawKernel.launched.copy())
-    assert launched[0] == launched[1]  # it costs what ours cost
+    assert launched[0] == launched[1]  # as many launches as a built-in optimizer
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_users_activation():
     ids=["sgd", "adam", "an update that may overflow", "a user's"],
 )  # fmt: skip
 def test_a_hundred_steps(optimizer):
-    """All layers: bit by bit what comes without graphs, and what NumPy makes of it."""
+    """All layers: the bits without graphs, and NumPy's results."""
     model = same_with_and_without(everything, optimizer=optimizer, epochs=34, dtype="float64")
     assert set(cuda_on_host.RawKernel.launched) == {
         "bias_act", "act_backward", "dropout", "softmax_ce", "penalize", "sum_scaled", "sum_squares", "within",
@@ -345,7 +345,7 @@ def test_metrics(metric):
 
 @pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])
 def test_metrics_of_many_sums(y):
-    """Numbers and arrays side by side, weighted and not."""
+    """Numbers and arrays in one set of sums, weighted and not."""
     chosen = [
         metrics.Precision([i / 10 for i in range(10)]),
         "accuracy",
@@ -372,7 +372,7 @@ def test_several_steps_at_once(per_execution):
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(policy):
-    """Products of 16-bit factors, on kernels of their own; near what NumPy makes of the same policy."""
+    """Products of 16-bit factors, in separate kernels; close to NumPy's results under the same policy."""
     model = same_with_and_without(everything, dtype=policy)
     assert "narrow" in cuda_on_host.RawKernel.launched
     reference, exact = (make(everything, backend="numpy", dtype=dtype) for dtype in (policy, "float32"))
@@ -384,7 +384,7 @@ def test_mixed_precision(policy):
 
 
 def test_steps_of_too_large_a_scale():
-    """They are held back, in a graph too, and cost nothing else: masks and counters go on as on NumPy."""
+    """They are rejected, also in a graph, with no other effect: masks and counters continue as on NumPy."""
 
     def layers():
         return [Dense(4), Dropout(0.5), Dense(3)]
@@ -416,7 +416,7 @@ def test_tf32(monkeypatch):
 
 
 def test_one_graph_for_each_shape_of_batch(device, monkeypatch, no_room):
-    """The first batch of a shape runs as it is, the second is captured, the others are launches."""
+    """The first batch of a shape runs uncaptured, the second is captured, the others are launches."""
     launches = Counter()
     launch = Graph.launch
     monkeypatch.setattr(Graph, "launch", lambda self, stream: (launches.update([id(self)]), launch(self, stream)))
@@ -432,7 +432,7 @@ def test_one_graph_for_each_shape_of_batch(device, monkeypatch, no_room):
     assert sorted(launches.values()) == [4, 9]
     assert len(cuda_on_host.RawKernel.launched) == calls
     assert len(recordings(model)) == 2
-    fit(model, epochs=2, sample_weight=WEIGHTS)  # another array more
+    fit(model, epochs=2, sample_weight=WEIGHTS)  # one more array
     assert len(recordings(model)) == 4
 
 
@@ -482,7 +482,7 @@ class Pair(NamedTuple):
 
 
 def add_up(state, batch):
-    """A step: all that it makes is new."""
+    """A step whose results are all new arrays."""
     return Pair(state.total + batch[0] * 2.0, state.count + 1.0)
 
 
@@ -496,7 +496,7 @@ def pair(xp, total, count):
 
 
 def test_recording_takes_one_step(recorder, device):
-    """The step before the capture works on copies; the capture does nothing; the launch takes the step."""
+    """The step before the capture runs on copies; the capture runs nothing; the launch takes the step."""
     xp = get_backend("cupy").xp
     state, batch = pair(xp, 1.0, 0.0), (xp.asarray(np.full(3, 10.0)),)
     seen = []
@@ -521,7 +521,7 @@ def test_recording_takes_one_step(recorder, device):
 
 
 def test_state_lives_where_it_is(no_room):
-    """Arrays are never exchanged once a step is captured; what comes in from outside is copied to them."""
+    """Once a step is captured, the state stays in the same arrays; data from outside are copied to them."""
     model = make(everything)
     fit(model, epochs=2)
     state = leaves(model.state)
@@ -547,7 +547,7 @@ def test_the_rate_may_change_between_epochs_and_weights_may_be_set():
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("optimizer", [Adam, lambda: RMSprop(epsilon=1e-12)], ids=["in place", "a new array"])
 def test_a_step_that_is_held_back(device, held, steps, optimizer):
-    """In a graph, or (after one step) in the step that is being captured: nothing changes, and `fit` says so."""
+    """In a graph, or (after one step) in the step being captured: nothing changes, and `fit` reports it."""
     device.free = 1 << 30 if held else -(1 << 30)
     spoilt = X[:8].copy()
     spoilt[5] = 3e38
@@ -584,7 +584,7 @@ def test_a_step_that_is_held_back(device, held, steps, optimizer):
 
 
 class Own(xn.layers.Layer):
-    """A layer of a user's that multiplies by what a function of (ctx, x) gives."""
+    """A user-defined layer that multiplies by a function of (ctx, x)."""
 
     def __init__(self, factor, name="own"):
         super().__init__(name=name)
@@ -596,7 +596,7 @@ class Own(xn.layers.Layer):
 
 
 def uncaptured(layers, why, y=CLASSES, *args, same=True, **kwargs):
-    """Train with a step that can't be captured: one warning, and the numbers that come without graphs."""
+    """Train with a step that can't be captured: one warning, and the results without graphs."""
     model = make(layers, *args, **kwargs)
     with pytest.warns(RuntimeWarning, match=REFUSED + why) as caught:
         fit(model, y)
@@ -630,7 +630,7 @@ def test_a_layer_that_synchronises(name):
 
 
 def test_a_layer_that_waits():
-    """It ends the capture itself; what is told is still the first error."""
+    """It ends the capture itself; the first error is still the one reported."""
 
     def wait(ctx, x):
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
@@ -648,7 +648,7 @@ def test_a_constant_of_the_hosts_is_captured():
 
 
 def test_products_that_only_cupy_makes():
-    """All of them, without the bindings of cuBLAS."""
+    """All products, without the bindings of cuBLAS."""
     why = "NotImplementedError: calling cuBLAS API during stream capture is .*unsupported, in layer 'dense'$"
     with pytest.MonkeyPatch.context() as m, pretended_cupy(m, bindings=False):
         uncaptured(small(), why)
@@ -668,7 +668,7 @@ def test_inputs_of_more_than_two_axes():
 
 
 def test_a_step_that_differs_from_its_graph_is_found():
-    """A graph repeats the numbers that were drawn on the host while it was captured."""
+    """A graph repeats numbers that the host drew during the capture."""
     drawn = iter(())
 
     def layers():
@@ -676,10 +676,10 @@ def test_a_step_that_differs_from_its_graph_is_found():
 
     numbers = RNG.random(100).tolist()
     drawn = iter(numbers)
-    why = "its graph gives other numbers than the step itself, in weights, slots, sums$"
+    why = "its graph gives other results than the step itself, in weights, slots, sums$"
     model = uncaptured(layers, why, same=False)
     assert model.step == 12
-    # the second step's were drawn three times: before the capture, in it, and when it ran as it is
+    # the second step drew three times: before the capture, in it, and uncaptured
     drawn = iter([numbers[0], *numbers[3:]])
     with without_graphs():
         plain = make(layers)
@@ -717,7 +717,7 @@ def test_what_is_in_its_place_is_not_stored(recorder, device):
 
 
 def test_a_capture_that_is_lost_without_an_error(recorder):
-    """Somebody goes on after an error that has ended the capture: `end_capture` tells."""
+    """Code that continues after an error which ended the capture: `end_capture` reports it."""
     xp = get_backend("cupy").xp
     state = pair(xp, 1.0, 0.0)
 
@@ -788,7 +788,7 @@ def test_after_a_refusal_nothing_is_tried_again(recorder):
 
 
 def test_what_a_step_frees_is_nobody_elses(device):
-    """Arrays made after the capture, of all sizes, are not written to by the graphs, nor they by them."""
+    """Arrays made after the capture, of all sizes, share no memory with the graphs."""
     model = make(everything, "sparse_categorical_crossentropy")
     fit(model, epochs=2)
     gc.collect()
@@ -836,7 +836,7 @@ def test_graphs_of_several_shapes_share_a_pool(recorder, device):
 
 
 def test_no_memory_for_another_graph(recorder, device):
-    """The step is not captured, and those that are have all their memory: CuPy's pools give back what is free."""
+    """The step is not captured, and captured ones keep their memory, although CuPy's pools release free memory."""
     xp = get_backend("cupy").xp
     state, batch, wide = pair(xp, 1.0, 0.0), (xp.asarray(np.full(3, 10.0)),), (xp.asarray(np.ones((300, 3))),)
 
@@ -845,7 +845,7 @@ def test_no_memory_for_another_graph(recorder, device):
 
     with recorder.step_context():
         play = recorder.record(step, state, batch)
-        spare = [a + 1.0 for a in state]  # what the copies of the state will take
+        spare = [a + 1.0 for a in state]  # the size of the copies of the state
         del spare
         device.full = True
         why = pytest.warns(RuntimeWarning, match=REFUSED + "MemoryError: .* bytes")
@@ -857,7 +857,7 @@ def test_no_memory_for_another_graph(recorder, device):
 
 
 def test_batches_wait_for_a_step_that_failed(recorder, device):
-    """Its stream may still read a batch whose memory is free again, and nobody waits for it."""
+    """The failed step's stream may still read a batch whose memory has been freed."""
     xp = get_backend("cupy").xp
     recorder.begin_feeding()
     with recorder.feeding():
@@ -876,7 +876,7 @@ def test_batches_wait_for_a_step_that_failed(recorder, device):
 
 @pytest.mark.parametrize("why", ["other requests", "many shapes"])
 def test_buffers_that_a_graph_writes_to_stay_its_own(device, why):
-    """Later steps exchange the buffers that twins write to, or forget them: those of a graph are still its own."""
+    """Later steps replace the buffers that twins write to; a graph keeps its own."""
 
     class Asking(xn.layers.Layer):
         size = 40
@@ -906,12 +906,12 @@ def test_buffers_that_a_graph_writes_to_stay_its_own(device, why):
 
 
 def test_work_is_ordered_with_that_of_the_callers_stream(recorder, device):
-    """The caller's stream has been asked to fill an array; ours reads it, and the caller reads the result."""
+    """The caller's stream fills an array; the step's stream reads it, and the caller reads the result."""
     cuda, xp = sys.modules["cupy"].cuda, get_backend("cupy").xp
     for caller in (device.streams[0], cuda.Stream(non_blocking=True)):
         with caller:
             state, batch = pair(xp, 1.0, 0.0), (xp.asarray(np.full(3, 10.0)),)
-            assert np.isnan(state.total.memory).all()  # not there yet
+            assert np.isnan(state.total.memory).all()  # not computed yet
             with recorder.step_context():
                 assert device.current is recorder.stream
                 play = recorder.record(add_up, state, batch)
@@ -950,7 +950,7 @@ def test_streams_and_workspaces_are_taken_over_by_later_models(device):
 
 @pytest.fixture
 def capturing(device):
-    """A stream that captures, and is the current one."""
+    """Make a capturing stream current."""
     stream = sys.modules["cupy"].cuda.Stream(non_blocking=True)
     a = device.upload(np.arange(4.0))
     with stream:
@@ -995,7 +995,7 @@ def test_what_the_stand_in_refuses_in_a_capture(capturing, device):
         stream.begin_capture()
     with pytest.raises(RuntimeError, match="Isolation"):
         stream.wait_event(device.streams[0].record())
-    result = xp.concat([a] * 8) + xp.asarray(1.0)  # these are fine
+    result = xp.concat([a] * 8) + xp.asarray(1.0)  # these are allowed
     graph = stream.end_capture()
     graph.launch(stream)
     assert result.values.tolist() == [1.0, 2.0, 3.0, 4.0] * 8
@@ -1024,7 +1024,7 @@ def test_memory_that_is_freed_is_handed_out_again(device):
     b = device.upload(np.arange(4.0))
     assert b.memory.ctypes.data != address
     assert view.values.tolist() == [1.0, 2.0, 3.0]
-    total = view + 1.0  # reads what is about to be handed out again
+    total = view + 1.0  # reads memory that is about to be reused
     del view
     c = device.new_array((4,), "float64")
     assert c.memory.ctypes.data == address

@@ -18,7 +18,7 @@ CHOICES = {"numpy": ["1", "numpy", "0"], "torch": ["1", "0"]}
 
 @pytest.fixture(autouse=True, params=CHOICES.get(xn.get_backend().name, [None]))
 def kernels(request, monkeypatch):
-    """Twins on the CPU write in place, so that the guard is tried with and without them."""
+    """Twins on the CPU write in place, so the guard is tested with and without them."""
     if request.param is not None:
         monkeypatch.setenv("XPNET_KERNELS", request.param)
 
@@ -57,13 +57,13 @@ def broken_row(value):
 @pytest.mark.parametrize(
     ("model", "x", "culprit"),
     [
-        # 1e38 * 1e38: the first layer's own product overflows
+        # 1e38 * 1e38: the product of the first layer overflows
         (lambda: make(SGD(0.01, momentum=0.9), Dense(2, kernel_initializer="ones", name="first"),
                       Dense(1, name="last")), broken_row(3e38), "the output of layer 'first'"),
         # finite outputs, whose squared difference is not
         (lambda: make(Momentum(0.01), Dense(1, kernel_initializer="ones", name="only")), broken_row(1e25),
          "the loss, after layer 'only',"),
-        # |p - y| is finite, and so is its slope, but slope times inputs are too many
+        # |p - y| and its slope are finite, but not slope times inputs
         (lambda: make(RMSprop(1e-6), Dense(1, kernel_initializer="zeros", use_bias=False, name="only"),
                       loss=xn.losses.MeanAbsoluteError(reduction="sum")),
          np.vstack([X[:10], np.full((10, 3), 3e38)]), "the gradient of layer 'only'"),
@@ -77,14 +77,14 @@ def test_overflow_on_the_way(model, x, culprit, per_execution):
     twin_x, size = x.copy(), 10
     twin = xn.Sequential([type(l).from_config(l.get_config()) for l in model.layers], seed=1)
     twin.compile(type(model.optimizer).from_config(model.optimizer.get_config()), model.loss)
-    twin.fit(twin_x[:10], np.ones((10, 1)), batch_size=size, shuffle=False, verbose=0)  # the step before
+    twin.fit(twin_x[:10], np.ones((10, 1)), batch_size=size, shuffle=False, verbose=0)  # the preceding step
     with pytest.raises(NonFiniteError, match=f"epoch 1, step 2 of the epoch: {culprit} is not finite") as error:
         model.fit(x, np.ones((20, 1)), batch_size=size, shuffle=False, epochs=3, verbose=0,
                   steps_per_execution=per_execution)  # fmt: skip
     assert str(error.value).endswith(f"got learning rate {rate:g}")
     assert isinstance(error.value, ArithmeticError)
     found, expected = everything(model), everything(twin)
-    assert found.pop("counters").tolist() == [1, 0]  # one step is done, but no epoch
+    assert found.pop("counters").tolist() == [1, 0]  # one step is counted, but no epoch
     del expected["counters"]
     if model.backend.name in ("numpy", "torch") or per_execution == 1:
         assert_equal_bits(found, expected)
@@ -99,7 +99,7 @@ def test_overflow_in_the_new_weights():
     model = make(SGD(0.01))
     model.fit(X, Y, batch_size=10, verbose=0)
     before = everything(model)
-    model.optimizer.learning_rate = 3e38  # legal: finite
+    model.optimizer.learning_rate = 3e38  # valid: finite
     with pytest.raises(
         NonFiniteError, match="epoch 1, step 1 of the epoch: the learning rate exceeds 1e"
     ) as error:
@@ -112,7 +112,7 @@ def test_overflow_in_the_new_weights():
 
 
 def test_weights_beyond_the_limit_are_not_trained():
-    """Finite ones too: from them an update may not be finite any more."""
+    """Also finite ones: an update of them may not be finite."""
     model = make(SGD(0.01), Dense(1, kernel_initializer="zeros", name="only"))
     model.build((3,))
     model.set_weights([np.full((3, 1), 2e18), np.zeros(1)])
@@ -136,7 +136,7 @@ def test_clipping_does_not_hide_what_is_not_finite(clip):
 
 @pytest.mark.parametrize("optimizer", [Adam, RMSprop])
 def test_nothing_divided_by_nothing(optimizer):
-    """With epsilon = 0 a weight that never gets a gradient is moved by 0 / 0."""
+    """With epsilon = 0 a weight whose gradient is always 0 is updated by 0 / 0."""
     model = make(optimizer(0.01, epsilon=0.0), Dense(1, name="only"))
     x = X.copy()
     x[:, 1] = 0.0
@@ -156,7 +156,7 @@ def test_the_layer_that_is_named_is_the_first_one_concerned():
     model = make(Adam(0.01, epsilon=0.0), Dense(2, activation="tanh", name="sound"), Dense(2, name="bad"))
     model.build((3,))
     kernel, bias, last, shift = model.get_weights()
-    last[:, 1] = 0.0  # the second output is right already: no gradient, no movement, 0 / 0
+    last[:, 1] = 0.0  # the second output is exact: no gradient, no movement, 0 / 0
     model.set_weights([kernel, bias, last, shift])
     with pytest.raises(NonFiniteError, match="the new kernel of layer 'bad'"):
         model.fit(X, np.hstack([Y, 0 * Y]), verbose=0)
@@ -175,7 +175,7 @@ def test_statistics_stay_as_they_were():
 
 @pytest.mark.parametrize("per_execution", [1, 4])
 def test_a_later_epoch(per_execution):
-    """Weights grow until they overflow: the guard names epoch and step, and the counters agree with it."""
+    """Weights grow until they overflow: the guard names epoch and step, and the counters agree."""
     model = make(SGD(100.0), Dense(1, name="only"))
     with pytest.raises(NonFiniteError) as error:
         model.fit(X, Y, batch_size=4, epochs=50, verbose=0, steps_per_execution=per_execution)
@@ -215,7 +215,7 @@ def test_penalties_that_overflow():
 
 
 def test_another_exception_behind_a_bad_step_does_not_leave_it_behind():
-    """A callback that raises after a step was held back, before the guard has been read."""
+    """A callback raises after a step was rejected, before the guard has been read."""
 
     class Fails(Callback):
         def on_train_batch_begin(self, batch, logs=None):
@@ -239,10 +239,10 @@ def test_infinite_validation_is_only_reported():
 
 
 class Broken(xn.metrics.Metric):
-    """Raises in the middle of a step."""
+    """Raises within a step."""
 
     def rows(self, ctx, y, p):
-        raise ZeroDivisionError("a metric of one's own")
+        raise ZeroDivisionError("a user-defined metric")
 
 
 def test_a_metric_that_raises_leaves_the_weights_alone():
@@ -259,7 +259,7 @@ def test_a_metric_that_raises_leaves_the_weights_alone():
 
 @pytest.mark.parametrize("loss", ["categorical_crossentropy", "sparse_categorical_crossentropy"])
 def test_predictions_that_are_no_probabilities_are_the_cause(loss):
-    """A head of ReLUs that are all 0: it is not the learning rate."""
+    """A head of ReLUs that are all 0: the cause is not the learning rate."""
     labels = np.arange(20) % 3
     y = labels if loss.startswith("sparse") else np.eye(3)[labels]
     model = make(SGD(0.01), Dense(3, "relu", kernel_initializer="zeros", name="last"), loss=loss)
@@ -268,7 +268,7 @@ def test_predictions_that_are_no_probabilities_are_the_cause(loss):
         model.fit(X, y, verbose=0)
     assert "smaller" not in str(error.value)
     assert str(error.value).endswith("got learning rate 0.01")
-    # where they are probabilities, or scores, it may be the rate
+    # for probabilities or scores, the cause may be the rate
     for last, given in (("softmax", loss), (None, xn.losses.get(loss))):
         if last is None:
             given.from_logits = True
@@ -280,7 +280,7 @@ def test_predictions_that_are_no_probabilities_are_the_cause(loss):
 
 
 class Changes(xn.callbacks.Callback):
-    """Changes the data behind the first epoch."""
+    """Changes the data after the first epoch."""
 
     def __init__(self, change):
         self.change = change
@@ -322,7 +322,7 @@ def test_weights_that_change_during_fit_are_named():
 
 
 def test_large_data_that_change_during_fit_are_used():
-    """The same numbers as of a new `fit` with them; NaN are caught."""
+    """The results equal those of a new `fit` with the changed data; NaN is detected."""
     x, y = np.ones((5000, 60), np.float32), np.ones((5000, 1), np.float32)
 
     def make():

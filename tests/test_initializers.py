@@ -1,4 +1,4 @@
-"""Where weights start: bounds, moments, fans, names, and the same numbers everywhere."""
+"""Initial weights: bounds, moments, fans, names, and equal numbers on every backend."""
 
 import math
 

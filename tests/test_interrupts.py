@@ -1,4 +1,4 @@
-"""Whatever is thrown into a training thread, at whatever moment, the model is as it was after a whole step."""
+"""Whatever is raised in a training thread, at any time, the model keeps the state after a completed step."""
 
 import ctypes
 import os
@@ -25,7 +25,7 @@ TRIES = int(os.environ.get("XPNET_TRIES", "5" if SLOW else "25"))  # of each kin
 
 
 class Thrown(BaseException):
-    """What is thrown into the thread."""
+    """The exception raised in the thread."""
 
 
 def make(optimizer="adam", **kwargs):
@@ -38,7 +38,7 @@ def make(optimizer="adam", **kwargs):
 
 
 class Known:
-    """The state behind each step of an undisturbed run."""
+    """The states after each step of an undisturbed run."""
 
     def __init__(self, optimizer):
         self.states, model = {}, make(optimizer)
@@ -57,13 +57,13 @@ class Known:
         return [host.weights, host.stats, *host.slots, np.asarray(host.age)]
 
     def check(self, model, exact):
-        """Assert that the model is in a state of this run, with its counters."""
+        """Assert that the model has a state of this run, with its counters."""
         found, step = self.of(model), model.step
         wanted = self.states[step]
         for name, a, b in zip(("weights", "stats", "slot 0", "slot 1", "age"), found, wanted):
             np.testing.assert_allclose(a, b, rtol=0 if exact else 1e-4, err_msg=f"{name} at step {step}")
         host = model.session.snapshot()
-        if host.progress.first_step is not None and host.sums.any():  # those of the epoch that is at work
+        if host.progress.first_step is not None and host.sums.any():  # those of the epoch in progress
             assert host.sums[1] == 4 * (step - host.progress.first_step)
 
 
@@ -80,7 +80,7 @@ def wait_a_moment(rng, longest):
 
 
 def attack(known, kind, rng, per_execution):
-    """Train until something is thrown; return whether it was while `fit` was at work."""
+    """Train until an exception is raised; return whether `fit` was running then."""
     optimizer, states = known
     model, thrown = make(optimizer), False
     model.fit(X, Y, batch_size=4, epochs=1, verbose=0)  # compiled, recorded
@@ -97,7 +97,7 @@ def attack(known, kind, rng, per_execution):
     def calm():
         quiet.set()
         thread.join()
-        time.sleep(0.0001)  # what was thrown, has arrived
+        time.sleep(0.0001)  # lets a thrown exception arrive
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -113,13 +113,13 @@ def attack(known, kind, rng, per_execution):
     calm()
     states.check(model, exact=per_execution == 1 or get_backend().name != "jax")
     before = model.step
-    model.train_on_batch(X[:4], Y[:4])  # and goes on
+    model.train_on_batch(X[:4], Y[:4])  # training continues
     assert model.step == before + 1
     return thrown
 
 
 def exception():
-    """Throw an exception into this thread."""
+    """Raise an exception in this thread."""
     target = ctypes.c_ulong(threading.get_ident())
     return lambda: ctypes.pythonapi.PyThreadState_SetAsyncExc(target, ctypes.py_object(Thrown)), 1
 
@@ -140,7 +140,7 @@ def throws(number, frame):
 
 @pytest.fixture
 def handlers(monkeypatch):
-    # what is thrown into a destructor goes here: to C code, into which the second one can't be thrown
+    # exceptions raised in a destructor end here, in C code, where no second one can be raised
     monkeypatch.setattr(sys, "unraisablehook", deque(maxlen=0).append)
     former = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGALRM)]
     signal.signal(signal.SIGINT, signal.default_int_handler)

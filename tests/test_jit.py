@@ -1,4 +1,4 @@
-"""Loops are kept on disk; what has become of the files there never breaks a `fit`."""
+"""Loops are cached on disk; damage to the files never breaks a `fit`."""
 
 import errno
 import importlib.util
@@ -32,7 +32,7 @@ DAMAGES = {
 
 @pytest.fixture
 def double(tmp_path, monkeypatch):
-    """Return what imports a loop as a new process would, from a file whose cache lies beside it."""
+    """Return a function that imports a loop as a new process would, from a file with its cache beside it."""
     path = tmp_path / "loops.py"
     path.write_text(SOURCE)
 
@@ -70,7 +70,7 @@ def test_a_damaged_file_is_told_of_and_replaced(double, tmp_path, suffix, damage
     loop = double()
     with pytest.warns(RuntimeWarning, match="again.*damaged"):
         assert loop(3) == 6
-    assert loop(3.5) == 7.0  # compiled, too, and not told of a second time
+    assert loop(3.5) == 7.0  # compiled, too, and not reported a second time
     again = double()
     assert (again(3), again(3.5), hits(again)) == (6, 7.0, 2)
 

@@ -1,6 +1,6 @@
-"""How many pieces of work a captured step is: each costs a GPU more than a small network's numbers do.
+"""How many operations a captured step has: each costs a GPU more than the arithmetic of a small network.
 
-On the device of cupy_capture.py, where a graph is a list of them.
+On the device of cupy_capture.py, where a graph is a list of operations.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def device(monkeypatch):
 
 
 def work_of(*layers, optimizer="adam", metrics=("accuracy",), inputs=(784,), weighted=False):
-    """Return the graph of a step on batches that are in place, as a list."""
+    """Return the graph of a step on batches already in place, as a list."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((16, *inputs)), rng.integers(0, 10, 16)
     weight = rng.uniform(0.5, 1.5, 16) if weighted else None
@@ -50,4 +50,4 @@ def test_what_else_a_step_may_want():
     assert len(work_of(*small(), metrics=())) == 15
     assert len(work_of(*small(), optimizer=SGD(0.1))) == 17
     assert len(work_of(*small(), optimizer=AdamW(0.1))) == 17  # decay is part of the update
-    assert len(work_of(*small(), optimizer=Adam(0.1, global_clipnorm=1.0))) == 19  # the norm, and what it comes to
+    assert len(work_of(*small(), optimizer=Adam(0.1, global_clipnorm=1.0))) == 19  # the norm, and the factor

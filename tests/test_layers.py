@@ -1,4 +1,4 @@
-"""Layers: values, derivatives, configs, standalone use; the numbers of PyTorch."""
+"""Layers: values, derivatives, configs, standalone use; values of PyTorch."""
 
 import copy
 import json
@@ -136,7 +136,7 @@ def test_dense_is_f_of_xw_plus_b(backend64, shape):
 
 
 def test_dense_in_the_notes_form_is_the_transpose():
-    """A = f(W X + b) with columns as samples: the same numbers with kernel = W.T and rows as samples."""
+    """A = f(W X + b) with samples as columns gives the same values with kernel = W.T and samples as rows."""
     w, b, x = RNG.standard_normal((4, 3)), RNG.standard_normal((4, 1)), RNG.standard_normal((3, 8))
     layer = Dense(4, "sigmoid")
     layer.ensure_built((3,))
@@ -229,11 +229,11 @@ def test_batch_norm_outside_training(backend64):
     assert_close(layer(backend64.array(x)), backend64.array(gamma * (x - mean) / np.sqrt(var + 0.01) + beta))
 
 
-# Beside PyTorch -----------------------------------------------------------------------------------------
+# Compared with PyTorch ----------------------------------------------------------------------------------
 
 
 def beside(backend, layer, module, weights, x, training=False):
-    """Compare output, input gradient and parameter gradients; `weights` maps ours to PyTorch's."""
+    """Compare output, input gradient and parameter gradients; `weights` maps names of xpnet to PyTorch's."""
     torch = pytest.importorskip("torch")
     layer.ensure_built(x.shape[1:])
     leaf = torch.tensor(x, requires_grad=True)
@@ -373,14 +373,14 @@ def test_copies_of_a_layer_have_the_weights_that_a_model_has_trained(clone, gone
         np.testing.assert_array_equal(found, expected)
     assert_close(again(x), np.tanh(x @ kernel + bias), rtol=1e-5)
     again.set_weights([np.zeros((3, 2)), np.zeros(2)])
-    np.testing.assert_array_equal(layer.get_weights()[0], kernel)  # the copy is one of its own
+    np.testing.assert_array_equal(layer.get_weights()[0], kernel)  # the copy has separate weights
 
 
 def test_layers_keep_what_they_have_learned_when_the_model_is_gone():
     model, weights = trained()
     kept, watch = model.layers, weakref.ref(model)
     del model
-    assert watch() is None  # they keep their weights, not the model
+    assert watch() is None  # the layers keep their weights, not the model
     found = [w for layer in kept for w in layer.get_weights()]
     for one, other in zip(found, weights, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -1,4 +1,4 @@
-"""BLAS keeps to one thread while a step runs, whoever asks, and to as many as before when none does."""
+"""BLAS uses one thread while any step runs, and its previous number of threads when none does."""
 
 import ctypes
 import gc
@@ -17,11 +17,11 @@ import xpnet as xn
 from xpnet.kernels.host import helpers, limits, threads, turns
 
 if xn.get_backend().name != "numpy":
-    pytest.skip("it is NumPy's BLAS", allow_module_level=True)
+    pytest.skip("tests NumPy's BLAS", allow_module_level=True)
 
 
 class Fake:
-    """A BLAS of two threads, whose number is the process' or each thread's own."""
+    """A BLAS with two threads, whose number is per process or per thread."""
 
     def __init__(self, shared):
         self.shared, self.numbers = shared, {}
@@ -53,7 +53,7 @@ def real():
 
 
 def in_thread(function):
-    """Return what a function returns, or raise what it raises, in a new thread."""
+    """Return a function's result, or raise its exception, after running it in a new thread."""
     results = []
 
     def run():
@@ -87,7 +87,7 @@ def test_one_thread_meanwhile(real):
 
 
 def test_whoever_has_asked_threadpoolctl_first(real):
-    """From threadpoolctl 3.8 on nobody else's numbers count until that thread has ended."""
+    """From threadpoolctl 3.8 on, numbers set by other threads are ignored until that thread has ended."""
     threadpoolctl = pytest.importorskip("threadpoolctl")
     controllers = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
     asked, done = threading.Event(), threading.Event()
@@ -105,7 +105,7 @@ def test_whoever_has_asked_threadpoolctl_first(real):
     before = [b.get() for b in real]
     try:
         for b in real:
-            b.set(2)  # also where there is one core
+            b.set(2)  # also on a single core
         with threads.single_threaded_blas():
             assert [b.get() for b in real] == [1] * len(real)
         assert [b.get() for b in real] == [2] * len(real)
@@ -134,7 +134,7 @@ def test_what_somebody_else_sets_meanwhile_stays(blas):
 
 
 def test_blocks_that_overlap(blas):
-    """In one thread and in two; the one that came first may be the first to go."""
+    """In one thread and in two; the first to begin may be the first to end."""
     entered, leave, numbers = threading.Event(), threading.Event(), []
 
     def other():
@@ -184,16 +184,16 @@ def test_many_blocks_in_many_threads(blas):
     assert blas.get() == 2
 
 
-# What an exception leaves behind that strikes where a block begins or ends
+# What remains if an exception is raised where a block begins or ends
 
 
 class Struck(BaseException):
-    """What is thrown."""
+    """The exception thrown."""
 
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_blocks_that_ended_without_leaving(blas, nested, monkeypatch):
-    """The traceback, with the frame in which the exception struck, is kept."""
+    """The traceback is kept, with the frame in which the exception was raised."""
     errors, kept = np.geterr(), []
 
     def struck(*args):
@@ -233,12 +233,12 @@ def test_what_a_thread_left_behind_when_it_ended(blas, monkeypatch):
 
 @pytest.fixture
 def attacked(blas, monkeypatch):
-    """Return a function that begins and ends blocks and shares work until told to stop, and one that checks."""
+    """Return a function that begins and ends blocks and shares work until stopped, and one that checks."""
     monkeypatch.setattr(threads, "count", lambda: 2)
     monkeypatch.setattr(turns, "MAX_TURN", 1e-4)
     helpers.forget()
     helpers.free(1)
-    gc.collect()  # an exception that strikes in what the collector calls is lost
+    gc.collect()  # exceptions raised in code that the collector calls are lost
     gc.disable()
     errors, running, late = np.geterr(), [], []
 
@@ -280,7 +280,7 @@ def attacked(blas, monkeypatch):
 
 
 def survive(function):
-    """Call a function until it ends without an exception that was thrown, of which there are up to two."""
+    """Call a function until it ends without a thrown exception, of which there are up to two."""
     try:
         try:
             function()
@@ -308,7 +308,7 @@ def test_exceptions_sent_into_a_thread(attacked):
                 ready.clear()
                 quiet.clear()
                 checked.set()
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:  # noqa: BLE001 - reported below
             failed.append(error)
 
     thread = threading.Thread(target=victim)
@@ -318,7 +318,7 @@ def test_exceptions_sent_into_a_thread(attacked):
         for _ in range(rng.randint(1, 2)):
             time.sleep(rng.random() * 1e-3)
             send(ctypes.c_ulong(thread.ident), ctypes.py_object(Struck))
-        send(ctypes.c_ulong(thread.ident), None)  # no more, not even one that was not raised yet
+        send(ctypes.c_ulong(thread.ident), None)  # cancel any exception not yet raised
         checked.clear()
         quiet.set()
         while not checked.wait(0.1):
@@ -369,7 +369,7 @@ def test_a_thread_that_rests_lets_others_have_its_turn(monkeypatch):
         assert not other.is_alive()
 
 
-# The same bits, whoever trains first, and in forked processes
+# The same bits, whichever thread trains first, and in forked processes
 
 SCRIPT = """
 import hashlib, os, signal, sys, threading, time
@@ -398,7 +398,7 @@ def in_thread(function):
 FIRST = {
     "the main thread": "print(fit(), in_thread(fit))",
     "another thread": "print(in_thread(fit), fit())",
-    "somebody who limits BLAS": """
+    "a limit on BLAS": """
 from threadpoolctl import threadpool_limits
 with threadpool_limits(1):
     one = fit()
@@ -409,14 +409,14 @@ workers = [threading.Thread(target=lambda: results.append(fit())) for _ in range
 for w in workers: w.start()
 for w in workers: w.join()
 print(*results)""",
-    "whoever takes a core away": """
+    "a core taken away": """
 if hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
 print(fit())""",
 }
 
 
 needs_twins = pytest.mark.skipif(
-    os.environ.get("XPNET_KERNELS") in ("0", "bodies"), reason="nobody limits BLAS where only the bodies run"
+    os.environ.get("XPNET_KERNELS") in ("0", "bodies"), reason="the bodies do not limit BLAS"
 )
 
 
@@ -435,7 +435,7 @@ def test_bits_do_not_depend_on_who_trains_first():
 
 
 def parts(before="", **variables):
-    """Return into how many parts a new process cuts work."""
+    """Return into how many parts a new process splits work."""
     code = before + "from xpnet.kernels.host import threads; print(threads.count())"
     environment = {**os.environ, "XPNET_BACKEND": "numpy", **variables}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Epochs and batches: every row once, in an order that seed and epoch decide; how often things are compiled."""
+"""Epochs and batches: every row once, in an order given by seed and epoch; numbers of compilations."""
 
 from itertools import chain
 
@@ -18,7 +18,7 @@ Y = np.zeros((11, 1))
 
 
 class Seen:
-    """What `data.batch` has handed out."""
+    """Records the results of `data.batch`."""
 
     def __init__(self, monkeypatch):
         self.batches = []
@@ -54,7 +54,7 @@ def test_every_row_once_an_epoch(seen, size, per_execution):
     model.fit(X, Y, batch_size=size, epochs=2, verbose=0)
     taken = seen.take()
     size = min(size, 11)
-    whole = 11 - 11 % size  # rows that are taken as many at a time as are run at once; then the rest
+    whole = 11 - 11 % size  # rows in groups of the size run at once; then the rest
     at_once = size * per_execution
     counts = [min(at_once, whole - start) for start in range(0, whole, at_once)] + [11 - whole] * (whole < 11)
     assert [len(rows) for rows in taken] == counts * 2
@@ -108,7 +108,7 @@ def test_groups_are_of_one_size(rows, size, per, expected):
 
 
 class Counts(Layer):
-    """Counts how often Python goes through it: under JAX, once for each compilation."""
+    """Counts how often Python executes it: under JAX, once per compilation."""
 
     calls = 0
 
@@ -130,7 +130,7 @@ def test_jax_compiles_once_per_batch_shape():
         return layer.calls - before
 
     x, y = np.ones((11, 3)), np.ones((11, 1))
-    assert calls(lambda: model.fit(x, y, batch_size=4, epochs=3, verbose=0)) == 2  # 4 rows, and the last 3
+    assert calls(lambda: model.fit(x, y, batch_size=4, epochs=3, verbose=0)) == 2  # for 4 rows, and for the last 3
     assert calls(lambda: model.fit(x, y, batch_size=4, epochs=2, verbose=0)) == 0
     assert calls(lambda: model.fit(x.astype("float32"), y.astype(int), batch_size=4, verbose=0)) == 0
     assert calls(lambda: model.evaluate(x, y, batch_size=4)) == 2

@@ -129,7 +129,7 @@ def test_only_the_shares_of_weights_count(backend, dtype, scale):
 
 @pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight", "sum_over_batch_size"])
 def test_losses_of_validation_are_taken_in_keras_batches(reduction):
-    """As many rows at a time as in training, 32 in `evaluate`; the mean over the rows of the batches' losses."""
+    """With the batch size of training, or 32 in `evaluate`; the mean over rows of the batches' losses."""
     x, y = RNG.standard_normal((70, 3)), RNG.standard_normal((70, 1))
     weights = np.arange(70.0)
     model = xn.Sequential([Dense(1)], seed=1)
@@ -220,7 +220,7 @@ def test_from_scores_it_is_the_loss_of_the_activation(backend64, name, activatio
 @pytest.mark.parametrize("loss", [BinaryCrossentropy(from_logits=True), PerceptronCriterion()])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_derivative_from_scores_is_exactly_a_minus_y(backend, dtype, loss):
-    """Not nearly: with one unit and weight 1 the same bits as a - y."""
+    """Exactly, not nearly: with one unit and weight 1 the bits are those of a - y."""
     z = backend.array(RNG.standard_normal((50, 1)) * 10, dtype)
     bits = backend.array(RNG.integers(0, 2, (50, 1)), dtype)
     _, dz, a = loss.score_terms(Context(backend.with_dtype(dtype)), bits, z, 1.0)
@@ -269,7 +269,7 @@ class HalfSoftmax(Layer):
 
 
 def ten_times(loss, *forms):
-    """Return a subclass of a loss that overrides some of its forms by ten times what they are."""
+    """Return a subclass of a loss that multiplies some of its forms by ten."""
 
     def terms(self, ctx, y, p, weight):
         return tuple(10.0 * part for part in loss.terms(self, ctx, y, p, weight))
@@ -314,7 +314,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_loss_of_a_model_is_that_of_its_predictions(name):
-    """In `evaluate`, in training, and in the gradient that training takes; metrics are those of `predict`."""
+    """In `evaluate`, in training, and in the gradient; metrics equal those of `predict`."""
     layers, loss, x, y = MODELS[name]
     layers = [type(layer).from_config(layer.get_config()) for layer in layers]
     model = xn.Sequential(layers, seed=3, dtype="float64")
@@ -361,7 +361,7 @@ def test_a_loss_that_overrides_one_form_loses_the_other(backend64, loss):
         with pytest.raises(InvalidValueError, match=rf"'{activation}'.* got \w+\(from_logits=True\)$"):
             model.compile("sgd", ten_times(loss, *forms)(from_logits=True))
     mixed = type("Mixed", (ten_times(Loss, "terms"), loss), {})
-    assert mixed.fuses is None  # it is the mixin's
+    assert mixed.fuses is None  # the mixin defines it
 
 
 def test_the_softmax_with_a_subclass_of_its_loss():
@@ -394,7 +394,7 @@ INFINITE = [
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("loss", "y", "z", "value", "grad"), INFINITE)
 def test_infinite_scores(backend, dtype, loss, y, z, value, grad):
-    """0 log 0 = 0: a class that can't be costs nothing where it is not the target."""
+    """0 log 0 = 0: an impossible class costs nothing where it is not the target."""
     found = loss(from_logits=True).value_and_grad(y, backend.array(z, dtype))
     assert_close(found[0], backend.array(value, dtype))
     assert_close(found[1], backend.array(grad, dtype))
@@ -403,7 +403,7 @@ def test_infinite_scores(backend, dtype, loss, y, z, value, grad):
 @pytest.mark.parametrize("kernels", ["bodies", "numpy", "fast"])
 @pytest.mark.parametrize(("loss", "y", "z", "value", "grad"), INFINITE)
 def test_infinite_scores_in_training(monkeypatch, backend, kernels, loss, y, z, value, grad):
-    """The twins give the same."""
+    """The twins give the same results."""
     if kernels == "fast":
         pytest.importorskip("numba")
     monkeypatch.setenv("XPNET_KERNELS", kernels)
@@ -426,7 +426,7 @@ def test_probabilities_are_clipped(backend64):
         [1.0, 0.0, 1.0], backend64.array([0.0, 1.0, 1.0])
     )
     assert_close(value, backend64.array([worst, worst, -LOG(1 - 1e-7)]), rtol=1e-6)
-    assert_close(grad, backend64.zeros(3))  # outside the interval it is constant
+    assert_close(grad, backend64.zeros(3))  # outside the interval the loss is constant
     for loss, y in ((CategoricalCrossentropy(), [[0.0, 1.0]]), (SparseCategoricalCrossentropy(), [1])):
         value, grad = loss.value_and_grad(y, backend64.array([[1.0, 0.0]]))
         assert_close(value, backend64.scalar(worst))
@@ -610,7 +610,7 @@ def test_a_formula_of_ones_own(backend64, weight, reduction):
 
 
 def test_a_formula_that_is_overridden():
-    """It is no longer joined with the activation, whose scores know another formula."""
+    """It is no longer joined with the activation, whose form from scores uses another formula."""
 
     class Doubled(BinaryCrossentropy):
         def at(self, xp, y, p):

@@ -1,4 +1,4 @@
-"""What `fit` needs beyond the data: measured on a data set of a gigabyte that lies in a file."""
+"""The memory that `fit` needs beyond the data, measured on a data set of a gigabyte in a file."""
 
 import json
 import os
@@ -36,7 +36,7 @@ x = np.memmap(folder + "/x", np.float32, "w+", shape=(rows, layers[0]))  # a spa
 x[::1000] = 1.0
 y = np.memmap(folder + "/y", np.int64, "w+", shape=(rows,))
 y[::3] = 1
-# whatever is loaded or compiled at first use, is; the sizes are such that work is shared out as it will be
+# load and compile everything used later; the sizes make threads share work, as below
 small = make((784, 256, 10))
 small.fit(x[:2048], y[:2048], batch_size=512, epochs=2, verbose=0)
 small.evaluate(x[:2048], y[:2048], batch_size=batch)
@@ -65,7 +65,7 @@ print(json.dumps({"growth": peak - before, "loss": float(model.evaluate(x[:1000]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(xn.get_backend().name != "numpy", reason="other libraries have allocators of their own")
+@pytest.mark.skipif(xn.get_backend().name != "numpy", reason="other libraries have their own allocators")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="anonymous memory is counted in /proc")
 @pytest.mark.skipif(os.environ.get("XPNET_KERNELS") in ("0", "bodies"), reason="the bodies make new arrays")
 def test_what_fit_needs_beyond_a_gigabyte_of_data(tmp_path):
@@ -140,9 +140,9 @@ print(json.dumps(found))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="anonymous memory is counted in /proc")
 def test_what_models_batch_sizes_and_compilations_leave_behind():
-    """Less than a few models' memory (0.5 MB each, and what their steps need), however many there were.
+    """Less than the memory of a few models (0.5 MB each, plus that of their steps), however many there were.
 
-    JAX keeps what it has traced as long as the process lives, about a megabyte a shape: here it gets few.
+    JAX keeps traced code as long as the process lives, about a megabyte per shape: here it gets few.
     """
     jax = xn.get_backend().name == "jax"
     tries = int(os.environ.get("XPNET_TRIES", 20 if jax else 100))

@@ -1,4 +1,4 @@
-"""Metrics that are no means over rows: named sums, what they come to, and arrays of it in training."""
+"""Metrics that are not means over rows: named sums, their results, and arrays of them in training."""
 
 import numpy as np
 import pytest
@@ -247,7 +247,7 @@ def test_values_over_batches(backend64, name, weighted):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", TABLE)
 def test_further_axes_are_rows(backend64, name, weighted):
-    """All but the last axis; weights of the batch hold for all its rows."""
+    """All axes but the last are rows; a weight of the batch applies to all its rows."""
     make, y, p, value = TABLE[name]
     metric, few = make(), np.arange(1.0, 6.0)
     p = p.reshape(5, 8, *(p.shape[1:] or (1,)))
@@ -342,7 +342,7 @@ def test_losses_like_keras(keras, name, y, weight):
     in_two_batches(metrics.get(name), theirs, y, weight)
 
 
-# Names, sums of one's own, errors -----------------------------------------------------------------------
+# Names, user-defined sums, errors -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_class_that_does_not_exist_spoils_the_matrix(backend64):
 
 
 class Spread(metrics.Metric):
-    """The standard deviation of each output's error: three sums, and a formula of them."""
+    """The standard deviation of each output's error: three sums, and a formula."""
 
     sums = {"errors": (3,), "squares": (3,), "rows": ()}
 
@@ -594,7 +594,7 @@ def alone(metric, p, weight=None):
 
 
 def test_a_model_gives_what_the_metrics_give_alone():
-    """In fit, evaluate and train_on_batch, on batches of different size; weights count in weighted ones."""
+    """In fit, evaluate and train_on_batch, on batches of different sizes; weights count in weighted metrics."""
     own = [ConfusionMatrix(name="own"), Recall([0.2, 0.3], name="recalls")]
     model = model_of(weighted=own)
     names = ["confusion_matrix", "precision", "recall", "accuracy", "metric", "own", "recalls"]
@@ -665,7 +665,7 @@ def test_the_bar_shows_numbers_only(capsys):
 
 
 class Save(Callback):
-    """Saves the model once, behind a batch or at an epoch's end, and ends the run there."""
+    """Saves the model once, after a batch or an epoch, and ends the run there."""
 
     def __init__(self, path, batch):
         self.path, self.batch = path, batch
@@ -687,7 +687,7 @@ def test_a_run_that_was_cut_off_goes_on_with_arrays(tmp_path, batch):
     with pytest.raises(InterruptedError):
         model_of().fit(X, HOT, batch_size=7, epochs=2, verbose=0, callbacks=[Save(tmp_path / "model", batch)])
     model = xn.load_model(tmp_path / "model", custom_objects={"Spread": Spread})
-    epochs = 2 if batch is not None else 1  # at an epoch's end the callback heard of it before it raised
+    epochs = 2 if batch is not None else 1  # at an epoch's end the callback was called before it raised
     found = model.fit(X, HOT, batch_size=7, epochs=2, initial_epoch=2 - epochs, verbose=0).history
     assert set(found) == set(wanted)
     for name in wanted:

@@ -1,4 +1,4 @@
-"""Metrics: means over rows that add up, weighted, from the shapes; the numbers of scikit-learn."""
+"""Metrics: means over the rows of several batches, weights, shapes; values of scikit-learn."""
 
 import numpy as np
 import pytest
@@ -223,14 +223,14 @@ def test_weights_count_in_weighted_metrics_only(weights, row_weights, per_execut
 
 
 def test_the_accuracy_of_the_same_rows_is_the_same():
-    """Whether they are weighted in training, or come as validation data."""
+    """With weights in training, or as validation data."""
     model, *_ = classifier("accuracy")
     found = model.fit(X, HOT, verbose=0, class_weight={0: 100.0}, validation_data=(X, HOT)).history
     assert found["accuracy"] == pytest.approx(found["val_accuracy"], rel=1e-6)
 
 
 def test_weights_that_are_all_0():
-    """Metrics know nothing of them; a weighted one is 0, as in Keras, alone too."""
+    """Metrics ignore them; a weighted one is 0, as in Keras, also when used alone."""
     model, hits, errors = classifier("accuracy", "mae", weighted=["mae"])
     zeros = np.zeros(40)
     found = model.fit(X, HOT, verbose=0, sample_weight=zeros, validation_data=(X, HOT, zeros)).history
@@ -259,7 +259,7 @@ def test_one_object_may_be_both():
 
 
 class Squares(MeanSquaredError):
-    """A metric of one's own, with sums of its own."""
+    """A user-defined metric with its own sums."""
 
     def counts(self, ctx, y, p, weight):
         total, count = super().counts(ctx, y, p, weight)

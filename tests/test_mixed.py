@@ -22,7 +22,7 @@ CLASSES = np.argmax(X[:, :3], axis=1)
 
 
 def bits(a, policy):
-    """Return float32 numbers rounded to the nearest of 16 bits, in float64; at a tie to the even one."""
+    """Return float32 numbers rounded to 16 bits, ties to even, in float64."""
     if policy == "mixed_float16":
         return a.astype(np.float16).astype(np.float64)
     raw = a.astype(np.float32).view(np.uint32)
@@ -67,7 +67,7 @@ def test_names_that_are_not_known():
 
 def test_a_library_without_float16():
     if HAS_FLOAT16:
-        pytest.skip("this library has it")
+        pytest.skip("this library has float16")
     with pytest.raises(BackendError, match=r"no float16; use 'mixed_bfloat16'.*got 'mixed_float16'"):
         get_backend(dtype="mixed_float16")
 
@@ -84,7 +84,7 @@ def test_factors_are_rounded_and_sums_are_not(policy):
 
 
 def test_eight_bits_without_a_dtype_of_eight_bits():
-    """Where a library has no bfloat16; ties may go the other way."""
+    """For libraries without bfloat16; ties may round the other way."""
     numpy = Context(get_backend("numpy", dtype="mixed_bfloat16"))
     a = np.concatenate([RNG.standard_normal(1000), 10.0 ** RNG.uniform(-37, 33, 1000), [0.0, -0.0]])
     a = a.astype(np.float32)
@@ -108,7 +108,7 @@ def test_gradients_are_near_those_of_float32(policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_training(policy):
-    """It learns as float32 does; weights and results are float32."""
+    """It learns as in float32; weights and results are float32."""
     losses = []
     for dtype in ("float32", policy):
         model = model_of(dtype, optimizer=xn.optimizers.Adam(0.02))
@@ -139,7 +139,7 @@ def test_files_copies_and_moves_keep_the_policy(policy, tmp_path):
 
 
 def test_backends_agree():
-    """Losses of all libraries that are here are near each other."""
+    """The losses of all installed libraries are close."""
     curves = []
     for name in BACKENDS:
         try:
@@ -157,7 +157,7 @@ needs_float16 = pytest.mark.skipif(not HAS_FLOAT16, reason="this library has no 
 
 
 def linear(policy, rate=0.01, **kwargs):
-    """Return a model whose gradients are as large, or as small, as its targets make them."""
+    """Return a model whose gradients scale with its targets."""
     layers = [Dense(4, use_bias=False), Dropout(0.5), Dense(1, use_bias=False, **kwargs)]
     model = xn.Sequential(layers, seed=1, dtype=policy)
     model.compile(xn.optimizers.SGD(rate), "mse")
@@ -166,7 +166,7 @@ def linear(policy, rate=0.01, **kwargs):
 
 
 def state_of(model):
-    """Return the step counter, the updates, the scale and the good steps in a row."""
+    """Return the step counter, the number of updates, the scale and the good steps in a row."""
     host = model.backend.host
     return [float(host(a)) for a in (model.state.step, model.state.age, *model.state.scale)]
 
@@ -189,7 +189,7 @@ def test_gradients_that_are_too_small_for_16_bits_are_not_lost():
 @needs_float16
 @pytest.mark.parametrize("graph", [True, False])
 def test_gradients_that_are_too_large_make_the_scale_smaller(graph):
-    """Such steps change no weight and end nothing; they count, so that the masks go on."""
+    """Such steps change no weight and do not end training; they count, so that the masks advance."""
     model, exact = linear("mixed_float16", 1e-6), linear("float32", 1e-6)
     model.compile(xn.optimizers.SGD(1e-6), "mse", graph=graph)
     before, (step, age, scale, streak) = model.get_weights(), state_of(model)
@@ -197,7 +197,7 @@ def test_gradients_that_are_too_large_make_the_scale_smaller(graph):
     targets = np.full((60, 1), 3000.0)
     history = model.fit(X, targets, batch_size=60, epochs=1, verbose=0, shuffle=False).history
     assert state_of(model) == [1, 0, ops.FIRST_SCALE / 2, 0]
-    assert np.isfinite(history["loss"][0])  # no step was taken, but its loss is a number
+    assert np.isfinite(history["loss"][0])  # no step was accepted, but its loss is finite
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
     model.fit(X, targets, batch_size=60, epochs=19, verbose=0, shuffle=False)

@@ -1,4 +1,4 @@
-"""Sequential as people use it: compile, fit, evaluate, predict, weights, to, summary."""
+"""Sequential from a user's view: compile, fit, evaluate, predict, weights, to, summary."""
 
 import copy
 import gc
@@ -35,7 +35,7 @@ def host(model):
 
 
 def same(a, b):
-    """Equal bit for bit on NumPy, to rounding elsewhere (other libraries may choose other kernels)."""
+    """Equal bit for bit on NumPy, up to rounding elsewhere (other libraries may select other kernels)."""
     tolerance = 0.0 if get_backend().name == "numpy" else 1e-5
     for one, other in zip(a, b, strict=True):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
@@ -150,7 +150,7 @@ def test_the_step_goes_down_the_numeric_gradient_of_the_loss(make, loss, y):
     direction = np.random.default_rng(1).standard_normal(values.shape)
 
     def training_loss(shift):
-        """The loss of a training step, as it is before the update."""
+        """The loss of a training step, computed before the update."""
         other = xn.Sequential(make(), seed=2, dtype="float64")
         other.compile(SGD(0.0), loss)
         other.build((3,))
@@ -202,11 +202,11 @@ def test_frozen_layers_stay_and_the_others_learn():
     assert [bool((a == b).all()) for a, b in zip(before, after)] == [False, False, True, True, False, False]
 
 
-# Freezing after build: counts from the next `compile` on ------------------------------------------------------
+# Freezing after build: effective from the next `compile` on ----------------------------------------------------
 
 
 def deep():
-    """A built model with a layer of each kind that has weights."""
+    """A built model with one layer of each kind that has weights."""
     layers = [
         Dense(4, activation="tanh", name="a"),
         BatchNormalization(momentum=0.5, name="n"),
@@ -218,7 +218,7 @@ def deep():
 
 
 def changes(model, **kwargs):
-    """Train for an epoch; return the names of the parameters and statistics that have changed."""
+    """Train for an epoch; return the names of changed parameters and statistics."""
     before = model.get_weights()
     model.fit(X, Y, batch_size=6, verbose=0, **kwargs)
     pairs = zip(model.network.paths(), before, model.get_weights(), strict=True)
@@ -259,7 +259,7 @@ def test_what_is_frozen_stays_and_what_is_thawed_moves(frozen, way, trained, tmp
     for name in frozen:
         model.get_layer(name).trainable = False
     model.compile(SGD(0.05, momentum=0.9), "mse")
-    same(model.get_weights(), weights)  # bringing them elsewhere changes none
+    same(model.get_weights(), weights)  # moving them changes none
     assert model.network.paths() == paths
     model = COPIES[way](model, tmp_path)
     assert {layer.name for layer in model.layers if not layer.trainable} == set(frozen)
@@ -276,7 +276,7 @@ def test_what_is_frozen_stays_and_what_is_thawed_moves(frozen, way, trained, tmp
 
 @pytest.mark.parametrize("way", COPIES)
 def test_what_was_frozen_since_compile_is_not_frozen_yet(way, tmp_path):
-    """As in Keras. Copies and files are like the model itself: they train on as it does."""
+    """As in Keras. Copies and loaded files behave like the model: they train on as it does."""
     model, twin = deep(), deep()
     for each in (model, twin):
         changes(each)
@@ -350,7 +350,7 @@ def test_a_whole_model_is_frozen_and_thawed():
 
 
 def test_a_former_prediction_does_not_outlive_a_change():
-    """What was compiled for predictions knows where weights lay."""
+    """Code compiled for predictions depends on where weights are stored."""
     model = deep()
     expected = model.predict(X)
     model.get_layer("a").trainable = False
@@ -451,7 +451,7 @@ def test_compile_begins_the_optimizer_anew():
     model = regressor()
     model.fit(X, Y, epochs=2, verbose=0)
     before = model.get_weights()
-    model.compile(SGD(0.0, momentum=0.9), "mse")  # the former velocity would move the weights on
+    model.compile(SGD(0.0, momentum=0.9), "mse")  # the old velocity would move the weights
     model.fit(X, Y, verbose=0)
     same(model.get_weights(), before)
 
@@ -491,7 +491,7 @@ def test_a_compile_that_fails_freezes_nothing():
         model.fit(X, labels, batch_size=11, verbose=0)
     for model in models:
         model.get_layer("half").rate = 0.2
-    models[1].get_layer("last").trainable = False  # counts from the next `compile` on, which fails
+    models[1].get_layer("last").trainable = False  # effective from the next `compile` on, which fails
     with pytest.raises(xn.errors.InvalidValueError, match="ends in 'softmax'"):
         models[1].compile("adam", SparseCategoricalCrossentropy(from_logits=True))
     for model in models:
@@ -542,7 +542,7 @@ def test_a_setting_counts_from_the_next_step_on(optimizer, part, name, value, wa
 
     train(model)
     setattr(getattr(model, part, None) or model.get_layer(part), name, value)
-    fresh = copy.deepcopy(model)  # as the model is, but nothing of it was recorded or compiled before
+    fresh = copy.deepcopy(model)  # the same model, but with nothing recorded or compiled
     for each in (model, fresh):
         train(each)
     same(model.get_weights(), fresh.get_weights())
@@ -565,7 +565,7 @@ class Change(xn.callbacks.Callback):
      ("half", "rate", 0.1), ("hidden", "activation", "relu"), ("penalty", "l2", 0.3)],
 )  # fmt: skip
 def test_a_callback_changes_a_setting_between_two_batches(which, name, value):
-    """As if each batch were a call of its own."""
+    """As if each batch were a separate call."""
     weights = []
     for alone in (False, True):
         penalty = xn.regularizers.L2(0.0)
@@ -786,7 +786,7 @@ def test_layers_added_behind_an_input():
     model.add(Dense(1))
     assert model.built
     assert (model.output_shape, model.count_params()) == ((1,), 21)
-    np.testing.assert_array_equal(model.get_weights()[0], kernel)  # what was there stays
+    np.testing.assert_array_equal(model.get_weights()[0], kernel)  # existing weights stay
     with pytest.raises(xn.errors.InvalidValueError, match="different names"):
         model.add(Dense(1, name="dense"))
     assert len(model.layers) == 3
@@ -815,7 +815,7 @@ def test_layers_are_taken_away_by_pop_only():
     model.fit(X, np.ones((22, 2)), verbose=0)
     weights, last = model.get_weights(), model.layers[-1]
     with pytest.raises(AttributeError):
-        model.layers.pop()  # a tuple: it can't disagree with what the model computes
+        model.layers.pop()  # a tuple: it can't differ from what the model computes
     assert model.pop() is last
     assert [layer.name for layer in model.layers] == ["input", "dense", "batch_normalization"]
     assert (model.output_shape, model.count_params(), list(model.optimizer.slots)) == ((4,), 32, ["velocity"])
@@ -824,7 +824,7 @@ def test_layers_are_taken_away_by_pop_only():
     assert model.predict(X).shape == (22, 4)
     model.fit(X, np.ones((22, 4)), verbose=0)
     same(last.get_weights(), weights[-2:])
-    other = xn.Sequential([Input((4,)), last])  # it is free
+    other = xn.Sequential([Input((4,)), last])  # the layer is free again
     same(other.get_weights(), weights[-2:])
     assert np.abs(model.get_weights()[0] - weights[0]).max() > 0
 
@@ -870,7 +870,7 @@ def test_a_layer_that_is_not_added_after_all(rows, error, monkeypatch):
 
 
 def test_copies_share_nothing():
-    """`copy.copy` too: a model's state is written over by its steps."""
+    """Also `copy.copy`: a model's steps overwrite its state."""
     model = regressor(*drop())
     model.fit(X, Y, verbose=0)
     weights, others = model.get_weights(), [copy.copy(model), copy.deepcopy(model)]
@@ -885,7 +885,7 @@ def test_copies_share_nothing():
 
 
 def test_a_model_that_is_dropped_goes_at_once():
-    """Without the collector of cycles: a callback, a deepcopy and a prediction hold nothing back."""
+    """Without the cycle collector: a callback, a deepcopy and a prediction keep nothing alive."""
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Layers in a row on one flat array: names, places, masks, views, what is asked of whom."""
+"""Layers in a row on one flat array: names, positions, masks, views, requested derivatives."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from xpnet.training.network import Network, check_input, name_layers
 
 
 class Probe(Layer):
-    """y = scale * x; notes what it is asked for."""
+    """y = scale * x; records what is requested."""
 
     def build(self, input_shape):
         self.asked = []
@@ -30,7 +30,7 @@ class Probe(Layer):
 
 
 class Doubled(Dense):
-    """A Dense layer that goes on after its activation."""
+    """A Dense layer that computes further after its activation."""
 
     def forward(self, ctx, params, x):
         y, back = super().forward(ctx, params, x)
@@ -38,7 +38,7 @@ class Doubled(Dense):
 
 
 class Same(Dense):
-    """One whose `forward` says that the activation is still the last thing it does."""
+    """Its `forward` declares that it still ends in the activation."""
 
     ends_in_activation = True
 
@@ -47,14 +47,14 @@ class Same(Dense):
 
 
 class Halves(Layer):
-    """An own layer without weights."""
+    """A user-defined layer without weights."""
 
     def forward(self, ctx, params, x):
         return 0.5 * x, lambda dy, into, want_dx=True: (0.5 * dy, {})
 
 
 class Own(Halves):
-    """An own layer with an activation, after which it goes on."""
+    """A user-defined layer that computes further after its activation."""
 
     def __init__(self, activation):
         super().__init__()
@@ -70,7 +70,7 @@ class Own(Halves):
 
 
 class Named(xn.activations.Softmax):
-    """Another function that bears the name."""
+    """Another function of the same name."""
 
     name = "softmax"
 
@@ -173,7 +173,7 @@ def test_a_dropout_layer_used_twice_has_two_masks():
     ("rate", "new", "values"), [(0.5, 0.2, {0.0, 2.0}), (0.0, 0.5, {1.0}), (0.5, 0.0, {0.0, 2.0})]
 )
 def test_masks_and_their_scale_have_one_rate(rate, new, values, backend64):
-    """A rate set later counts for neither, until the layers are laid out again: before a model's next step."""
+    """Setting a rate has no effect on either until the layers are laid out again: before a model's next step."""
     layer = Dropout(rate)
     network = Network([layer], (4,))
     layer.rate = new
@@ -184,7 +184,7 @@ def test_masks_and_their_scale_have_one_rate(rate, new, values, backend64):
 
 
 class Twice(Activation):
-    """Overrides what applies the activation."""
+    """Overrides the method that applies the activation."""
 
     def call(self, ctx, x):
         y, back = super().call(ctx, x)
@@ -234,14 +234,14 @@ def test_what_layers_are_asked_for(backend64):
     y, backward = run(network, backend64, x)
     assert_close(y, backend64.array(x))
     g = backend64.host(backward(backend64.array(np.ones((2, 3)))))
-    # all scales are 1: each use has the gradient sum(x), and a layer used twice has it twice
+    # all scales are 1: each use has the gradient sum(x), and a layer used twice has twice that
     np.testing.assert_allclose(g, [5, 7, 9, 10, 14, 18])
-    assert [want for _, want in first.asked] == [False]  # nothing in front of it learns
+    assert [want for _, want in first.asked] == [False]  # no layer before it learns
     assert [want for _, want in twice.asked] == [True, True]
 
 
 def test_memory_is_offered_once_per_layer(monkeypatch):
-    """Where memory is written in place, a layer's second use gets nowhere to write to."""
+    """If gradients are written in place, a layer's second use gets no memory."""
     monkeypatch.setenv("XPNET_KERNELS", "1")
     shared = Probe()
     model = xn.Sequential([shared, shared, Dense(1)], seed=0, backend="numpy")
@@ -279,7 +279,7 @@ def test_statistics_go_out_by_way_of_the_context(backend64):
         ctx = Context(backend64, training)
         network.forward(ctx, weights, stats, backend64.array(x))
         np.testing.assert_allclose(backend64.host(network.new_stats(ctx, stats)), expected)
-    np.testing.assert_array_equal(backend64.host(stats), [0, 0, 1, 1])  # the former ones are not written to
+    np.testing.assert_array_equal(backend64.host(stats), [0, 0, 1, 1])  # the old statistics are not written to
 
 
 def test_each_use_of_a_layer_updates_its_statistics_in_turn(backend64):

@@ -1,4 +1,4 @@
-"""The ONNX project's own operator vectors (SOURCE.txt beside them), for the operators that xpnet has.
+"""The ONNX project's operator vectors (SOURCE.txt beside them), for the operators that xpnet has.
 
 Left out on purpose: nllloss_* (its inputs are no logarithms of probabilities, so that they are no scores either:
 `SparseCategoricalCrossentropy` would subtract the logarithm of their sum), gemm with a bias matrix.
@@ -42,7 +42,7 @@ FOLDER = os.environ.get("XPNET_CONFORMANCE") or (
     DATA and Path(DATA).resolve().parent / "conformance" / "onnx_node"
 )
 pytestmark = pytest.mark.skipif(
-    not FOLDER or not Path(FOLDER).is_dir(), reason="neither XPNET_CONFORMANCE nor XPNET_DATA leads to onnx_node"
+    not FOLDER or not Path(FOLDER).is_dir(), reason="neither XPNET_CONFORMANCE nor XPNET_DATA contains onnx_node"
 )
 
 ROW_NORMS = ["default_axis"] + [
@@ -396,14 +396,14 @@ def optimizer_inputs(backend, attrs, inputs, kinds):
 
 def run_adam(backend, op, attrs, inputs, outputs):
     ctx, rate, age, w, g, slots = optimizer_inputs(backend, attrs, inputs, 4)
-    age = backend.scalar(float(age) if age else 1e9)  # T = 0: no bias correction, which is that of an old age
+    age = backend.scalar(float(age) if age else 1e9)  # T = 0: no bias correction, as at a large age
     adam = Adam(beta_1=attrs["alpha"], beta_2=attrs["beta"], epsilon=attrs["epsilon"])
     found = ops.update(ctx, adam, w, g, tuple(slots), rate, age)
     close(backend, backend.xp.concat([found[0], *found[1]]), np.concatenate(outputs))
 
 
 def run_momentum(backend, op, attrs, inputs, outputs):
-    """ONNX: V' = alpha V + beta G, X' = X - R V'. Ours has v = -R V, and takes beta G for its gradient."""
+    """ONNX: V' = alpha V + beta G, X' = X - R V'. xpnet has v = -R V, with beta G as its gradient."""
     ctx, rate, age, w, g, (v,) = optimizer_inputs(backend, attrs, inputs, 3)
     sgd = SGD(momentum=attrs["alpha"], nesterov=attrs["mode"] == "nesterov")
     g = g * (attrs["beta"] if age else 1.0)
@@ -417,7 +417,7 @@ def test_vector(backend, kind, name):
 
 
 def test_the_reader_knows_every_form():
-    """Once more by hand: a message with packed and unpacked dims and float_data in place of raw_data."""
+    """By hand: a message with packed and unpacked dims, and float_data instead of raw_data."""
     path = Path(FOLDER) / "test_relu" / "test_data_set_0" / "input_0.pb"
     assert tensor(path).shape == (3, 4, 5)
     assert list(fields(bytes([0x08, 0x96, 0x01, 0x22, 0x02, 0x01, 0x02]))) == [(1, 150), (4, b"\x01\x02")]

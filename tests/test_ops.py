@@ -23,7 +23,7 @@ from xpnet.testing import assert_close
 
 
 class Clipped(optimizers.Optimizer):
-    """A user's, with a choice for each element, Booleans, and a number that changes."""
+    """A user-defined optimizer with a choice for each element, Booleans, and a number that changes."""
 
     learning_rate: float = setting(default=0.1)
     slots = {"sign": 1.0}
@@ -93,7 +93,7 @@ def test_affine(ctx, shapes, bias):
 
 @pytest.mark.parametrize("shape", [(3, 5, 2), (3, 2, 5, 2)])
 def test_affine_of_several_models(ctx, shape):
-    """Kernels (K, in, units): each model of the leading axis works as it would alone."""
+    """Kernels (K, in, units): each model of the leading axis is computed as it would be alone."""
     x, w, b = RNG.standard_normal(shape), RNG.standard_normal((3, 2, 4)), RNG.standard_normal((3, 4))
     dy, f = RNG.standard_normal((*shape[:-1], 4)), activations.get("sigmoid")
     y, backward = ops.affine(ctx, at(ctx, x), at(ctx, w), at(ctx, b), f)
@@ -158,7 +158,7 @@ def test_softmax_cross_entropy(ctx, kind, weighted):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_derivative_from_scores_is_exactly_a_minus_y(backend, dtype):
-    """Not nearly: with weight 1 the same bits as a - y."""
+    """Exactly, not nearly: with weight 1 the bits are those of a - y."""
     ctx = Context(backend.with_dtype(dtype))
     z, labels = RNG.standard_normal((50, 7)) * 10, RNG.integers(0, 7, 50)
     for op in (ops.softmax_cross_entropy, ctx.ops.softmax_cross_entropy):
@@ -231,7 +231,7 @@ def test_pack(ctx):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2e18, None])
 def test_sound(backend, op, bad):
     if op != "body" and "within_limits" not in kernels.TWINS[backend.name][op]:
-        pytest.skip("no twin of its own")
+        pytest.skip("this operation has no twin")
     within_limits = ops.within_limits if op == "body" else twin_of(op, "within_limits")
     ctx = Context(backend, True, None, Arena(backend.xp) if op != "body" else None)
     numbers = ([5e17, -5e17, 5e17], [1.0, 9e17, 1.0], 0.0, np.full((3, 4), 3e38, np.float32))
@@ -302,7 +302,7 @@ def test_what_is_nothing_is_not_clipped(ctx):
 
 
 def test_update(ctx):
-    """One step from a slot that is not zero; the formulas themselves are in test_optimizers.py."""
+    """One step from nonzero slots; test_optimizers.py tests the formulas."""
     w, g, v = RNG.standard_normal((3, 5))
     on = [at(ctx, a) for a in (w, g, v)]
     velocity = 0.9 * v - 0.1 * g
@@ -339,12 +339,12 @@ def test_a_formula_must_return_all_slots(ctx):
 
 
 # Twins --------------------------------------------------------------------------------------------------
-# A case takes (op, ctx, rng, rows, units) and returns everything that comes out, as a list of arrays. The
-# optimizers take three steps; they may use up the weights and slots that they are given.
+# A case takes (op, ctx, rng, rows, units) and returns all results as a list of arrays. The
+# optimizers take three steps; they may overwrite the weights and slots passed to them.
 
 
 def affine_case(op, ctx, rng, n, m):
-    """Inputs of few bits: x @ w + b is exact in every order, so no unit is rounded over a kink."""
+    """Inputs with few bits: x @ w + b is exact in every order, so rounding moves no unit across a kink."""
     out, k = [], m + 2
     for f in FUNCTIONS:
         for bias in (True, False):
@@ -445,7 +445,7 @@ def penalize_case(op, ctx, rng, n, m):
         w, g = rng.standard_normal((2, size))
         on = [at(ctx, a, ctx.backend.dtype_name) for a in (w, g)]
         value, new = op(ctx, *on, segments)
-        same_as_before(ctx, on[:1], (w,))  # the gradient may be used up
+        same_as_before(ctx, on[:1], (w,))  # the gradient may be overwritten
         out += [ctx.xp.asarray(value, dtype=ctx.dtype) if segments else ctx.backend.scalar(float(value)), new]
     return out
 
@@ -466,7 +466,7 @@ def pack_case(op, ctx, rng, n, m):
         views = layout.views(ctx.xp, flat)
         room = (flat, views) if offered and ctx.inplace and ctx.backend.name != "jax" else None
         parts = dict(values)
-        if room:  # one part is in its place already
+        if room:  # one part is already in place
             views["b"][...] = values["b"]
             parts["b"] = views["b"]
         out.append(op(ctx, layout, parts, room))
@@ -506,7 +506,7 @@ def tally_case(op, ctx, rng, n, m):
 
 
 def ended(ctx):
-    """Make what an operation has put off to the end of the step."""
+    """Make the calls that an operation deferred to the end of the step."""
     make(ctx.finish)
     ctx.finish.clear()
 
@@ -602,7 +602,7 @@ def update_case(op, ctx, rng, n, m):
 
 
 def rescale_case(op, ctx, rng, n, m):
-    """A good step, one that fills the row of them, one at the largest scale, one held back, and at the least."""
+    """A good step, one that completes the row, one at the largest scale, a rejected one, and one at the least."""
     out, real = [], ctx.backend.dtype_name
     for ok, alive, scale, streak in (
         (True, True, 8.0, n), (True, False, 8.0, ops.GOOD_STEPS - 1), (True, True, ops.LARGEST_SCALE, 5000.0),
@@ -676,7 +676,7 @@ def test_twin_equals_body(module, name, rows, units, dtype):
     wanted = hosts(plain, CASES[name](body, plain, np.random.default_rng(5), rows, units))
     assert wanted
     ctx = Context(backend, True, None, Arena(backend.xp))
-    for _ in range(2):  # the second time in used buffers; then without memory, as at inference
+    for _ in range(2):  # the second time in used buffers; then without memory, as for inference
         ctx.restart({})
         compare(wanted, hosts(ctx, CASES[name](twin, ctx, np.random.default_rng(5), rows, units)), name, dtype)
     compare(wanted, hosts(plain, CASES[name](twin, plain, np.random.default_rng(5), rows, units)), name, dtype)
@@ -692,7 +692,7 @@ def test_optimizer_twins_over_several_blocks(module, name, size):
     compare(wanted, found, name, "float32")
 
 
-# What the optimizers of `never_overflows` may be given, and what others may.
+# Values that `never_overflows` allows, and those of other optimizers.
 TAME = [
     SGD(), SGD(momentum=0.9999), SGD(momentum=0.9999, nesterov=True, weight_decay=1e3),
     Momentum(beta=0.9999), Momentum(beta=0.9999, weight_decay=1e3),
@@ -723,7 +723,7 @@ WILD = [
 @pytest.mark.parametrize("optimizer", TAME, ids=repr)
 @pytest.mark.parametrize(("module", "name"), OPTIMIZERS)
 def test_no_update_within_the_limits_overflows(module, name, optimizer, gradient):
-    """The largest weights, gradient and rate that the guard lets through, again and again."""
+    """The largest weights, gradient and rate that the guard accepts, repeatedly."""
     backend = get_backend(dtype="float32")
     twin = twin_of(module, name)
     assert optimizer.never_overflows
@@ -735,7 +735,7 @@ def test_no_update_within_the_limits_overflows(module, name, optimizer, gradient
         g = at(ctx, np.full(4, gradient / 2 * (-1) ** (step // 100)), "float32")
         clock = at(ctx, ops.LARGEST_RATE, "float32"), at(ctx, step + 1.0, "float32")
         factor = at(ctx, 1.0, "float32") if step % 2 else None
-        with np.errstate(over="ignore"):  # of a sum of squares
+        with np.errstate(over="ignore"):  # in a sum of squares
             new, fresh = twin(ctx, optimizer, w, g, slots, *clock, optimizer.decay, factor)
             ended(ctx)
         assert all(a is b for a, b in zip((new, *fresh), (w, *slots), strict=True))
@@ -761,7 +761,7 @@ def test_what_may_overflow_leaves_the_old_state_whole(module, name, optimizer):
         twin_of(module, name)(ctx, optimizer, new, g, tuple(slots), lr, age, optimizer.decay)
     for a, b in zip((w, *slots), before):
         np.testing.assert_array_equal(backend.host(a), b)
-    np.testing.assert_array_equal(backend.host(new), after)  # it is the state now, and no memory that comes back
+    np.testing.assert_array_equal(backend.host(new), after)  # part of the state now, not memory that is reused
 
 
 def compare(wanted, found, name, dtype):
@@ -793,7 +793,7 @@ def test_the_choice_of_twins(monkeypatch, choice, by):
         if by == "variable":
             monkeypatch.setenv("XPNET_KERNELS", choice)
         elif choice == "0":
-            pytest.skip("the short form is the variable's")
+            pytest.skip("only the variable accepts the short form")
         tables = [kernels.ops_for(name) for name in ("numpy", "array_api_strict")]
     for name in ops.__all__:
         last = next((m for m in reversed(modules) if name in kernels.TWINS["numpy"][m]), None)

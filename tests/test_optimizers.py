@@ -1,4 +1,4 @@
-"""Optimizers: their formulas by hand, on a parabola and Rosenbrock's valley, and beside PyTorch's."""
+"""Optimizers: formulas by hand, on a parabola and Rosenbrock's valley, and against PyTorch."""
 
 import contextlib
 import importlib.util
@@ -121,7 +121,7 @@ def by_hand(name, w, grads, lr):
     return w
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-6])  # with small gradients epsilon shows
+@pytest.mark.parametrize("scale", [1.0, 1e-6])  # epsilon matters with small gradients
 @pytest.mark.parametrize("name", FORMULAS)
 def test_by_hand(backend64, name, scale):
     grads = scale * np.random.default_rng(0).standard_normal((7, 3))
@@ -163,10 +163,10 @@ def test_like_pytorch(backend64, name):
 
 @pytest.fixture
 def keras(monkeypatch):
-    """Keras, on whatever backend another test has loaded it with."""
+    """Keras, on the backend with which another test has loaded it."""
     if "keras" not in sys.modules:
         monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND") or "numpy")
-    with warnings.catch_warnings():  # its own are its own affair
+    with warnings.catch_warnings():  # Keras's own warnings do not matter
         warnings.simplefilter("ignore")
         yield pytest.importorskip("keras", exc_type=ImportError)
 
@@ -205,7 +205,7 @@ LAYOUT = Layout([(key, 0, ParamSpec(key, shape, initializers.get("zeros"))) for 
     ],
 )
 def test_like_keras(backend64, keras, name, config, decay, more):
-    """Of several variables, in which norms differ, over gradients that are clipped and such that are not."""
+    """Several variables with different norms, and gradients some of which are clipped."""
     if name == "AdamW":
         config = {**config, "weight_decay": 0.01 if decay is None else decay}
     else:
@@ -222,7 +222,7 @@ def test_like_keras(backend64, keras, name, config, decay, more):
         theirs.apply([keras.ops.convert_to_tensor(part, dtype="float64") for part in parts])
         theta, state = mine.update(theta, backend64.array(g), state, LAYOUT)
         wanted = [keras.ops.convert_to_numpy(v).reshape(-1) for v in variables]
-        assert_close(backend64.host(theta), np.concatenate(wanted), rtol=1e-5, atol=1e-5)  # it keeps float32
+        assert_close(backend64.host(theta), np.concatenate(wanted), rtol=1e-5, atol=1e-5)  # Keras: float32
 
 
 @pytest.mark.parametrize("way", ["value", "norm"])
@@ -274,7 +274,7 @@ def test_without_a_layout_there_is_one_variable(backend64):
 
 
 def test_a_model_knows_its_variables():
-    """`clipnorm` is that of each variable: kernel and bias of each layer."""
+    """`clipnorm` applies to each variable: kernel and bias of each layer."""
     x, y = np.random.default_rng(8).standard_normal((2, 12, 3))
     before, after = {}, {}
     for clip in (None, 1e-3):
@@ -307,7 +307,7 @@ def test_an_optimizer_of_ones_own_is_clipped_too(backend64, clip):
 
 
 def test_a_factor_comes_before_clipping(backend64):
-    """As loss scaling needs it: what is clipped is the gradient that it stands for."""
+    """As loss scaling requires: the gradient is unscaled before it is clipped."""
     ctx, g = Context(backend64), backend64.array([6.0, 8.0])
     zero, lr, half = backend64.zeros(2), backend64.scalar(1.0), backend64.scalar(0.5)
     for config, wanted in (
@@ -330,7 +330,7 @@ EVERY = [make for name, (make, *_) in OPTIMIZERS.items() if "clip" not in name]
 
 
 def layout_of(*learning):
-    """Return a layout of variables of 3 numbers, from their (learning-rate factor, whether they decay)."""
+    """Return a layout of variables of 3 numbers, from pairs (learning-rate factor, whether it decays)."""
     return Layout(
         [
             (f"layer/{i}", i, ParamSpec(str(i), (3,), None, lr_factor=lr_factor, decay=decay))
@@ -344,7 +344,7 @@ def test_neighbours_that_learn_alike_are_one_group():
     assert layout.variables.slices == tuple(slice(3 * i, 3 * i + 3) for i in range(5))
     found = layout.variables.groups()
     assert [tuple(group) for group in found] == [(0, 6, 1.0, True), (6, 9, 0.5, True), (9, 15, 1.0, False)]
-    assert len(layout.variables.groups(None)) == 3  # where nothing decays
+    assert len(layout.variables.groups(None)) == 3  # if nothing decays
     assert tuple(layout.variables.groups(("/[01]",))[0]) == (0, 6, 1.0, False)
     assert len(layout_of(*[(1.0, True)] * 4).variables.groups()) == 1
     assert Layout([]).variables.groups() == ()
@@ -374,7 +374,7 @@ def test_groups_learn_as_they_would_alone(backend64, make):
 
 
 class Scaled(xn.layers.Layer):
-    """A layer of a user's: its weights learn at a quarter of the rate, and do not decay."""
+    """A user-defined layer whose weights learn at a quarter of the rate, and do not decay."""
 
     def build(self, input_shape):
         self.add_weight("scale", input_shape, "ones", lr_factor=0.25, decay=False)
@@ -456,7 +456,7 @@ def test_what_is_excluded_is_in_the_config(tmp_path):
 
 
 class Counted(optimizers.Optimizer):
-    """A user's, with a slot of one number that starts at 2, and one that starts at -1."""
+    """A user-defined optimizer with one scalar slot that starts at 2, and one that starts at -1."""
 
     slots = {"factor": 2.0, "last": -1.0}
     scalar_slots = ("factor",)
@@ -682,7 +682,7 @@ def test_update_changes_nothing_that_was_passed_in(backend, name):
 def test_the_rate_is_in_the_state(backend):
     opt, theta = SGD(0.5), backend.zeros(2)
     state = opt.init(theta)
-    opt.learning_rate = 99.0  # has no effect on a state that is under way
+    opt.learning_rate = 99.0  # does not affect an existing state
     theta, state = opt.update(theta, backend.array([1.0, 2.0], "float32"), state)
     assert_close(theta, backend.array([-0.5, -1.0], "float32"))
     theta, _ = opt.update(theta, backend.array([1.0, 2.0], "float32"), state._replace(learning_rate=0.0))
@@ -774,7 +774,7 @@ def test_who_is_excluded_from_decay_counts_from_the_next_step_on():
     x = np.ones((4, 3))
     for excluded in ([], ["bias"]):
         model.optimizer.exclude_from_weight_decay(excluded)
-        for _ in range(1 if excluded else 3):  # by the third one it is recorded, where it can be
+        for _ in range(1 if excluded else 3):  # recorded by the third one, if possible
             kernel, bias = model.get_weights()
             model.train_on_batch(x, np.asarray(model.predict(x)))  # the gradient is 0
         new = model.get_weights()
@@ -783,7 +783,7 @@ def test_who_is_excluded_from_decay_counts_from_the_next_step_on():
 
 
 class Hiding(SGD):
-    """A user's formula with an attribute that is no argument."""
+    """A user-defined formula with an attribute that is not an argument."""
 
     hidden = 1.0
 
@@ -792,7 +792,7 @@ class Hiding(SGD):
 
 
 def test_an_attribute_that_is_no_setting_counts_too():
-    """Where steps are recorded, such an optimizer is not: a model can't notice the change."""
+    """Such an optimizer is not recorded: a model can't notice the change."""
     weights = []
     for hidden in (1.0, 0.0):
         opt = Hiding(0.1)
@@ -804,6 +804,6 @@ def test_an_attribute_that_is_no_setting_counts_too():
             before = model.get_weights()[0]
             model.train_on_batch(np.ones((4, 3)), np.zeros((4, 1)))
         weights.append((before, model.get_weights()[0]))
-    if get_backend().name != "jax":  # which compiles the step
+    if get_backend().name != "jax":  # JAX compiles the step
         assert (weights[1][0] == weights[1][1]).all()
     assert (weights[0][0] != weights[0][1]).all()

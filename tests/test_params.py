@@ -35,7 +35,7 @@ def test_slices_and_segments():
         "b/gain": slice(9, 10),
         "b/mean": slice(10, 12),
     }
-    assert found.segments == ((0, 6, 0.0, 0.5), (9, 10, 0.25, 1.0))  # only what is trained is penalized
+    assert found.segments == ((0, 6, 0.0, 0.5), (9, 10, 0.25, 1.0))  # only trainable parameters are penalized
 
 
 class Cubed(Regularizer):

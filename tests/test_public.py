@@ -1,4 +1,4 @@
-"""What is public: names, docstrings, types; what `import xpnet` does not do."""
+"""The public interface: names, docstrings, types; what `import xpnet` does not do."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Random numbers are functions of (seed, purpose, slot, step), and the same bits for ever."""
+"""Random numbers are functions of (seed, purpose, slot, step), and their bits never change."""
 
 import math
 

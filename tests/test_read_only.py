@@ -1,4 +1,4 @@
-"""No part writes to its inputs: the same numbers come from arrays that refuse it."""
+"""No part writes to its inputs: read-only arrays give the same results."""
 
 import cases
 import numpy as np
@@ -14,7 +14,7 @@ from xpnet.layers import Dense, Input
 from xpnet.optimizers import SGD
 
 if get_backend().name != "numpy":
-    pytest.skip("these are NumPy's arrays, whatever the backend: run once", allow_module_level=True)
+    pytest.skip("the arrays are NumPy's with every backend: run once", allow_module_level=True)
 
 LOCKED, PLAIN = read_only.NumPyReadOnly(None, "float64"), get_backend("numpy", dtype="float64")
 RNG = np.random.default_rng(0)
@@ -28,7 +28,7 @@ def entered():
 
 
 def on_both(run):
-    """Run on locked arrays and on plain ones; compare all numbers, bit for bit."""
+    """Run on locked arrays and on plain ones; compare all results, bit for bit."""
     with use_backend(LOCKED):
         locked = run(LOCKED)
     with use_backend(PLAIN):

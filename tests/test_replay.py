@@ -1,4 +1,4 @@
-"""Recorded steps leave the bits that unrecorded ones do, whatever the model is made of."""
+"""Recorded steps give the same bits as unrecorded ones, for all kinds of models."""
 
 import os
 from contextlib import nullcontext
@@ -37,7 +37,7 @@ def same_with_and_without(monkeypatch, *args, recorded=True, **kwargs):
     assert not isinstance(plain.session.program().run, Replay)
     run = model.session.program().run
     assert isinstance(run, Replay)
-    assert len(run.recordings) == (2 if recorded else 0)  # of 16 rows, and of 2
+    assert len(run.recordings) == (2 if recorded else 0)  # for 16 rows and for 2
     np.testing.assert_equal(history.history, plain_history.history)
     for a, b in zip(leaves(model.state), leaves(plain.state), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
@@ -91,7 +91,7 @@ def test_metrics(monkeypatch, metric):
 
 @pytest.mark.parametrize("y", [CLASSES, ONE_HOT], ids=["sparse", "one-hot"])
 def test_metrics_of_many_sums(monkeypatch, y):
-    """Numbers and arrays side by side, weighted and not."""
+    """Numbers and arrays in one set of sums, weighted and not."""
     chosen = [metrics.Precision([0.1, 0.3, 0.6]), "accuracy", metrics.ConfusionMatrix(), metrics.Recall(top_k=2)]
     weighted = [metrics.ConfusionMatrix(6), metrics.Recall([0.2, 0.5], class_id=1), metrics.Precision()]
     loss = f"{'sparse_' if y is CLASSES else ''}categorical_crossentropy"
@@ -211,7 +211,7 @@ def test_batches_run_at_once(monkeypatch):
 
 
 def test_state_lives_where_it_is(monkeypatch):
-    """Arrays are never exchanged once a step is recorded; what comes in from outside is copied to them."""
+    """Once a step is recorded, the state stays in the same arrays; data from outside are copied to them."""
     monkeypatch.delenv("XPNET_GRAPH", raising=False)
     model = xn.Sequential(dense()(), seed=1)
     model.compile("adam", "categorical_crossentropy")
@@ -249,7 +249,7 @@ def test_the_callers_arrays_are_not_written_to(monkeypatch):
 
 
 class Doubled(xn.layers.Layer):
-    """A layer of a user's, which counts its calls."""
+    """A user-defined layer that counts its calls."""
 
     calls = 0
 
@@ -301,7 +301,7 @@ class Unfused(optimizers.Optimizer):
 
 
 class Norms(optimizers.SGD):
-    """Its slot is one number."""
+    """Its slot is a scalar."""
 
     slots = scalar_slots = ("norm",)
 

@@ -1,4 +1,4 @@
-"""What a run of `fit` leaves behind when it fails, is cut off, watched from other threads, or very long."""
+"""`fit` that fails, is interrupted, is observed from other threads, or runs very long: what it leaves behind."""
 
 import copy
 import threading
@@ -19,7 +19,7 @@ from xpnet.training.access import Access, _after_fork
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((40, 3)), RNG.standard_normal((40, 1))
-EXACT = {"rtol": 0 if get_backend().name != "jax" else 1e-5}  # jax fuses a scan of steps in its own way
+EXACT = {"rtol": 0 if get_backend().name != "jax" else 1e-5}  # jax fuses a scan of steps differently
 
 
 def make(optimizer="adam", layers=(), metrics=("mae",), **kwargs):
@@ -38,7 +38,7 @@ def same(model, other, **tolerance):
         np.testing.assert_allclose(x, y, **{**EXACT, **tolerance})
 
 
-# Exceptions of users' parts -----------------------------------------------------------------------------------
+# Exceptions of user-defined parts -----------------------------------------------------------------------------
 
 
 class Counts:
@@ -89,7 +89,7 @@ class FailingAdam(Adam, Counts):
 @pytest.mark.parametrize("at", [1, 2, 5, 10])
 @pytest.mark.parametrize("part", ["layer", "metric", "optimizer"])
 def test_an_exception_of_a_part_leaves_the_last_whole_step(part, at, per_execution):
-    """The weights, slots, statistics and counters of the steps before it, and no more."""
+    """The weights, slots, statistics and counters of the steps before it, and no others."""
 
     def build(at):
         return {
@@ -110,7 +110,7 @@ def test_an_exception_of_a_part_leaves_the_last_whole_step(part, at, per_executi
 
     with pytest.raises(KeyboardInterrupt):
         whole.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[Stop()])
-    whole.session.program()  # which makes the slots
+    whole.session.program()  # creates the slots
     model.session.program()
     same(model, whole)
 
@@ -153,7 +153,7 @@ def test_steps_go_on_beyond_32_bits(first, tmp_path):
 
 
 def test_means_over_many_batches_are_exact():
-    """Of float32 losses of about 0.1, a million at a time: in float32 the sum would be 1 % off."""
+    """For float32 losses of about 0.1, a million at a time: in float32 the sum would be off by 1 %."""
     backend, network = get_backend(), make()
     network.build((3,))
     from xpnet.core.ops import add_up
@@ -185,11 +185,11 @@ def test_counters_are_not_set_beyond_what_a_file_can_hold(name, tmp_path):
     assert getattr(model, name) == 2**63 - 1
 
 
-# Runs that were cut off -----------------------------------------------------------------------------------------
+# Interrupted runs -----------------------------------------------------------------------------------------------
 
 
 class Save(Callback):
-    """Saves at a batch of an epoch, or at its end, and ends the run there as a kill would."""
+    """Saves at a batch or the end of an epoch, and ends the run there as a kill would."""
 
     def __init__(self, path, epoch, batch=None):
         self.path, self.epoch, self.batch, self.now = path, epoch, batch, -1
@@ -209,7 +209,7 @@ class Save(Callback):
 
 
 class Seen(Callback):
-    """A callback of one's own, with a state."""
+    """A user-defined callback with a state."""
 
     def __init__(self):
         self.epochs = []
@@ -280,7 +280,7 @@ def test_other_data_begin_the_epoch_anew(tmp_path):
     model = xn.load_model(tmp_path / "model")
     model.fit(X, Y, batch_size=4, verbose=0)
     assert model.step == 10
-    model.fit(X, Y, batch_size=4, verbose=0)  # and the next one is whole
+    model.fit(X, Y, batch_size=4, verbose=0)  # the next run is complete
     assert model.step == 20
 
 
@@ -294,7 +294,7 @@ def test_a_step_by_hand_ends_what_was_unfinished(tmp_path):
 
 
 def cut_off(tmp_path):
-    """Return a model that a file brought, five steps into an epoch of ten."""
+    """Return a model loaded from a file, five steps into an epoch of ten."""
     with pytest.raises(InterruptedError):
         make().fit(X, Y, batch_size=4, verbose=0, callbacks=[Save(tmp_path / "model", 0, 5)])
     return xn.load_model(tmp_path / "model")
@@ -341,7 +341,7 @@ def test_what_is_unfinished_goes_from_file_to_file(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_an_epoch_goes_on_with_its_sums_in_another_precision(tmp_path, dtype):
-    """The mean is that of the whole epoch, though the model moves in its midst."""
+    """The mean is that of the whole epoch, although the model moves in mid-epoch."""
     model, path = make(), tmp_path / "model"
     loss = make().fit(X, Y, batch_size=4, verbose=0).history["loss"]
     with pytest.raises(InterruptedError):
@@ -355,7 +355,7 @@ def test_an_epoch_goes_on_with_its_sums_in_another_precision(tmp_path, dtype):
 
 @pytest.mark.parametrize("halves", [False, True])
 def test_sums_of_an_older_file(tmp_path, monkeypatch, halves):
-    """Pairs of a sum and its weight, once in two arrays that are added up."""
+    """Pairs of a sum and its weight, once in two arrays that must be added."""
     path, saved = tmp_path / "model", []
 
     def older(run, host):
@@ -405,7 +405,7 @@ def in_thread(function, *args):
     def work():
         try:
             function(*args)
-        except BaseException as error:  # noqa: BLE001 - looked at by who has asked
+        except BaseException as error:  # noqa: BLE001 - examined by the caller
             errors.append(error)
 
     thread = threading.Thread(target=work)
@@ -414,7 +414,7 @@ def in_thread(function, *args):
 
 
 def test_others_see_the_last_whole_step(tmp_path):
-    """What is saved meanwhile is what the training thread itself saw between two steps."""
+    """A model saved meanwhile has the state that the training thread saw between two steps."""
     known, found, model = {}, {}, make()
 
     class Note(Callback):
@@ -442,7 +442,7 @@ def test_others_see_the_last_whole_step(tmp_path):
 
 
 def test_a_step_waits_for_who_looks_at_its_state():
-    """A prediction that began before training did: its weights are not written over meanwhile."""
+    """A prediction that began before training: its weights are not overwritten meanwhile."""
     model, looked = make(SGD(0.05)), []
     model.fit(X, Y, batch_size=4, epochs=1, verbose=0)
     with model.session.reading() as (weights, _):
@@ -470,7 +470,7 @@ def test_predictions_of_other_threads_are_of_one_step():
 
 
 class Waits(Callback):
-    """Waits before each batch until training may go on."""
+    """Waits before each batch until training may continue."""
 
     def __init__(self):
         self.started, self.go_on = threading.Event(), threading.Event()
@@ -481,7 +481,7 @@ class Waits(Callback):
 
 
 def trained_in_a_thread():
-    """Return a model that waits before its first step, what lets it go on, the thread and its errors."""
+    """Return a model that waits before its first step, a function that releases it, the thread and its errors."""
     model, waits = make(), Waits()
     thread, errors = in_thread(lambda: model.fit(X, Y, batch_size=4, verbose=0, callbacks=[waits]))
     assert waits.started.wait(20)
@@ -552,7 +552,7 @@ def test_a_call_that_fails_undoes_nothing_of_what_another_thread_trains():
     inside, ended = threading.Event(), threading.Event()
 
     class Bad:
-        """Rows that are asked for while the model trains, and are none."""
+        """Invalid rows, requested while the model trains."""
 
         def __array__(self, dtype=None, copy=None):
             inside.set()
@@ -575,7 +575,7 @@ def test_weights_are_not_set_while_another_thread_trains():
 
     class Meanwhile(Callback):
         def on_train_batch_end(self, batch, logs=None):
-            model.set_weights(model.get_weights())  # the thread that trains may
+            model.set_weights(model.get_weights())  # the training thread may
             for call in ((model.set_weights, weights), (model.layers[0].set_weights, weights[:2])):
                 thread, errors = in_thread(*call)
                 thread.join()
@@ -587,7 +587,7 @@ def test_weights_are_not_set_while_another_thread_trains():
 
 
 def test_a_forked_process_finds_nobody_training():
-    """What is done in the child, done here: its parent's threads, which train or hold the lock, are not there."""
+    """The child's actions, in this process: the parent's threads, which train or hold the lock, do not exist."""
     access, held, go_on = Access(), threading.Event(), threading.Event()
 
     def holds():

@@ -1,4 +1,4 @@
-"""Model files, copies and pickles: what comes back is what went in, and a spoilt file is refused."""
+"""Model files, copies and pickles: they preserve a model, and a damaged file is refused."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ LABELS = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
 
 
 class Scale(Layer):
-    """A layer of one's own."""
+    """A user-defined layer."""
 
     def build(self, input_shape):
         self.add_weight("scale", input_shape, "ones")
@@ -54,7 +54,7 @@ def fit(model, epochs=1, **kwargs):
 
 
 def same(a, b):
-    """Equal bit for bit on NumPy, to rounding elsewhere."""
+    """Equal bit for bit on NumPy, up to rounding elsewhere."""
     tolerance = 0.0 if get_backend().name == "numpy" else 1e-5
     for one, other in zip(a, b, strict=True):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
@@ -81,13 +81,13 @@ def content(tmp_path_factory):
 
 @pytest.fixture
 def spoilt(content, tmp_path):
-    """A file to spoil."""
+    """A file to damage."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(content[1])
     return path
 
 
-# There and back ---------------------------------------------------------------------------------------------
+# Round trips ------------------------------------------------------------------------------------------------
 
 
 def test_all_comes_back(file):
@@ -242,22 +242,22 @@ GOLDEN_PREDICTIONS = [
 
 
 def test_the_file_of_version_1_still_loads():
-    """Made once on NumPy by `model = make(); fit(model, 2); model.save(GOLDEN)`, and never again."""
+    """Made once on NumPy with `model = make(); fit(model, 2); model.save(GOLDEN)`, and never again."""
     model = xn.load_model(GOLDEN)
     assert (model.step, model.epoch, model.seed) == (8, 2, 7)
     x = np.arange(12.0).reshape(4, 3) / 6 - 1
     np.testing.assert_allclose(model.predict(x), GOLDEN_PREDICTIONS, rtol=1e-4)
     straight = make()
     fit(straight, 3)
-    fit(model)  # and training goes on as it would have then
+    fit(model)  # training continues as it would have then
     np.testing.assert_allclose(model.predict(x), straight.predict(x), rtol=1e-3)
 
 
-# Spoilt files -----------------------------------------------------------------------------------------------
+# Damaged files ----------------------------------------------------------------------------------------------
 
 
 def rewrite(path, change):
-    """Change the header of a file, with the right length in front."""
+    """Change the header of a file, with the correct length before it."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
@@ -315,7 +315,7 @@ def test_any_altered_byte_of_the_header(tmp_path):
     model.save(path)
     data = bytearray(path.read_bytes())
     stop = 8 + int.from_bytes(data[:8], "little")
-    while data[stop - 1] == ord(" "):  # the padding means nothing
+    while data[stop - 1] == ord(" "):  # padding has no meaning
         stop -= 1
     spoilers = [1, ord('"'), ord("["), ord("9"), 255]
     for place in range(0, stop, 2 if model.backend.name == "numpy" else 37):

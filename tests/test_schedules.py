@@ -31,7 +31,7 @@ X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal((20, 1))
 
 
 class Growing(Schedule):
-    """A schedule of one's own."""
+    """A user-defined schedule."""
 
     by: float = xn.setting(default=1.0)
 
@@ -153,7 +153,7 @@ def test_its_settings_count_from_the_next_step_on():
     model.fit(X, Y, batch_size=5, verbose=0)
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
-    model.optimizer.learning_rate = 0.1  # a number takes its place
+    model.optimizer.learning_rate = 0.1  # a number replaces the schedule
     model.fit(X, Y, batch_size=5, verbose=0)
     assert (model.get_weights()[0] != before[0]).any()
     model.optimizer.learning_rate = ExponentialDecay(0.0, 1, 1)

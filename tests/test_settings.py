@@ -29,20 +29,20 @@ class Ramp(Base):
 
 
 class Steep(Ramp):
-    """A base class' default in another place, and a required setting of its own."""
+    """A subclass with another default and an additional required setting."""
 
     slope: float = xn.setting(number)
     mode: str = xn.setting(one_of, ("up", "down"), default="down")
 
 
 class Upwards(Ramp):
-    """No choice of the mode."""
+    """A subclass that fixes the mode."""
 
     mode = "up"
 
 
 class Own(Ramp):
-    """A constructor of its own."""
+    """A class with its own constructor."""
 
     def __init__(self, start):
         super().__init__(start, "down")
@@ -135,7 +135,7 @@ def test_a_fingerprint_tells_settings_apart():
     assert fingerprint([1, {"a": (ramp,)}]) == fingerprint([1, {"a": (ramp,)}])
     assert fingerprint([1]) != fingerprint([1.0]) != fingerprint([True])
     assert fingerprint(Base("a")) == fingerprint(Base("a")) != fingerprint(Base("b"))
-    assert fingerprint([Ramp(1)]) != fingerprint([Ramp(1)])  # another object may hide another state
+    assert fingerprint([Ramp(1)]) != fingerprint([Ramp(1)])  # another object may have another hidden state
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_has_decided_shapes_can_not_change(name, value):
     with pytest.raises(InvalidValueError, match=f"{name} can't change once a layer is built.* got "):
         setattr(layer, name, value)
     assert layer.get_config() == before
-    setattr(layer, name, getattr(layer, name))  # what it is already
+    setattr(layer, name, getattr(layer, name))  # its current value
 
 
 def test_every_layer_can_be_frozen():

@@ -1,4 +1,4 @@
-"""What is recorded, replayed on other numbers, is what the function gives for them; what can't be is refused."""
+"""Recordings, replayed on other numbers, give the function's results; what can't be recorded is refused."""
 
 import math
 
@@ -19,7 +19,7 @@ K = np.array([3, 0, 1, 2, 0, 3])
 
 
 def record(step, state, batch):
-    """Take a step to its end, and return what takes it again to its end."""
+    """Take a step to its end, and return a function that takes it again to its end."""
     play = tape.record(step, state, batch)
     make(play.finish)
     return lambda: make(play())
@@ -102,7 +102,7 @@ def test_state_is_carried_on_and_views_of_it_are_followed():
 
     def step(s, b):
         w = np.add(s[0], b[0], out=s[0])  # in place
-        return w, s[1] + 1, s[2] * s[0][:2]  # the new second half of the first, and memory of its own
+        return w, s[1] + 1, s[2] * s[0][:2]  # the new second half of the first, and separate memory
 
     play = record(step, state, (np.array([1.0, 2.0, 3.0]),))
     play()

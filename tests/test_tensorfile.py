@@ -1,4 +1,4 @@
-"""Files: what safetensors' own reader refuses, loading refuses; what a save must leave as it is, it leaves."""
+"""Files: loading refuses what safetensors' own reader refuses, and saving preserves what it must."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def content(tmp_path_factory):
 
 
 def split(data):
-    """Return the header as a text, and the tensors' bytes."""
+    """Return the header as text, and the bytes of the tensors."""
     length = int.from_bytes(data[:8], "little")
     return data[8 : 8 + length].decode(), data[8 + length :]
 
@@ -52,7 +52,7 @@ def joined(text, rest):
 
 
 def changed(random, content):
-    """Return a file that was changed somewhere: bytes, characters or values of the header."""
+    """Return a file with a random change: bytes, characters or values of the header."""
     text, rest = split(content)
     kind = random.randrange(4)
     if kind == 0:  # bytes
@@ -60,7 +60,7 @@ def changed(random, content):
         for _ in range(random.randint(1, 3)):
             data[random.randrange(8 + len(text) if random.random() < 0.9 else len(data))] = random.randrange(256)
         return bytes(data)
-    if kind == 1:  # a part that goes, comes twice or is another one
+    if kind == 1:  # a part removed, repeated or replaced
         first, last = sorted(random.choices(range(len(text)), k=2))
         last = min(last, first + 40)
         part = random.choice(
@@ -106,7 +106,7 @@ def test_what_safetensors_refuses_is_refused(content, tmp_path):
             safetensors.deserialize(data)
             with safetensors.safe_open(path, "np") as file:
                 file.metadata()
-        except Exception:  # noqa: BLE001 (whatever it says)
+        except Exception:  # noqa: BLE001 (of any kind)
             refused += 1
             with pytest.raises(FileFormatError, match="changed"):
                 pytest.fail(f"{xn.load_model(path)} of {data[8:]!r}")
@@ -125,7 +125,7 @@ def hole(text, rest):
 
 
 def overlap(text, rest):
-    """Let a bias lie in another one: both are zeros, so the checksum fits."""
+    """Let two biases overlap: both are zeros, so the checksum matches."""
     header = json.loads(text)
     first, last = header["dense_1/bias"]["data_offsets"]
     header["dense_1/bias"]["data_offsets"] = header["dense/bias"]["data_offsets"][:1] + [4]
@@ -221,14 +221,14 @@ def test_memory_of_a_save_and_a_load(dtype, tmp_path):
     saving, _ = peak(lambda: model.save(path))
     size, number = path.stat().st_size, 4 if dtype == "float32" else 8
     assert size > 3 * 500_000 * number
-    moved = 0 if model.backend.device_name in (None, "cpu") else 502_000 * number  # one on its way
-    assert saving < size + moved + 2**20  # a copy of the state, which `fit` may go on with meanwhile
+    moved = 0 if model.backend.device_name in (None, "cpu") else 502_000 * number  # one in transfer
+    assert saving < size + moved + 2**20  # a copy of the state, which `fit` may modify meanwhile
     loading, again = peak(lambda: xn.load_model(path))
-    assert loading < 2.1 * size  # of which once is the model's
+    assert loading < 2.1 * size  # once for the model
     np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
 
 
-# One descriptor ---------------------------------------------------------------------------------------------
+# One file descriptor ----------------------------------------------------------------------------------------
 
 
 def test_a_load_sees_one_whole_file(tmp_path, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_load_sees_one_whole_file(tmp_path, monkeypatch):
     assert xn.load_model(path).seed == 2
 
 
-# What bears the name ----------------------------------------------------------------------------------------
+# Links and other files of that name -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
@@ -262,7 +262,7 @@ def test_the_mode_stays(mode, tmp_path):
     assert xn.load_model(path).layers[1].units == 3
 
 
-@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can give files away")
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can change a file's owner")
 def test_the_owner_stays(tmp_path):
     path = tmp_path / "model"
     make().save(path)
@@ -292,7 +292,7 @@ def test_links_lead_where_they_led(tmp_path):
     real, link, chain = tmp_path / "runs" / "7", tmp_path / "latest", tmp_path / "chain"
     link.symlink_to("runs/7")
     chain.symlink_to(link)
-    for units, path in enumerate((link, chain, real), start=2):  # at first, the link leads to nothing
+    for units, path in enumerate((link, chain, real), start=2):  # at first, the link has no target
         make(units).save(path)
         assert link.is_symlink()
         assert chain.is_symlink()
@@ -313,7 +313,7 @@ def test_what_is_no_file_is_refused(kind, tmp_path):
         os.mkfifo(path)
     elif kind == "socket":
         with socket.socket(socket.AF_UNIX) as server:
-            server.bind(os.path.relpath(path))  # the whole path may be too long
+            server.bind(os.path.relpath(path))  # the absolute path may be too long
     elif kind == "device":
         try:
             os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
@@ -396,7 +396,7 @@ def test_names_that_can_be(name, tmp_path, monkeypatch):
 
 
 def killed_in(folder, name):
-    """Kill a process while it saves there."""
+    """Kill a process at this point of a save."""
     code = f"""
         import os, signal
         import xpnet as xn
@@ -418,7 +418,7 @@ def test_leftovers_of_killed_saves_go(tmp_path):
     assert len(left) == 2
     assert left[0].startswith(".other.")
     assert left[1] == "model"
-    # that of a process that lives stays
+    # a file of a living process stays
     digest, pid, token = left[0].removeprefix(".other.").split(".")
     alive = tmp_path / f".other.{digest}.{os.getpid()}.{token}"
     os.rename(tmp_path / left[0], alive)

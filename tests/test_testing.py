@@ -1,4 +1,4 @@
-"""The helpers for testing find what they are there to find."""
+"""The test helpers detect errors."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_assert_close_options():
 
 
 class Wrong(Layer):
-    """y = x * scale, with the derivatives multiplied by what `break_` says."""
+    """y = x * scale, with derivatives multiplied by the factors in `break_`."""
 
     def __init__(self, dx=1.0, dscale=1.0, shape=None, drop=False):
         super().__init__()
@@ -132,7 +132,7 @@ def test_check_gradients_finds_a_wrong_regularizer(backend64):
 
 def test_check_gradients_takes_inputs_and_a_tolerance(backend64):
     check_gradients(Wrong(dx=1.01), (5, 3), backend=backend64, tolerance=0.1)
-    with pytest.raises(AssertionError):  # relu's derivative at 0 is not that of either side
+    with pytest.raises(AssertionError):  # relu's derivative at 0 differs from that of either side
         check_gradients(Dense(4, "relu", use_bias=False), (5, 3), inputs=np.zeros((5, 3)), backend=backend64)
 
 

@@ -1,4 +1,4 @@
-"""Work that is shared out is done once, whoever does it, and its results do not depend on who did."""
+"""Shared work runs once, and its results do not depend on which thread ran it."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 
 
 def pretend(monkeypatch, count):
-    """Pretend that BLAS was told to use so many threads."""
+    """Pretend that BLAS has this number of threads."""
     monkeypatch.setattr(threads, "count", lambda: count)
     monkeypatch.setattr(threads, "allowed", lambda: count)
     return count
@@ -37,7 +37,7 @@ def two(monkeypatch):
 
 @pytest.fixture(params=["spinning", "sleeping"])
 def waiting(request, monkeypatch):
-    """Make new helpers, which look out for work or go to sleep at once."""
+    """Make new helpers, which spin for work or sleep at once."""
     if request.param == "sleeping":
         monkeypatch.setattr(helpers, "_spin", lambda: None)
     elif helpers._spin() is None:
@@ -64,7 +64,7 @@ def test_every_call_is_made_once(count, waiting):
 
 @pytest.mark.parametrize("pause", [0.0, 0.05])
 def test_helpers_come_whether_awake_or_asleep(two, waiting, pause):
-    """Each call waits for the other, so that it needs two threads."""
+    """Each call waits for the other, so two threads are needed."""
     for _ in range(20):
         together = threading.Barrier(2)
         threads.share([lambda b=together: b.wait(30)] * 2)
@@ -102,7 +102,7 @@ def test_a_helper_that_never_begins_is_not_waited_for(count, waiting, monkeypatc
 
 
 def test_who_comes_second_works_alone(count, waiting):
-    """Work may be shared out by several threads at once, and by a call that is itself a part of some."""
+    """Several threads may share work at once, as may a call that is itself shared."""
     done = []
 
     def call(i):
@@ -213,7 +213,7 @@ def test_arrays_in_parts(count, monkeypatch):
 
 @pytest.mark.parametrize("strikes", [0, 1])
 def test_what_ends_a_step_is_made_once_whatever_is_thrown(count, monkeypatch, strikes):
-    """Pieces by several threads, then the rest; an exception while helpers are awaited comes behind all that."""
+    """Pieces on several threads, then the other calls; an exception during the wait is raised last."""
     x, order = np.zeros(64), []
     real, left = threads.Job.begin, [strikes]
 
@@ -262,7 +262,7 @@ def test_helpers_do_not_warn_of_what_the_guard_finds(two, waiting):
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop", "momentum"])
 def test_a_network_learns_the_same_with_threads(count, monkeypatch, optimizer):
-    """Up to rounding as on one thread; bit by bit the same each time."""
+    """Equal to one thread up to rounding; bit-equal each time."""
     monkeypatch.delenv("XPNET_GRAPH", raising=False)
     x, y = RNG.standard_normal((64, 40)), RNG.integers(0, 3, 64)
 
@@ -278,7 +278,7 @@ def test_a_network_learns_the_same_with_threads(count, monkeypatch, optimizer):
         expected = weights()
     monkeypatch.setattr(threads, "MIN_PRODUCT", 1000)
     monkeypatch.setattr(threads, "MIN_PASS", 100)
-    monkeypatch.setattr(tape, "step_context", nullcontext)  # it asks BLAS, which this test does not
+    monkeypatch.setattr(tape, "step_context", nullcontext)  # reads the BLAS threads
     first, second = weights(), weights()
     for a, b, c in zip(first, second, expected):
         assert a.tobytes() == b.tobytes()

@@ -1,6 +1,6 @@
-"""PyTorch's twins write in place: on the CPU only, and to nothing that is somebody else's.
+"""PyTorch's twins write in place: only on the CPU, and only to their own memory.
 
-That they compute what their bodies do is in test_ops.py, that the guard holds them back in test_guard.py.
+test_ops.py compares them with their bodies; test_guard.py tests that the guard rejects their updates.
 """
 
 import os
@@ -56,7 +56,7 @@ def context():
     return Context(backend, True, None, Arena(backend.xp, backend.device))
 
 
-# In place, where that is no one else's affair -------------------------------------------------------------
+# In place, if no one else uses the memory -------------------------------------------------------------------
 
 
 def test_weights_and_slots_stay_in_their_memory():
@@ -115,7 +115,7 @@ def test_predictions_between_steps_change_nothing():
 
 
 def step_on(backend):
-    """Return a step, and what it takes, where tensors have shapes but no numbers if the device is "meta"."""
+    """Return a step and its arguments; on the device "meta" tensors have shapes but no values."""
     network = Network([Dense(8, activation="relu", kernel_regularizer="l2"), Dense(4, activation="softmax")], (6,))
     step = make_step(backend, network, SparseCategoricalCrossentropy(), Adam(global_clipnorm=1.0), [])
     size = network.layout.size
@@ -127,7 +127,7 @@ def step_on(backend):
 
 
 def test_on_another_device_nothing_waits_and_nothing_is_written_over(monkeypatch):
-    """A tensor on the device "meta" has no numbers: whatever looks at one on the host raises."""
+    """A tensor on the device "meta" has no values: reading one on the host raises."""
     monkeypatch.setattr(TorchBackend, "_device", lambda self, name: torch.device("meta"))
     backend = TorchBackend()
     assert not backend.inplace
@@ -158,13 +158,13 @@ def test_somebody_elses_default_device():
     assert bits(model) == bits(wanted)
 
 
-# PyTorch's own differentiation ------------------------------------------------------------------------------
+# PyTorch's autograd -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 @pytest.mark.parametrize("inside", [(0, 1), (2,), (1, 3), (0, 1, 2, 3)])
 def test_a_users_inference_mode(inside, optimizer):
-    """Building is stage 0, then come three fits: tensors made in that mode can't be written to outside of it."""
+    """Stage 0 is building, then come three fits: tensors made in that mode can't be modified outside it."""
     wanted, model = make(optimizer=optimizer), make(optimizer=optimizer)
     for m, when in ((wanted, ()), (model, inside)):
         for stage in range(4):
@@ -176,7 +176,7 @@ def test_a_users_inference_mode(inside, optimizer):
 
 
 class Cubed(Layer):
-    """Differentiated by PyTorch, whose graph its output carries."""
+    """Differentiated by PyTorch: its output carries an autograd graph."""
 
     def forward(self, ctx, params, x):
         x = x.detach().requires_grad_()
@@ -234,7 +234,7 @@ def test_data_that_require_gradients():
     assert bits(model) == bits(wanted)
 
 
-# Branches that the cases of test_ops.py are too small for -----------------------------------------------------
+# Branches for which the cases of test_ops.py are too small ---------------------------------------------------
 
 
 @pytest.mark.parametrize("bias", [True, False])

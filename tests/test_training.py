@@ -1,4 +1,4 @@
-"""The step as a pure function of its state, and what surrounds it."""
+"""The step as a pure function of its state, and the code around it."""
 
 import threading
 
@@ -76,7 +76,7 @@ def test_a_step_is_a_function_of_state_and_batch(parts):
 
 
 def test_the_state_keeps_its_form(parts):
-    """The same tree, shapes and dtypes go out as come in: what a compiled loop needs."""
+    """The new state has the tree, shapes and dtypes of the old one, as a compiled loop requires."""
     b, _, _, step, state = parts
     before, after = numbers(b, state()), numbers(b, step(state(), [batch(b)]))
     assert [(a.shape, a.dtype) for a in flat(before)] == [(a.shape, a.dtype) for a in flat(after)]
@@ -101,7 +101,7 @@ def test_a_bad_step_and_all_behind_it_are_held_back(parts, bad, at):
     batches = [batch(b)] * at + [batch(b, y=Y * 1e200 if at == 0 else Y, x=bad), batch(b), batch(b)]
     found = numbers(b, step(state(), batches))
     assert not bool(found.ok)  # sticky
-    assert steps(found) == at  # stands still
+    assert steps(found) == at  # does not advance
     for name in ("weights", "slots", "stats", "age", "sums"):
         for one, other in zip(flat(getattr(found, name)), flat(getattr(expected, name)), strict=True):
             np.testing.assert_array_equal(one, other, err_msg=name)
@@ -127,7 +127,7 @@ def test_sums_of_no_rows_come_to_nothing(backend):
     assert all(np.isnan(value).all() for value in found.values())
 
 
-# Side by side -----------------------------------------------------------------------------------------------
+# Interleaved training ---------------------------------------------------------------------------------------
 
 
 def test_two_models_in_two_threads():
@@ -151,7 +151,7 @@ def test_two_models_in_two_threads():
 
 
 def test_two_models_taking_turns():
-    """What one model keeps between its steps is its own."""
+    """A model's data between its steps are not shared."""
     models = [xn.Sequential([Dense(4, activation="relu"), Dense(1)], seed=1) for _ in range(3)]
     for model in models:
         model.compile(Adam(0.01), "mse")

@@ -1,4 +1,4 @@
-"""What a user of the public API writes, for `mypy --strict` (see noxfile.py): signatures are visible and exact."""
+"""Code of a user of the public API, for `mypy --strict` (see noxfile.py): signatures are visible and exact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xpnet.optimizers import Adam, AdamW
 
 
 class Scale(Stateless):
-    """A layer of one's own."""
+    """A user-defined layer."""
 
     factor: float = xn.setting(number, 0, default=2.0)
 
@@ -22,7 +22,7 @@ class Scale(Stateless):
 
 
 class Sign(xn.optimizers.Optimizer):
-    """An optimizer of one's own."""
+    """A user-defined optimizer."""
 
     beta: float = xn.setting(number, 0, 1, default=0.9)
 
@@ -32,7 +32,7 @@ class Sign(xn.optimizers.Optimizer):
 
 
 def use() -> None:
-    """Is never called: type checkers read it."""
+    """Never called: only type checkers read it."""
     model = xn.Sequential([xn.layers.Input((3,)), Dense(4, "relu", name="first"), Scale(0.5), Dense(1)], seed=0)
     model.compile(Adam(0.01, beta_1=0.5, clipnorm=1.0), xn.losses.Huber(2.0), [xn.metrics.Precision(), "mse"])
     history = model.fit(

@@ -1,4 +1,4 @@
-"""What all comparisons with peers share: NumPy in float64, and how closely numbers must agree."""
+"""Fixtures for all comparisons with peers: NumPy in float64, and the required agreement."""
 
 import os
 
@@ -10,7 +10,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 
 @pytest.fixture
 def agree():
-    """Return `agree(found, wanted, rtol=1e-10)`; what cancels to zero counts in relation to the largest number."""
+    """Return `agree(found, wanted, rtol=1e-10)`; the tolerance is relative to the largest number."""
 
     def compare(found, wanted, rtol=1e-10):
         found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)

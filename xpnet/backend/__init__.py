@@ -1,9 +1,9 @@
-"""Which array library, which device, which precision; host <-> device; `compile(step)`.
+"""Array libraries, devices and precisions; transfers between host and device; `compile(step)`.
 
-This folder and `kernels/` are the only places where an array library is named. A `Backend` is made once and
-carried along; everything else computes with its `xp`, a namespace of the Python array API standard.
+Only this folder, `fusion/` and `kernels/` name an array library. A `Backend` is created once and passed along; all
+other code computes with its `xp`, a namespace of the Python array API standard.
 
-Which backend does the work, strongest first: an explicit argument or `use_backend(...)`; the environment
+What determines the backend, highest priority first: an explicit argument or `use_backend(...)`; the environment
 variable `XPNET_BACKEND` (with `XPNET_DEVICE` and `XPNET_DTYPE`); the library of the arrays passed in; NumPy.
 """
 

@@ -1,4 +1,4 @@
-"""What a backend is: one array library on one device, computing in one precision."""
+"""The base class of backends: one array library on one device, computing in one precision."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import numpy as np
 from ..errors import BackendError, unknown_name
 from .tree import Tree, tree_map
 
-Array = Any  # an array of whichever library: the standard has no common type
+Array = Any  # an array of any library; the standard defines no common type
 
-# Precisions by name, and the 16-bit dtype that the factors of products are rounded to. Weights, sums and all
-# that is not a product stay in float32 under a "mixed" one (P. Micikevicius et al., ICLR 2018).
+# Precisions by name, and the 16-bit dtype to which factors of products are rounded. Under a "mixed" policy
+# weights, sums and everything else stay in float32 (P. Micikevicius et al., ICLR 2018).
 POLICIES = {"float32": None, "float64": None, "mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
-LARGEST_COUNT = 2**63 - 1  # of steps and epochs: see `Backend.count`
+LARGEST_COUNT = 2**63 - 1  # largest number of steps and epochs: see `Backend.count`
 
 
 class Backend:
-    """One array library on one device, computing in one floating precision.
+    """One array library on one device, computing in one floating-point precision.
 
     Args:
-        device: the device's name in the library's own spelling (`"cpu"`, `"cuda:1"`), or None for its default.
+        device: the library's name of the device (`"cpu"`, `"cuda:1"`), or None for its default.
         dtype: `"float32"`, `"float64"`, `"mixed_float16"` or `"mixed_bfloat16"`.
 
     Attributes:
-        xp: the array API namespace. policy: the precision as it was named.
+        xp: the array API namespace. policy: the `dtype` argument.
         dtype, dtype_name: the floating dtype of all arrays, and its name.
-        narrow: the name of the dtype that factors of products are rounded to, None without such.
-        device: what `xp` takes as `device=`. inplace: whether twins may write into arrays.
-        wide: whether there are 64-bit numbers.
+        narrow: the name of the dtype to which factors of products are rounded, or None.
+        device: what `xp` accepts as `device=`. inplace: whether twins may write to arrays.
+        wide: whether 64-bit numbers are available.
 
     Raises:
         BackendError: the library is not installed, has no such device, or lacks the precision.
@@ -68,7 +68,7 @@ class Backend:
     def __reduce__(self) -> tuple[Any, ...]:
         return make_backend, (type(self), self.device_name, self.policy)
 
-    # What differs from library to library -------------------------------------------------------------
+    # Differs between libraries --------------------------------------------------------------------------
 
     def _namespace(self) -> Any:
         return importlib.import_module(self.package)
@@ -80,7 +80,7 @@ class Backend:
 
     @classmethod
     def devices(cls) -> list[str]:
-        """Return the names of the devices that this machine has for the library."""
+        """Return the names of the library's devices on this machine."""
         return ["cpu"]
 
     @classmethod
@@ -99,58 +99,57 @@ class Backend:
         return np.asarray(x)
 
     def array(self, x: Any, dtype: str | None = None) -> Array:
-        """Return a copy of host data on this device, of the named dtype or else its own."""
+        """Copy host data to this device, with the named dtype or its own."""
         return self.feed(fresh(x, dtype))
 
     def feed(self, x: np.ndarray) -> Array:
-        """Hand over a host array that nobody else will write to; it may be used without a copy."""
+        """Pass in a host array that no one else will write to; it may be used without a copy."""
         return self.xp.asarray(x, device=self.device)
 
     def copy(self, x: Array) -> Array:
-        """Return a copy that later steps do not touch."""
+        """Return a copy that later steps do not modify."""
         return self.xp.asarray(x, copy=True)
 
     def device_of(self, x: Array) -> str | None:
-        """Return the name of the device that an array of this library is on (None: the default)."""
+        """Return the name of the device of an array of this library; None for the default device."""
         return None
 
     @classmethod
     def traced(cls, x: Any) -> bool:
-        """Return whether `x`, an array of this library, stands for numbers that are not known yet."""
+        """Return whether the numbers of `x`, an array of this library, are not known yet."""
         return False
 
     @staticmethod
     def shares(x: Array, y: Array) -> bool:
-        """Return whether two arrays of this library may share memory that can be written to."""
+        """Return whether two arrays of this library may share writable memory."""
         return False
 
     @classmethod
     def nearest(cls, dtype: str) -> str:
-        """Return the precision that arrays of `dtype` are computed in: their own, where the library can now."""
+        """Return the precision used for arrays of `dtype`: their own if the library allows it now."""
         return dtype
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
-        """Return `update(kept)` where the 0-d boolean array `ok` holds, else `kept`: no host sync."""
+        """Return `update(kept)` if the 0-d boolean array `ok` is true, else `kept`, without a host sync."""
         return tree_map(partial(self.xp.where, ok), update(kept), kept)
 
     def here(self) -> AbstractContextManager[Any]:
-        """Return a context in which the library computes on this device, where arrays alone do not decide that."""
+        """Return a context that makes this device current, for libraries that need it."""
         return nullcontext()
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, compiled where the library can."""
+        """Return `function`, compiled if the library supports it."""
         return function
 
     def compile(self, step: Callable[..., Tree]) -> Callable[..., None]:
         """Return `run(state, batches, commit)`, which takes one step per batch.
 
         Each step is `step(state, batch, finish) -> state` (see `training.step.make_step`). `commit(state, finish)`
-        makes the calls that end it and takes the new state over: between two of them the state is that of a whole
-        step.
+        makes the calls that end it and stores the new state: between steps the state is complete.
         """
 
         def run(state: Tree, batches: Sequence[Tree], commit: Any) -> None:
-            with self.here(), np.errstate(all="ignore"):  # the guard finds what is not finite
+            with self.here(), np.errstate(all="ignore"):  # the guard detects non-finite results
                 for batch in batches:
                     finish: list[Any] = []
                     state = step(state, batch, finish)
@@ -158,16 +157,16 @@ class Backend:
 
         return run
 
-    # The same everywhere ------------------------------------------------------------------------------
+    # Common to all -------------------------------------------------------------------------------------
 
     def bring(self, x: Array) -> Array:
-        """Return `x`, an array of any known library, as an array of this one on this device."""
+        """Convert `x`, an array of any known library, to an array of this one on this device."""
         if self.owns(x):
             return self.xp.asarray(x, device=self.device)
         return self.array(plain(host_of(x)))
 
     def zeros(self, shape: int | tuple[int, ...], dtype: Any = None) -> Array:
-        """Return zeros on this device, in the backend's floating dtype unless told otherwise."""
+        """Return zeros on this device, by default in the backend's floating dtype."""
         return self.xp.zeros(shape, dtype=dtype or self.dtype, device=self.device)
 
     def scalar(self, value: Any, dtype: Any = None) -> Array:
@@ -175,18 +174,18 @@ class Backend:
         return self.xp.asarray(value, dtype=dtype or self.dtype, device=self.device)
 
     def count(self, value: int) -> Array:
-        """Return a count of steps as an array: int64, 0-d; or two words, uint32, shape (2,), the lower first."""
+        """Return a step count as an array: int64, 0-d; or two words, uint32, shape (2,), the lower first."""
         if self.wide:
             return self.scalar(value, self.xp.int64)
         return self.array([value & 0xFFFFFFFF, value >> 32], "uint32")
 
     def counted(self, count: Array) -> int:
-        """Return the number that `count` made an array of."""
+        """Return the integer from which `count` made this array."""
         host = self.host(count)
         return int(host) if host.ndim == 0 else int(host[0]) | int(host[1]) << 32
 
     def with_dtype(self, dtype: str | None) -> Backend:
-        """Return the backend on the same device that computes in `dtype`."""
+        """Return the backend for the same device and the precision `dtype`."""
         return self if dtype in (None, self.policy) else make_backend(type(self), self.device_name, dtype)  # type: ignore[arg-type]
 
     @classmethod
@@ -194,12 +193,12 @@ class Backend:
         return BackendError(f"backend {cls.name!r} has no such device here; found {known}; got {device!r}")
 
 
-BACKENDS: dict[str, type[Backend]] = {}  # by name; `xpnet.backend` enters them
+BACKENDS: dict[str, type[Backend]] = {}  # by name; filled by `xpnet.backend`
 
 
 @lru_cache(maxsize=64)
 def make_backend(cls: type[Backend], device: str | None, dtype: str) -> Backend:
-    """Return the backend of a class, on a device, in a precision; the same object at every call.
+    """Return the backend for a class, device and precision; the same object at every call.
 
     Raises:
         BackendError: the library is not installed, has no such device, or lacks the precision.
@@ -223,7 +222,7 @@ def special_function(xp: Any, name: str) -> Callable[[Array], Array] | None:
 
 
 def library_of(x: Any) -> str | None:
-    """Return the name of the backend whose library `x` is an array of, None for anything else.
+    """Return the name of the backend to whose library the array `x` belongs; None for anything else.
 
     >>> library_of(np.zeros(3)), library_of([1, 2])
     ('numpy', None)
@@ -232,7 +231,7 @@ def library_of(x: Any) -> str | None:
 
 
 def host_of(x: Any) -> np.ndarray:
-    """Return an array of any known library, or whatever NumPy can read, as a NumPy array."""
+    """Convert an array of any known library, or anything NumPy can read, to a NumPy array."""
     library = library_of(x)
     return np.asarray(x) if library is None else BACKENDS[library].host(x)
 
@@ -244,23 +243,23 @@ def traced(x: Any) -> bool:
 
 
 def fresh(x: Any, dtype: str | None) -> np.ndarray:
-    """Return a copy of host data, of the named dtype or else its own; what is too small for it becomes 0."""
+    """Copy host data, with the named dtype or its own; numbers too small for the dtype become 0."""
     with np.errstate(all="ignore"):
         return in_order(np.array(x, dtype=dtype))
 
 
 def in_order(x: np.ndarray) -> np.ndarray:
-    """Return host data in the byte order of this machine, the only one that all libraries read."""
+    """Return host data in this machine's byte order, the only one that all libraries read."""
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def plain(x: np.ndarray) -> np.ndarray:
-    """Return host data in a dtype that all libraries read: floats are float32 or float64.
+    """Convert host data to a dtype that all libraries read: floats become float32 or float64.
 
     >>> plain(np.ones(1, np.longdouble)).dtype.name, plain(np.ones(1, ">f2")).dtype.name
     ('float64', 'float32')
     """
-    if x.dtype.char == "g":  # long double: 64 bits and more, as the machine has it
+    if x.dtype.char == "g":  # long double: 64 bits or more, depending on the machine
         return x.astype(np.float64)
     narrow = x.dtype.name.startswith(("float", "bfloat")) and x.dtype.itemsize < 4
     return x.astype(np.float32) if narrow else in_order(x)

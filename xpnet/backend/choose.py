@@ -1,4 +1,4 @@
-"""Which backend computes: asked for, named by the environment, or that of the arrays passed in."""
+"""Choose the backend: an explicit choice, the environment, or the library of the arrays passed in."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _chosen: ContextVar[Backend | None] = ContextVar("xpnet_backend", default=None)
 
 
 def get_backend(name: str | Backend | None = None, device: str | None = None, dtype: str | None = None) -> Backend:
-    """Return a backend: by name, or as `use_backend` and the environment say, else NumPy.
+    """Return a backend: by name, else as set by `use_backend` or the environment, else NumPy.
 
     Args:
         name: `"numpy"`, `"cupy"`, `"torch"`, `"jax"` or `"array_api_strict"`, a `Backend`, or None.
-        device: a device's name; None takes `XPNET_DEVICE` (where it belongs to this backend) or the default.
+        device: a device's name; None takes `XPNET_DEVICE` (if it applies to this backend) or the default.
         dtype: a precision, see `Backend`; None takes `XPNET_DTYPE`, else `"float32"`.
 
     Raises:
@@ -38,7 +38,7 @@ def resolve(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Backend:
-    """Return the backend for a piece of work on `arrays`, in the order that `xpnet.backend` tells."""
+    """Return the backend that computes with `arrays`; `xpnet.backend` states the priorities."""
     if isinstance(name, Backend):
         backend = name if device in (None, name.device_name) else make_backend(type(name), device, name.policy)  # type: ignore[arg-type]
         return backend.with_dtype(dtype)
@@ -50,7 +50,7 @@ def resolve(
         if candidate is not None and candidate not in BACKENDS:
             raise unknown_name(origin, candidate, BACKENDS)
     wanted = os.environ.get("XPNET_DTYPE") or "float32"
-    if wanted not in POLICIES:  # even where something goes before it
+    if wanted not in POLICIES:  # checked even if an argument overrides it
         raise unknown_name("dtype in XPNET_DTYPE", wanted, POLICIES)
     dtype = dtype or wanted
     if device is None and variable in (None, name or variable):
@@ -65,7 +65,7 @@ def resolve(
 
 @contextmanager
 def use_backend(name: str | Backend, device: str | None = None, dtype: str | None = None) -> Iterator[Backend]:
-    """Choose the backend for a block of code; in this thread (or task) only.
+    """Choose the backend for a block of code, in this thread (or task) only.
 
     >>> with use_backend("numpy", dtype="float64") as backend:
     ...     get_backend().dtype_name
@@ -80,20 +80,20 @@ def use_backend(name: str | Backend, device: str | None = None, dtype: str | Non
 
 
 def is_explicit(name: str | Backend | None = None) -> bool:
-    """Return whether somebody has said which backend to use (so that arrays do not decide)."""
+    """Return whether a backend was chosen explicitly, so that arrays do not decide."""
     return name is not None or _chosen.get() is not None or bool(os.environ.get("XPNET_BACKEND"))
 
 
 def home_of(x: Any) -> Backend:
-    """Return the backend of the library and device that `x` lives on: NumPy for anything unknown."""
+    """Return the backend for the library and device of `x`; NumPy for anything unknown."""
     library = make_backend(BACKENDS[library_of(x) or "numpy"], None, "float32")  # type: ignore[arg-type]
     return make_backend(type(library), library.device_of(x), "float32")  # type: ignore[arg-type]
 
 
 def give_back(x: Array, like: Any, backend: Backend) -> Array:
-    """Return `x`, a result of `backend`, in the library (and on the device) of the caller's `like`.
+    """Convert `x`, a result of `backend`, to the library and device of the caller's `like`.
 
-    What is traced stays where it is.
+    Traced arrays are returned unchanged.
     """
     if backend.traced(x):
         return x
@@ -103,7 +103,7 @@ def give_back(x: Array, like: Any, backend: Backend) -> Array:
 
 
 def probe() -> list[dict[str, Any]]:
-    """Return, for every backend, whether it can run here, on which devices, or why not.
+    """Return a report on every backend: whether it is available here, on which devices, or why not.
 
     >>> probe()[0]["name"], probe()[0]["available"]
     ('numpy', True)
@@ -123,7 +123,7 @@ def probe() -> list[dict[str, Any]]:
 
 
 def available_backends() -> list[str]:
-    """Return the names of the backends that can run on this machine.
+    """Return the names of the backends available on this machine.
 
     >>> "numpy" in available_backends()
     True
@@ -132,7 +132,7 @@ def available_backends() -> list[str]:
 
 
 def floating(dtype: str | None) -> str | None:
-    """Return `dtype` if it names a precision that xpnet computes in (or is None), else raise.
+    """Return `dtype` if it is None or names a precision of xpnet, else raise.
 
     >>> floating("float64")
     'float64'

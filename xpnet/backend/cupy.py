@@ -39,7 +39,7 @@ class CupyBackend(Backend):  # needs a GPU
 
     @classmethod
     def devices(cls) -> list[str]:
-        """Return the CUDA devices that the driver shows."""
+        """Return the CUDA devices that the driver reports."""
         runtime = importlib.import_module("cupy").cuda.runtime
         try:
             return [f"cuda:{i}" for i in range(runtime.getDeviceCount())]
@@ -53,7 +53,7 @@ class CupyBackend(Backend):  # needs a GPU
 
     @staticmethod
     def host(x: Array) -> np.ndarray:
-        """Copy `x` to the host (and wait for it)."""
+        """Copy `x` to the host, after waiting for it."""
         return x.get()
 
     def device_of(self, x: Array) -> str | None:
@@ -70,9 +70,9 @@ class CupyBackend(Backend):  # needs a GPU
         return bool(importlib.import_module("cupy").may_share_memory(x, y))
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
-        """Choose on the device; kernels that write in place have chosen themselves (`ctx.apply_update`)."""
+        """Select on the device; kernels that write in place have already applied the flag (`ctx.apply_update`)."""
         return tree_map(lambda new, old: new if new is old else self.xp.where(ok, new, old), update(kept), kept)
 
     def here(self) -> AbstractContextManager[Any]:
-        """Make this device the current one: CuPy computes there, on its streams, wherever the arrays are."""
+        """Make this device current: CuPy computes there, on its streams, whichever device holds the arrays."""
         return self.device

@@ -29,7 +29,7 @@ class JaxBackend(Backend):
         self.wide = bool(jax.config.jax_enable_x64)
         if self.nearest(dtype) != dtype:
             raise BackendError(
-                "JAX computes in float64 only when it is told to before its first use: set the environment "
+                "JAX computes in float64 only if this is enabled before its first use: set the environment "
                 "variable JAX_ENABLE_X64=1, or call jax.config.update('jax_enable_x64', True); got 'float64'"
             )
 
@@ -64,17 +64,17 @@ class JaxBackend(Backend):
         return self._jax.device_put(fresh(x, dtype), self.device)
 
     def feed(self, x: np.ndarray) -> Array:
-        """Pass a fresh host array on as it is: `jit` takes it in faster than `device_put` does."""
+        """Return a fresh host array unchanged: `jit` transfers it faster than `device_put`."""
         return x if self.device is None else self._jax.device_put(x, self.device)
 
     @classmethod
     def traced(cls, x: Any) -> bool:
-        """Return whether `x` is what `jax.jit`, `jax.grad` or `jax.vmap` hand to the function they trace."""
+        """Return whether `x` is a tracer, which `jax.jit`, `jax.grad` and `jax.vmap` pass to functions."""
         return isinstance(x, importlib.import_module("jax").core.Tracer)
 
     @classmethod
     def nearest(cls, dtype: str) -> str:
-        """Return float32 for float64 where `jax_enable_x64` is off."""
+        """Return float32 for float64 if `jax_enable_x64` is off."""
         narrow = dtype == "float64" and not importlib.import_module("jax").config.jax_enable_x64
         return "float32" if narrow else dtype
 
@@ -87,14 +87,14 @@ class JaxBackend(Backend):
         """
         if JaxBackend.traced(x):
             raise InvalidTypeError(
-                "the numbers of an array must be known here, which inside of jax.jit, jax.grad and jax.vmap they "
-                "are not: call this outside of them, or on JAX arrays without another backend; got "
+                "the numbers of an array must be known here, but inside jax.jit, jax.grad and jax.vmap they are "
+                "not: call this outside of them, or on JAX arrays without another backend; got "
                 f"{type(x).__name__}"
             )
         return np.asarray(x)
 
     def device_of(self, x: Array) -> str | None:
-        """Return the array's device, None for JAX's default one and for what is traced."""
+        """Return the array's device; None for JAX's default device and for traced arrays."""
         if self.traced(x):
             return None
         device = next(iter(x.devices()))
@@ -105,7 +105,7 @@ class JaxBackend(Backend):
         return self.xp.array(x, copy=True)
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
-        """Decide with `lax.cond`, on the device."""
+        """Select with `lax.cond`, on the device."""
         return self._jax.lax.cond(ok, update, lambda unchanged: unchanged, kept)
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,12 +115,12 @@ class JaxBackend(Backend):
     def compile(self, step: Callable[..., Tree]) -> Callable[..., None]:
         """Return `run(state, batches, commit)`: one `jit` for a single step, one `lax.scan` for several.
 
-        The state is donated: what was handed in is lost when the new state is there.
+        The state is donated: the state passed in becomes invalid when the new one exists.
         """
         jax = self._jax
 
         def single(state: Tree, batch: Tree) -> tuple[Any, ...]:
-            return tuple(step(state, batch))  # no named tuple: C code makes it
+            return tuple(step(state, batch))  # a plain tuple, which C code makes
 
         def scan(state: Tree, stacked: Tree) -> tuple[Any, ...]:
             return tuple(jax.lax.scan(lambda s, b: (step(s, b), None), state, stacked)[0])
@@ -137,7 +137,9 @@ class JaxBackend(Backend):
                 batch = tree_map(stack, *batches)
             parts = batch if isinstance(batch, tuple) else (batch,)
             key = len(batches), parts[0].shape, *map(type, parts)
-            if key not in compiled:  # by much of Python's code, which may be interrupted when the state is lost
+            if (
+                key not in compiled
+            ):  # compiling runs Python code, which an exception may interrupt after the donation
                 state = tree_map(self.copy, state)
             commit.result(many if len(batches) > 1 else one, state, batch)
             compiled.add(key)

@@ -1,4 +1,4 @@
-"""NumPy: the host's own library."""
+"""NumPy: the host's array library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .tree import Tree
 
 
 class NumpyBackend(Backend):
-    """NumPy: the host's own library, native in the standard since 2.1."""
+    """NumPy: the host's array library, which implements the standard natively since 2.1."""
 
     name = package = "numpy"
     install = "pip install numpy"
@@ -20,7 +20,7 @@ class NumpyBackend(Backend):
 
     @classmethod
     def owns(cls, x: Any) -> bool:
-        """Return whether `x` is an array of NumPy, without a mask."""
+        """Return whether `x` is an unmasked NumPy array."""
         module = type(x).__module__.split(".")
         return module[0] == "numpy" and module[1:2] != ["ma"]
 
@@ -30,15 +30,15 @@ class NumpyBackend(Backend):
         return bool(np.may_share_memory(x, y))
 
     def feed(self, x: np.ndarray) -> Array:
-        """Return `x` itself: host memory is the device's."""
+        """Return `x` itself: the host is the device."""
         return x
 
     def bring(self, x: Array) -> Array:
-        """Return a plain NumPy array itself: this is asked for at every batch."""
+        """Return a plain NumPy array unchanged, without further checks: every batch passes here."""
         return x if type(x) is np.ndarray else super().bring(x)
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
-        """Decide with a plain `if`: memory is the host's. A recording notes it."""
+        """Select with a plain `if`: the flag is in host memory. A recording records the choice."""
         if hasattr(ok, "tape"):
             return ok.tape.when(ok, update, kept)
         return update(kept) if ok else kept

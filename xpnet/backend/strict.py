@@ -13,7 +13,7 @@ from .tree import Tree
 
 
 class StrictBackend(Backend):
-    """array-api-strict: the standard and nothing beside it, for testing."""
+    """array-api-strict: the standard and nothing else, for tests."""
 
     name = package = "array_api_strict"
     install = "pip install array-api-strict"
@@ -27,7 +27,7 @@ class StrictBackend(Backend):
 
     @classmethod
     def devices(cls) -> list[str]:
-        """Return strict's own device names; the last ones are pretended."""
+        """Return array-api-strict's device names; all but the first are simulated."""
         importlib.import_module(cls.package)
         return ["CPU_DEVICE", "device1", "device2"]
 
@@ -39,15 +39,15 @@ class StrictBackend(Backend):
 
     @staticmethod
     def shares(x: Array, y: Array) -> bool:
-        """Return whether the memory overlaps of the NumPy arrays that are inside."""
-        # not by way of `host`, which copies what is on a pretended device
+        """Return whether the memory of the underlying NumPy arrays overlaps."""
+        # not through `host`, which copies arrays of simulated devices
         return bool(np.may_share_memory(np.from_dlpack(x), np.from_dlpack(y)))
 
     def device_of(self, x: Array) -> str | None:
-        """Return the pretended device."""
+        """Return the simulated device; None for the CPU."""
         name = str(x.device).partition("'")[2].rstrip("')")
         return None if name == "CPU_DEVICE" else name
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
-        """Decide with a plain `if`: memory is the host's."""
+        """Select with a plain `if`: the flag is in host memory."""
         return update(kept) if ok else kept

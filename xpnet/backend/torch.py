@@ -14,7 +14,7 @@ from .tree import Tree
 
 
 class TorchBackend(Backend):
-    """PyTorch tensors, through array_api_compat; xpnet has its own derivatives and records no graph."""
+    """PyTorch tensors, through array_api_compat; xpnet computes its own derivatives, without autograd."""
 
     name = "torch"
     package = "array_api_compat.torch"
@@ -22,7 +22,7 @@ class TorchBackend(Backend):
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
         super().__init__(device, dtype)
-        # the twins look at numbers on the host before they write: on a GPU every step would wait for that
+        # twins read numbers on the host before they write: on a GPU each step would wait for that
         self.inplace = self.device.type == "cpu"
 
     def _device(self, device: str | None) -> Any:
@@ -50,13 +50,13 @@ class TorchBackend(Backend):
         return np.asarray((x.float() if x.dtype == torch.bfloat16 else x).detach().cpu())
 
     def feed(self, x: np.ndarray) -> Array:
-        """Use host memory where the device is the host (never read-only memory: PyTorch warns of it)."""
+        """Return a tensor that shares host memory on the CPU; read-only memory is copied (PyTorch warns of it)."""
         torch = importlib.import_module("torch")
         writeable = x if x.flags.writeable else x.copy()
         return torch.from_numpy(np.ascontiguousarray(writeable).reshape(x.shape)).to(self.device)
 
     def bring(self, x: Array) -> Array:
-        """Return `x` outside PyTorch's own differentiation."""
+        """Convert `x`, detached from PyTorch's autograd."""
         return super().bring(x.detach() if self.owns(x) else x)
 
     def copy(self, x: Array) -> Array:
@@ -65,7 +65,7 @@ class TorchBackend(Backend):
 
     @staticmethod
     def shares(x: Array, y: Array) -> bool:
-        """Return whether both are views of one storage."""
+        """Return whether both are views of the same storage."""
         return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
     def device_of(self, x: Array) -> str | None:
@@ -73,11 +73,11 @@ class TorchBackend(Backend):
         return None if x.device.type == "cpu" else str(x.device)
 
     def here(self) -> AbstractContextManager[Any]:
-        """Leave a user's `torch.inference_mode()`: what was made in it can't be written to outside of it."""
+        """Leave a user's `torch.inference_mode()`: tensors made in it can't be modified outside."""
         return self.xp.inference_mode(False) if self.xp.is_inference_mode_enabled() else nullcontext()
 
     def when(self, ok: Array, update: Callable[[Tree], Tree], kept: Tree) -> Tree:
-        """Decide with an `if` on the CPU; on a GPU without waiting for it."""
+        """Select with an `if` on the CPU; on a GPU without waiting for it."""
         if self.device.type == "cpu":
             return update(kept) if ok else kept
         return super().when(ok, update, kept)

@@ -27,7 +27,7 @@ def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """Return the arrays of a tree in order.
+    """Return the arrays of a tree, in order.
 
     >>> leaves((1, {"x": (2, None)}))
     [1, 2]

@@ -135,7 +135,7 @@ class Case(NamedTuple):
         tested = min(TEST_ROWS, self.rows)
         x, y = self._synthetic(self.rows + tested)
         split = self.rows
-        return DataSet(x[:split], y[:split], x[split:], y[split:], "random numbers in place of MNIST")
+        return DataSet(x[:split], y[:split], x[split:], y[split:], "random numbers instead of MNIST")
 
     def _synthetic(self, rows: int) -> Any:
         """Return normal inputs; labels are the argmax of random linear functions of them."""

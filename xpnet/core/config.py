@@ -70,7 +70,7 @@ def snake_case(name: str) -> str:
 
 
 def overrides(part: Any, name: str, other: str) -> bool:
-    """Return whether a class (or object) gets `name` from a more derived class than `other`.
+    """Return whether a class (or object) defines `name` in a more derived class than `other`.
 
     >>> class A: one = two = 1
     >>> class B(A): one = 2
@@ -84,7 +84,7 @@ def overrides(part: Any, name: str, other: str) -> bool:
 
 @dataclass_transform(eq_default=False, field_specifiers=(setting, part))
 class Configurable:
-    """Base class of parts: objects that are fully described by their constructor's arguments.
+    """Base class of parts: objects fully described by the arguments of their constructors.
 
     A class declares its arguments as settings (`xpnet.setting`), which generate its constructor. A class with its
     own `__init__` must store its arguments as attributes of the same names.
@@ -125,7 +125,7 @@ class Configurable:
         before, kept[name] = kept.get(name), value
         try:
             self.check_settings()
-        except BaseException:  # Ctrl-C too: the setting is as it was, and the exception goes on
+        except BaseException:  # also on Ctrl-C: restore the setting, then re-raise
             kept[name] = before
             raise
 
@@ -166,10 +166,10 @@ def _given(part: Any, names: Iterable[str] | None = None) -> dict[str, Any]:
 
 
 def is_described(part: Configurable, *others: str) -> bool:
-    """Return whether all attributes of a part are settings or arguments, so that a model notices their changes.
+    """Return whether all attributes of a part are settings or arguments, so that a model notices changes.
 
     Args:
-        others: further attributes that a model looks at.
+        others: further attributes that a model compares.
     """
     cls: Any = type(part)
     return set(vars(part)) <= {*_noticed(cls), "name", *others}
@@ -177,7 +177,7 @@ def is_described(part: Configurable, *others: str) -> bool:
 
 @cache
 def _noticed(cls: Any) -> tuple[str, ...]:
-    """Return the names of the arguments and settings, which a constructor of its own need not take."""
+    """Return the names of the arguments and settings; an `__init__` of the class need not take all settings."""
     return tuple(dict.fromkeys((*_arguments(cls), *cls._settings)))
 
 
@@ -371,14 +371,14 @@ class Registry(Generic[T]):
         return registered
 
     def exports(self) -> list[str]:
-        """Return the class names of all that is registered, for `__all__`."""
+        """Return the names of all registered classes, for `__all__`."""
         return sorted({cls.__name__ for cls in self.classes.values()})
 
     def find(self, name: object, custom_objects: Mapping[str, type] | None = None) -> type[T]:
         """Return the class of that name from `custom_objects`, `custom_object_scope` or xpnet, in this order.
 
         Raises:
-            UnknownNameError: it is not registered; the message suggests the closest names.
+            UnknownNameError: no such class is registered; the message suggests the closest names.
         """
         return self._find(_lookup, name, custom_objects)
 

@@ -148,7 +148,7 @@ def _numbers(column: Any) -> np.ndarray | None:
 
 
 def _plain(element: Any) -> Any:
-    """Return an element of a column in a form that NumPy converts: arrays as lists, a missing value as NaN."""
+    """Convert an element of a column for NumPy: arrays to lists, missing values to NaN."""
     if isinstance(element, np.ndarray):
         return [_plain(e) for e in element] if element.dtype.kind == "O" else element.tolist()
     return float("nan") if element is None or type(element).__name__ == "NAType" else element

@@ -1,12 +1,13 @@
-"""The fused operations: each body, in plain array API, is the definition of what it computes.
+"""The shared operations: each body, in plain array API, defines what the operation computes.
 
-Every operation takes `ctx` first (see `xpnet.kernels.context`) and memory from nowhere but `ctx.empty` and `into`.
-`kernels/` may hold a faster twin of the same name and signature for one library, tested against the body.
+Every operation takes `ctx` first (see `xpnet.kernels.context`) and gets memory only from `ctx.empty` and `into`.
+`kernels/` may define a twin: a faster version for one library, with the same name and signature, tested against
+the body.
 
-`into`: views of the flat gradient that a twin may write to, by parameter name; empty where it may not. What
-is returned is the truth. No operation writes into its arguments, except that twins may use up what a step will
-not need again: the flag, the counters and the sums; the gradient, where it is changed; and an optimizer's the
-weights and slots it is given, where no update can overflow (`never_overflows`).
+`into` maps parameter names to views of the flat gradient that a twin may write to; it is empty where writing is
+not allowed. The returned gradients count. Operations do not write to their arguments, except that a twin may
+overwrite what the step no longer needs: the flag, the counters and the sums; the gradient, where it is modified;
+and, in an optimizer, the weights and slots, if no update can overflow (`never_overflows`).
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ Backward = Callable[..., tuple[Array, dict[str, Array]]]
 
 
 def product(ctx: Any, a: Array, b: Array) -> Array:
-    """Return a b over the last two axes; under a mixed policy of the backend, from factors rounded to 16 bits.
+    """Return a b over the last two axes; under a mixed policy the factors are first rounded to 16 bits.
 
-    What is rounded: a and b to `backend.narrow`. What is not: their products, which add up in the model's dtype.
+    a and b are rounded to `backend.narrow`; their products accumulate in the model's dtype.
     """
     if ctx.backend.narrow is None:
         return ctx.xp.matmul(a, b)
@@ -63,10 +64,10 @@ def product(ctx: Any, a: Array, b: Array) -> Array:
 
 
 def _narrowed(ctx: Any, a: Array) -> Array:
-    """Return float32 numbers rounded to `backend.narrow`, in float32.
+    """Round float32 numbers to `backend.narrow`; return them as float32.
 
-    Where the library has no bfloat16, which keeps 8 of float32's 24 bits: with c = (2^16 + 1) a it is
-    c - (c - a)  (T. Dekker, "A floating-point technique for extending the available precision", 1971).
+    If the library has no bfloat16, which keeps 8 of float32's 24 bits, this is c - (c - a) with c = (2^16 + 1) a
+    (T. Dekker, "A floating-point technique for extending the available precision", 1971).
     """
     xp, narrow = ctx.xp, getattr(ctx.xp, ctx.backend.narrow, None)
     if narrow is not None:
@@ -76,7 +77,7 @@ def _narrowed(ctx: Any, a: Array) -> Array:
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> tuple[Array, Backward]:
-    """y = f(x W + b), and its backward.
+    """Return y = f(x W + b) and its backward.
 
     Args:
         x: shape (..., rows, in). kernel: (..., in, units). bias: (..., units) or None.
@@ -104,16 +105,17 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
 
 def activate(ctx: Any, x: Array, activation: Any) -> tuple[Array, Callable[[Array], Array]]:
-    """y = f(x), and the function from dy to dx = f'(x) dy. Args: activation: f, see `affine`."""
+    """Return y = f(x) and the function from dy to dx = f'(x) dy. Args: activation: f, see `affine`."""
     xp = ctx.xp
     y = activation.forward(xp, x)
     return y, lambda dy: activation.backward(xp, dy, x, y)
 
 
 def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> tuple[Array, Callable[[Array], Array]]:
-    """y = x / (1 - rate) where the boolean mask `keep` is set, else 0; dx = dy / (1 - rate) there, else 0.
+    """Return y = x / (1 - rate) where the boolean mask `keep` is set, else 0, and the function from dy to dx.
 
-    "Inverted" dropout (N. Srivastava et al., JMLR 15, 2014): the mean is kept, so inference needs no factor.
+    dx = dy / (1 - rate) where `keep` is set, else 0. This "inverted" dropout (N. Srivastava et al., JMLR 15, 2014)
+    preserves the mean, so inference needs no factor.
     """
     xp = ctx.xp
     mask = xp.astype(keep, x.dtype) * (1.0 / (1.0 - rate))
@@ -130,7 +132,7 @@ def normalize(
     others: tuple[int, ...] | None = None,
     center: bool = True,
 ) -> tuple[Array, Array, Array, Backward]:
-    """y = gamma * xh + beta, xh = (x - mean) / sqrt(var + epsilon); mean and (biased) var over `axes`.
+    """Return y = gamma * xh + beta with xh = (x - mean) / sqrt(var + epsilon); mean and (biased) var over `axes`.
 
     Args:
         x: the inputs. gamma, beta: broadcast with x; or None.
@@ -170,7 +172,7 @@ def normalize(
 
 
 def one_hot(ctx: Any, labels: Array, classes: int, dtype: Any) -> Array:
-    """1 where the class is the label, else 0 (NaN for a label that is no class): labels.shape + (classes,)."""
+    """Return labels as one-hot rows, shape labels.shape + (classes,); NaN for a label outside [0, classes)."""
     xp = ctx.xp
     every = xp.arange(classes, dtype=labels.dtype, device=ctx.backend.device)
     every = xp.reshape(every, (*(1,) * labels.ndim, classes))
@@ -216,12 +218,12 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     """Return -sum(t * log(a)) over the last axis, its derivative by z times `weight`, and a = softmax(z).
 
     Args:
-        z: scores, shape (..., classes). target: t, probabilities of the same shape or integer labels (...); one
-            that is no class gives NaN. weight: shape (...), or a number.
+        z: scores, shape (..., classes). target: t, probabilities of the same shape or integer labels (...); an
+            invalid label gives NaN. weight: shape (...), or a number.
 
-    With log(a) = z - max - log(sum(exp(z - max))) nothing overflows;  dz = a * sum(t) - t, which is a - t
-    where t sums to one. A score of -inf gives a = 0, and costs nothing where t is 0 (0 log 0 = 0); with a score of
-    +inf the softmax is NaN.
+    log(a) = z - max - log(sum(exp(z - max))), which can't overflow.  dz = a * sum(t) - t, which is a - t
+    if t sums to one. A score of -inf gives a = 0 and adds nothing where t is 0 (0 log 0 = 0); a score of
+    +inf makes the softmax NaN.
     """
     xp = ctx.xp
     sparse = target.ndim < z.ndim
@@ -236,7 +238,7 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
 
 
 def hits(ctx: Any, p: Array, target: Array) -> Array:
-    """Return 1 where the first of the largest numbers of a row is at the target, else 0, in the dtype of p.
+    """Return 1 for each row whose first maximum is at the target, else 0, in the dtype of p.
 
     Args:
         p: shape (..., classes). target: class numbers, shape (...).
@@ -287,24 +289,25 @@ def penalty(xp: Any, a: Array, l1: float, l2: float) -> tuple[Array, Array]:
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: tuple[Array, dict[str, Array]] | None) -> Array:
     """Return the gradients by path as one flat array, in the layout's order (see `xpnet.core.params`).
 
-    `out` is the flat array whose views were offered as `into`, and those views by path; or None.
+    Args:
+        out: the flat array whose views were passed as `into`, and those views by path; or None.
     """
     return layout.pack(ctx.xp, parts)
 
 
 def join(ctx: Any, parts: Sequence[Array]) -> Array:
-    """Return arrays of shape (..., size) as one, each behind the other."""
+    """Concatenate arrays of shape (..., size) along the last axis."""
     return ctx.xp.concat(list(parts), axis=-1)
 
 
 def within_limits(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[Array], *others: Array) -> Array:
-    """Return whether a step may be taken: a 0-d boolean array, left on the device.
+    """Return whether a step is accepted: a 0-d boolean array on the device.
 
     Args:
-        ok: 0-d boolean: whether all was well so far. lr: the learning rate, at most `LARGEST_RATE`.
-        limit: of the norm of each of the flat arrays, shape (..., size). others: must be finite.
+        ok: 0-d boolean, the result of earlier checks. lr: the learning rate, at most `LARGEST_RATE`.
+        limit: upper bound of the norm of each flat array, shape (..., size). others: must be finite.
 
-    By the sums of squares, which NaN and infinity spoil.
+    The norms come from sums of squares; NaN and infinity fail the comparison.
     """
     xp = ctx.xp
     result = ok & (lr <= LARGEST_RATE)
@@ -318,7 +321,7 @@ def within_limits(ctx: Any, ok: Array, lr: Array, limit: float, flats: Sequence[
 def tally(
     ctx: Any, ok: Array, counted: Array, step: Array, age: Array, sums: Array, parts: Sequence[Any]
 ) -> tuple[Array, Array, Array]:
-    """Return step + 1 and age + 1, as they were unless `ok`, and the sums with a batch's added if it is `counted`.
+    """Return step + 1 and age + 1, unchanged unless `ok`, and the sums plus a batch's, unchanged unless `counted`.
 
     Args:
         ok, counted: 0-d boolean. step: see `next_count`. sums, parts: see `add_up`.
@@ -340,18 +343,18 @@ def next_count(xp: Any, step: Array) -> Array:
 
 
 def add_up(ctx: Any, sums: Array, parts: Sequence[tuple[Any, float]]) -> Array:
-    """Return the sums with a batch's added.
+    """Return the sums plus those of a batch.
 
     Args:
-        sums: shape (n,), or (2, n) with what rounding has lost of each in the second row.
-        parts: what is added to the sums, one part behind the other: pairs of an array of any shape (or a number)
-            and the number by which it is multiplied first.
+        sums: shape (n,), or (2, n) with the rounding error of each sum in the second row.
+        parts: pairs (value, factor) that together fill the n sums in order; a value is an array of any shape, or a
+            number.
 
-    What rounding loses:  t = s + a,  z = t - s,  e = (s - (t - z)) + (a - z)  (D. Knuth, "The art of computer
+    The rounding error of t = s + a:  z = t - s,  e = (s - (t - z)) + (a - z)  (D. Knuth, "The art of computer
     programming", volume 2, section 4.2.2).
     """
     xp, old = ctx.xp, sums if sums.ndim == 1 else sums[0, ...]
-    zero = xp.zeros_like(old[:1])  # to it all is added in the sums' dtype
+    zero = xp.zeros_like(old[:1])  # adding it converts a value to the sums' dtype
     more = [zero + (a if isinstance(a, (int, float)) else xp.reshape(a, (-1,))) for a, _ in parts]
     more = ctx.ops.join(ctx, [a if factor == 1.0 else a * factor for a, (_, factor) in zip(more, parts)])
     if sums.ndim == 1:
@@ -362,19 +365,19 @@ def add_up(ctx: Any, sums: Array, parts: Sequence[tuple[Any, float]]) -> Array:
     return xp.stack([total, lost + ((old - (total - part)) + (more - part))])
 
 
-# Keras' numbers (`LossScaleOptimizer`), and a largest scale, so that none becomes infinite
+# Keras' values (`LossScaleOptimizer`); the largest scale keeps it finite
 FIRST_SCALE, GOOD_STEPS, LARGEST_SCALE = 2.0**15, 2000.0, 2.0**24
 
 
 def rescale(
     ctx: Any, ok: Array, alive: Array, step: Array, scale: Array, streak: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Return whether training goes on, the steps taken, the scale of the loss and the good steps in a row.
+    """Return whether training continues, the step count, the loss scale and the number of good steps in a row.
 
     Args:
-        ok: 0-d boolean: whether the step was taken; if so, `step` counts it already.
-        alive: whether a step that was not only costs itself: its gradient may have been too large for 16 bits.
-        scale, streak: 0-d. A step that costs itself halves the scale (down to 1), `GOOD_STEPS` in a row double it.
+        ok: 0-d boolean: whether the step was accepted; if so, `step` already counts it.
+        alive: whether a rejected step lets training continue: its gradient may have overflowed 16 bits.
+        scale, streak: 0-d. Such a step halves the scale (down to 1); `GOOD_STEPS` good ones in a row double it.
 
     P. Micikevicius et al., "Mixed precision training", ICLR 2018.
     """
@@ -388,12 +391,12 @@ def rescale(
 
 
 def over_rows(xp: Any, weight: Array, shape: tuple[int, ...]) -> Array:
-    """Return weights of the first axes, such as (batch,), broadcast to a shape (batch, ...)."""
+    """Broadcast weights of the leading axes, such as (batch,), to a shape (batch, ...)."""
     while weight.ndim < len(shape):
         weight = xp.expand_dims(weight, axis=-1)
     return xp.broadcast_to(weight, shape)
 
 
 def columns(xp: Any, weight: Any) -> Any:
-    """Return per-row weights so that they multiply rows of a last axis; a number as it is."""
+    """Return per-row weights with a trailing axis of length 1; a number unchanged."""
     return weight if isinstance(weight, float) else xp.expand_dims(weight, axis=-1)

@@ -63,7 +63,7 @@ class Stream:
         return self._others.setdefault(seed, self if seed == self.seed else Stream(seed))
 
     def at(self, purpose: int, slot: int, step: int) -> np.random.Generator:
-        """Return the generator with its counter at (0, slot, step, purpose); valid until the next call."""
+        """Return the generator with its counter set to (0, slot, step, purpose); valid until the next call."""
         # Setting the state of an existing Philox takes 1 us, making a new one 11 us.
         state = self._state
         state["state"]["counter"][:] = (0, slot, step, purpose)

@@ -143,7 +143,7 @@ def constructor(cls: type) -> Callable[..., None]:
 
 
 class Changes:
-    """Count assignments to attributes of parts: a model compares its settings only if the count has changed."""
+    """Counts assignments to attributes of parts: a model compares its settings only if the count has changed."""
 
     count = 0
 

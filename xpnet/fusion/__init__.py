@@ -1,5 +1,5 @@
-"""One elementwise formula in, code for each machine out.
+"""Generate code for each machine from one elementwise formula.
 
-`trace` runs a formula once on symbols and returns a `Graph`. From it `calls` plans a list of NumPy or PyTorch
-calls with `out=`, `loops` writes one loop for numba, and `cuda` writes one kernel.
+`trace` runs a formula once on symbols and returns a `Graph`. From the graph `calls` plans a list of NumPy or
+PyTorch calls with `out=`, `loops` writes a loop for numba, and `cuda` writes a CUDA kernel.
 """

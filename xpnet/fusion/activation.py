@@ -1,4 +1,4 @@
-"""An activation's two formulas as graphs."""
+"""Graphs of an activation's forward and backward formulas."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from .trace import Graph, NotElementwise, trace
 
 __all__ = ["DY", "Y", "Z", "activation_graphs"]
 
-DY, Z, Y = range(3)  # the arrays that the graph of the backward takes
+DY, Z, Y = range(3)  # the input arrays of the backward's graph
 _known = Remembered()
 
 
 def activation_graphs(activation: Any) -> tuple[Graph, Graph] | None:
     """Return the graphs of an activation's forward and backward; None if one of them is not elementwise.
 
-    The first takes z; the second takes dy, z and y (`DY`, `Z`, `Y`) and returns dz. Where it does not read z, y
-    may be written over it.
+    The first graph takes z; the second takes dy, z and y (`DY`, `Z`, `Y`) and returns dz. If the second does not
+    read z, y may overwrite z.
 
     Args:
         activation: has `forward(xp, z)` and `backward(xp, da, z, a)`.

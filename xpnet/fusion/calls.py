@@ -1,8 +1,8 @@
-"""Plan a formula as a list of calls, each of one operation with `out=`, for NumPy and PyTorch.
+"""Plan a formula as a list of calls with `out=`, one operation each, for NumPy and PyTorch.
 
-The memory of the results serves for what is computed on the way: registers are given out by a linear scan over the
-operations (M. Poletto, V. Sarkar, ACM TOPLAS 21, 1999). An array that a result overwrites is a register from the
-last reading of its old value on.
+Intermediate values use the memory of the results where possible: a linear scan over the operations allocates
+registers (M. Poletto, V. Sarkar, ACM TOPLAS 21, 1999). An array that a result overwrites becomes a register after
+the last read of its old value.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["Call", "Plan", "by_bits", "contract", "plan", "without_erf"]
 
 
 class Call(NamedTuple):
-    """One operation, see `trace`, `by_bits` and `contract`; or "copy". Memory is given by its number, see `Plan`.
+    """One operation (see `trace`, `by_bits` and `contract`), or "copy". Memory is given by number, see `Plan`.
 
-    It may write over the memory of its operands.
+    The call may overwrite the memory of its operands.
     """
 
     op: str
@@ -32,11 +32,11 @@ class Call(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The calls in order, and what they work on.
+    """The calls in order, and their memory.
 
-    The memory is numbered: first the arrays that the formula takes, then memory for each result that overwrites no
-    array, then scratch memory for real numbers (`reals` pieces), then for Booleans (`bools`), and at last the
-    numbers, in the order of `numbers_of(graph).nodes`.
+    The memory is numbered in this order: the arrays that the formula takes; memory for each result that overwrites
+    no array; scratch memory for real numbers (`reals` arrays), then for Booleans (`bools`); and the numbers, in
+    the order of `numbers_of(graph).nodes`.
     """
 
     calls: tuple[Call, ...]
@@ -49,7 +49,7 @@ def plan(graph: Graph, homes: tuple[int | None, ...]) -> Plan:
     """Return the calls that compute a graph.
 
     Args:
-        homes: for each result the number of the array that it overwrites, or None for memory of its own. No two
+        homes: for each result the number of the array that it overwrites, or None for separate memory. No two
             results may overwrite the same array.
     """
     return _Planner(graph, homes).plan()
@@ -57,7 +57,7 @@ def plan(graph: Graph, homes: tuple[int | None, ...]) -> Plan:
 
 @lru_cache(maxsize=256)
 def by_bits(graph: Graph) -> Graph:
-    """Return the graph with each `where` as operations on bits: NumPy and PyTorch branch at every element of one.
+    """Replace each `where` with operations on bits: in NumPy and PyTorch `where` branches at every element.
 
     differ(x, y) is the exclusive or of the bits of two numbers; keep(c, x) is x where c is true, else 0: the bits
     of x times 0 or 1. So where(c, x, 0) = keep(c, x), and where(c, x, y) = differ(keep(c, differ(x, y)), y),
@@ -95,14 +95,14 @@ def without_erf(graph: Graph, single: bool) -> Graph:
 
 
 def _is_zero(graph: Graph, place: int) -> bool:
-    """Return whether a node is the constant 0, all of whose bits are 0 (unlike those of -0)."""
+    """Return whether a node is the constant 0, whose bits are all 0 (unlike those of -0)."""
     node = graph.nodes[place]
     value = graph.constants[node.args[0]] if node.op == "constant" else math.nan
     return value == 0 and math.copysign(1.0, value) > 0
 
 
 def _reordered(graph: Graph, nodes: Sequence[Node]) -> Graph:
-    """Return the graph of these nodes, those that an output needs, each after its operands."""
+    """Return a graph of the nodes that the outputs need, each after its operands."""
     places: dict[int, int] = {}
     kept: list[Node] = []
 
@@ -119,11 +119,11 @@ def _reordered(graph: Graph, nodes: Sequence[Node]) -> Graph:
 
 @lru_cache(maxsize=256)
 def contract(graph: Graph) -> Graph:
-    """Return the graph in the operations of PyTorch, which has calls for a sum and a product or quotient.
+    """Rewrite the graph with PyTorch's operations, which combine a sum with a product or quotient.
 
     x + n y is "add_scaled" (x, y, n), x + n (a b) "add_product" (x, a, b, n), x + n (a / b) "add_quotient"
-    (x, a, b, n), where n is a number and may be missing in the latter two; likewise "subtract_scaled" and so on.
-    And the sign of NaN is NaN, which it is not there.
+    (x, a, b, n), where n is a number that may be omitted in the latter two; likewise "subtract_scaled" and so on.
+    The sign of NaN becomes NaN; PyTorch's own sign gives another value.
     """
     uses = Counter(arg for node in graph.nodes if node.is_operation for arg in node.args)
     uses.update(graph.outputs)
@@ -148,7 +148,7 @@ def _term(nodes: Sequence[Node], uses: Counter[int], place: int, x: int) -> tupl
         return None
     number: tuple[int, ...] = ()
     once = uses[place] == 1
-    if nodes[place].op == "multiply":  # a factor costs nothing, so that the product may have other uses
+    if nodes[place].op == "multiply":  # a factor costs nothing, so the product may have other uses
         numbers = [arg for arg in nodes[place].args if nodes[arg].rank == 0]
         if numbers:
             number = (numbers[0],)
@@ -161,7 +161,7 @@ def _term(nodes: Sequence[Node], uses: Counter[int], place: int, x: int) -> tupl
 
 
 class _Place(NamedTuple):
-    """Where a value is: "array", "result", "real" or "bool" memory of that number, or the "number" of a node."""
+    """Where a value is stored: memory "array", "result", "real" or "bool" of that index, or a node's "number"."""
 
     kind: str
     which: int
@@ -171,7 +171,7 @@ class _Planner:
     def __init__(self, graph: Graph, homes: Sequence[int | None]) -> None:
         self.graph, self.nodes = graph, list(graph.nodes)
         self.homes = [_Place("result", o) if i is None else _Place("array", i) for o, i in enumerate(homes)]
-        self.outputs: dict[int, _Place] = {}  # node -> where its value is to be
+        self.outputs: dict[int, _Place] = {}  # node -> where its value must be stored
         for place, home in zip(graph.outputs, self.homes):
             node = self.nodes[place]
             stays = node.op == "array" and home == _Place("array", node.args[0])
@@ -213,7 +213,7 @@ class _Planner:
         return Plan(tuple(numbered), self.count["real"], self.count["bool"])
 
     def _place(self, i: int, node: Node) -> _Place:
-        """Choose where the result of an operation goes."""
+        """Choose the memory for the result of an operation."""
         ends = [self.at[arg] for arg in dict.fromkeys(node.args) if self.last[arg] == i]
         ends = [place for place in ends if place.kind in self.count or place in self.homes]
         kind = "bool" if node.boolean else "real"
@@ -222,9 +222,7 @@ class _Planner:
             p for p in (*(ends if node.op != "sign" else ()), *self.free) if (p.kind == "bool") == node.boolean
         ]
         home = self.outputs.get(i)
-        if (
-            home is not None
-        ):  # elsewhere than at home only in scratch memory, so that it can be copied home at last
+        if home is not None:  # if not at home then in scratch memory, so a final copy can move it home
             fits = [p for p in fits if p == home] or [p for p in fits if p.kind == kind]
         else:
             fits.sort(key=lambda p: (p not in ends, p.kind != kind))

@@ -1,8 +1,8 @@
 """Write CUDA C++ kernels from graphs: one for an optimizer's update, two for an activation.
 
-The code is compiled behind `kernels/cuda/helpers.cu`, which defines the types (A is the model's dtype, N the one
-that a derivative is rounded to) and the functions that are called here. It depends on the structure of the graphs
-only (`Graph.constants` may be left out): constants are arguments of the kernel, in their order.
+The code is compiled after `kernels/cuda/helpers.cu`, which defines the types (A is the model's dtype, N the dtype
+to which a derivative is rounded) and the functions called here. The code depends only on the structure of the
+graphs, not on `Graph.constants`: constants are arguments of the kernel, in order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OPERATIONS = {
 
 
 def activation_source(forward: Graph) -> str:
-    """Return the kernel `bias_act(z, bias, y, *constants, rows, units)` for y = f(z + bias).
+    """Return the source of kernel `bias_act(z, bias, y, *constants, rows, units)`: y = f(z + bias).
 
     Args:
         forward: the graph of f, of one array.
@@ -40,10 +40,10 @@ def activation_source(forward: Graph) -> str:
 
 
 def derivative_source(backward: Graph) -> str:
-    """Return the kernel `act_backward(dy, z, y, dz, sums, *constants, rows, units)` for dz = f'(z) dy.
+    """Return the source of kernel `act_backward(dy, z, y, dz, sums, *constants, rows, units)`: dz = f'(z) dy.
 
     Args:
-        backward: the graph of dz, of three arrays: dy, z and y. Those that it does not read may be null.
+        backward: the graph of dz, of three arrays: dy, z and y. Arrays that it does not read may be null.
     """
     arrays = ["dy", "z", "y"]
     numbers, steps, (result,) = _statements(backward, [f"{a}_i" for a in arrays])
@@ -54,13 +54,13 @@ def derivative_source(backward: Graph) -> str:
 
 
 def update_source(graph: Graph, in_place: bool) -> str:
-    """Return the kernel `update` of an optimizer, which writes nothing where *ok is false.
+    """Return the source of kernel `update`, an optimizer's update, which writes nothing if *ok is false.
 
-    Its arguments are w, g, *slots; unless `in_place`, the arrays for the new w and slots; the pointers lr, age and
+    Its arguments are w, g, *slots; unless `in_place`, arrays for the new w and slots; the pointers lr, age and
     factor, which may be null if the graph does not read them; the constants; the pointer ok, which may be null; n.
 
     Args:
-        graph: see `update_graph`. in_place: whether new weights and slots are written over the old ones.
+        graph: see `update_graph`. in_place: whether new weights and slots overwrite the old ones.
     """
     arrays = ["w", "g", *(f"s{k}" for k in range(graph.arrays - 2))]
     places = [a if in_place else f"new_{a}" for a in arrays if a != "g"]
@@ -82,7 +82,7 @@ def _constants(graph: Graph) -> list[str]:
 def _statements(
     graph: Graph, arrays: Sequence[str], numbers: Sequence[str] = ()
 ) -> tuple[list[str], list[str], list[str]]:
-    """Return the statements for what is one number for all elements, those for an element, and the results' names.
+    """Return the statements computed once, those for each element, and the names of the results.
 
     Args:
         arrays, numbers: the names of the inputs.
@@ -103,7 +103,7 @@ def _statements(
 
 
 def _kernel(name: str, parameters: Sequence[str], lines: Sequence[str]) -> str:
-    """Return the code of a kernel, without the constants that nothing reads."""
+    """Return the source of a kernel, without constants that are never read."""
     kept: list[str] = []
     read: set[str] = set()
     for line in reversed(lines):

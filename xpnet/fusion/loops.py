@@ -1,10 +1,11 @@
-"""Write formulas as loops over the elements, which numba compiles.
+"""Write formulas as loops over the elements, compiled by numba.
 
 There are three: an optimizer's update; bias and activation; an activation's backward and the bias gradient.
 
-The source lies in a file in the user's cache folder, because numba keeps what it has compiled beside such a file:
-each machine compiles a loop once. The file only lends its name: what runs is the source that was generated, so
-that a damaged or foreign file does no harm. Where no file can be written, each process compiles its loops anew.
+The source is written to a file in the user's cache folder, because numba stores its compiled code beside the
+source file: each machine compiles a loop once. The file only provides its name. The code that runs is the
+generated source, so a damaged or foreign file does no harm. If no file can be written, each process compiles its
+loops.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ _TEMPLATES = {
     **TEMPLATES,
     "maximum": "{0} if {0} > {1} or {0} != {0} else {1}", "minimum": "{0} if {0} < {1} or {0} != {0} else {1}",
     "sign": "one if {0} > zero else -one if {0} < zero else {0}", "astype": "one if {0} else zero",
-    "pow": "{} ** {}", "abs": "abs({})", "floor": "numpy.floor({})",  # that of `math` gives an integer
+    "pow": "{} ** {}", "abs": "abs({})", "floor": "numpy.floor({})",  # `math.floor` returns an integer
 }  # fmt: skip
 
 
 def update_source(graph: Graph, homes: Sequence[int | None], flush: Sequence[int] = ()) -> str:
     """Return the source of `loop(numbers, *arrays, *results)`.
 
-    `numbers` has the values of `numbers_of(graph).nodes`, and at its end the size below which a number counts as
-    0. All arrays have one dimension and one dtype.
+    `numbers` holds the values of `numbers_of(graph).nodes`, and last the threshold below which a number counts as
+    0. All arrays have one dimension and the same dtype.
 
     Args:
-        homes: for each result the number of the array that it overwrites, or None for an array of its own.
-        flush: the numbers of the results in which what is far too small to matter becomes 0.
+        homes: for each result the number of the array that it overwrites, or None for a separate array.
+        flush: the results in which numbers too small to matter become 0, by index.
     """
     own = [f"r{o}" for o, home in enumerate(homes) if home is None]
     arrays = [*(f"a{i}" for i in range(graph.arrays)), *own]
@@ -53,11 +54,11 @@ def update_source(graph: Graph, homes: Sequence[int | None], flush: Sequence[int
 
 
 def activation_source(graph: Graph, keep: bool) -> str:
-    """Return the source of `loop(numbers, z, bias)`, which writes f(z + bias) over z.
+    """Return the source of `loop(numbers, z, bias)`, which overwrites z with f(z + bias).
 
     Args:
         graph: of f, of one array. z: shape (rows, units). bias: (units,).
-        keep: `loop(numbers, z, bias, y)` writes z + bias over z, and f(z + bias) to y.
+        keep: `loop(numbers, z, bias, y)` overwrites z with z + bias, and writes f(z + bias) to y.
     """
     head, body, (result,) = _statements(graph, ["s"])
     stored = ["z[i, j] = s"] if keep else []
@@ -71,7 +72,7 @@ def derivative_source(graph: Graph) -> str:
     `arrays` are those of dy, z and y that the graph reads, in this order, shape (rows, units).
 
     Args:
-        graph: of dz, of the three.
+        graph: of dz, of dy, z and y.
     """
     names = ["dy", "z", "y"]
     head, body, (result,) = _statements(graph, [f"{name}[i, j]" for name in names])
@@ -84,10 +85,10 @@ ROWS_OF_Z = ["for i in range(z.shape[0]):", "    for j in range(z.shape[1]):"]
 
 
 def _statements(graph: Graph, arrays: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Return the statements before the elements, those for an element, and the names of the results.
+    """Return the statements before the loop, those for each element, and the names of the results.
 
     Args:
-        arrays: an element of each array that the graph takes.
+        arrays: the expression for an element of each input array.
     """
     used = numbers_of(graph).nodes
     names = {node: f"n{k}" for k, node in enumerate(used)}
@@ -116,10 +117,10 @@ def _source(arrays: Sequence[str], head: Sequence[str], loops: Sequence[str], bo
 
 @lru_cache(maxsize=256)
 def loop_of(compile_loop: Callable[[Any], Any], source_of: Callable[..., str], *args: Any) -> Any:
-    """Return the compiled loop of the source `source_of(*args)`; graphs that differ in constants only share one.
+    """Return the compiled loop of the source `source_of(*args)`; graphs that differ only in constants share one.
 
     Args:
-        compile_loop: makes a compiled function of a Python function.
+        compile_loop: compiles a Python function.
         source_of: `update_source`, `activation_source` or `derivative_source`.
     """
     return _loop(source_of(*args), compile_loop)
@@ -130,13 +131,13 @@ def _loop(source: str, compile_loop: Callable[[Any], Any]) -> Any:
     text = source.encode()
     name = f"xpnet_loop_{hashlib.sha256(text).hexdigest()[:20]}"
     module = ModuleType(name)
-    sys.modules[name] = module  # where numba looks for it when it reads what it has kept
+    sys.modules[name] = module  # numba looks up the module when it loads cached code
     exec(compile(source, _file_of(name, text), "exec"), vars(module))
     return compile_loop(module.loop)
 
 
 def _file_of(name: str, text: bytes) -> str:
-    """Return the path of a file with this text, written if need be; without one, what is no path."""
+    """Return the path of a file with this text, written if necessary; without a file, a name that is no path."""
     folder = cache_folder()
     if folder is None:
         return f"<{name}>"
@@ -145,26 +146,26 @@ def _file_of(name: str, text: bytes) -> str:
         if not path.is_file() or path.read_bytes() != text:
             _write(path, text)
     except OSError:
-        return f"<{name}>"  # the compiler says that it can't keep what it compiles
+        return f"<{name}>"  # the compiler warns that it can't cache its code
     return str(path)
 
 
 def _write(path: Path, text: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with open(handle, "wb") as file:
             file.write(text)
         os.replace(temporary, path)
-    except BaseException:  # whatever it is: no temporary file stays behind, and the exception goes on
+    except BaseException:  # also on Ctrl-C: delete the temporary file, then re-raise
         with suppress(OSError):
             os.unlink(temporary)
         raise
 
 
 def cache_folder() -> Path | None:
-    """Return the user's cache folder for xpnet, or the one that `XPNET_CACHE` names; None if there is no home."""
+    """Return xpnet's cache folder, `XPNET_CACHE` or the user's default; None if the home folder is unknown."""
     try:
         if named := os.environ.get("XPNET_CACHE"):
             return Path(named).expanduser()
@@ -174,6 +175,6 @@ def cache_folder() -> Path | None:
             root = Path.home() / "Library" / "Caches"
         else:
             root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # the home folder is not known
+    except RuntimeError:  # unknown home folder
         return None
     return root / "xpnet"

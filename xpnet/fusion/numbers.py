@@ -1,7 +1,7 @@
-"""What a graph does with numbers alone: worked out on the host once, before the elements.
+"""Compute the parts of a graph that involve only numbers, once per call, on the host.
 
-In double precision, as Python functions made from the graph. Python raises where IEEE arithmetic gives infinity or
-NaN; in that case the same function runs on NumPy's float64 numbers.
+Python functions generated from the graph compute in double precision. Python raises where IEEE arithmetic gives
+infinity or NaN; then the same function runs on NumPy's float64 numbers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Numbers(NamedTuple):
     """The numbers that the elements of a graph read.
 
     Attributes:
-        changing: the nodes (positions) that depend on the numbers that the formula takes in.
-        fixed: those that do not, and their values.
+        changing: the nodes (by index) that depend on the formula's number arguments.
+        fixed: the other nodes, with their values.
         work_out: `work_out(*numbers)` returns the values of `changing`, as Python floats.
     """
 
@@ -33,7 +33,7 @@ class Numbers(NamedTuple):
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        """All of them, the changing ones first."""
+        """All nodes, the changing ones first."""
         return *self.changing, *self.fixed
 
 
@@ -53,7 +53,7 @@ def numbers_of(graph: Graph) -> Numbers:
 
 
 def _function(graph: Graph, wanted: Sequence[int]) -> Callable[..., list[float]]:
-    """Return `work_out(*numbers)`, the values of the wanted nodes."""
+    """Return `work_out(*numbers)`, which returns the values of the wanted nodes."""
     plain, careful = _compiled(_source(graph, wanted))
     constants = graph.constants
 
@@ -112,7 +112,7 @@ _FUNCTIONS = ("sqrt", "exp", "expm1", "log", "log1p", "cos", "tanh", "floor", "p
 
 @lru_cache(maxsize=256)
 def _compiled(source: str) -> list[Callable[..., list[Any]]]:
-    """Return the function on Python's floats, and on NumPy's."""
+    """Return the function on Python floats, and the one on NumPy floats."""
     found = []
     for module in (math, np):
         space: dict[str, Any] = {**_COMMON, **{name: getattr(module, name) for name in _FUNCTIONS}}

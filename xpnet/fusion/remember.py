@@ -1,4 +1,4 @@
-"""What was made from a part, for as long as its settings stay as they are."""
+"""Cache results that were derived from a part, until its settings change."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ..core.settings import changes
 
 __all__ = ["Remembered"]
 
-MAX_PARTS = 64  # parts whose results are kept
+MAX_PARTS = 64  # largest number of parts with cached results
 
 
 class _Entry:
     def __init__(self, part: Any, seen: int, settings: Any) -> None:
-        self.part = part  # kept, so that no other object gets its id
+        self.part = part  # keeps the part alive, so no other object gets its id
         self.seen, self.settings = seen, settings
         self.results: dict[Any, Any] = {}
 
 
 class Remembered:
-    """Results by part and key.
+    """Cached results by part and key.
 
     >>> from xpnet.activations import LeakyReLU
     >>> known, part = Remembered(), LeakyReLU(0.1)
@@ -35,12 +35,12 @@ class Remembered:
         self._entries: dict[int, _Entry] = {}
 
     def get(self, part: Any, key: Any) -> Any:
-        """Return the result for a part with the settings that it has now; None if there is none yet."""
+        """Return the result for a part with its current settings; None if there is none yet."""
         entry = self._entries.get(id(part))
         return None if entry is None or entry.seen != changes.count else entry.results.get(key)
 
     def of(self, part: Any) -> dict[Any, Any]:
-        """Return the results for a part with the settings that it has now, to look up and to add to."""
+        """Return the dictionary of results for a part with its current settings."""
         entry, seen = self._entries.get(id(part)), changes.count
         if entry is not None and entry.seen == seen:
             return entry.results

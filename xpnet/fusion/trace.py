@@ -1,11 +1,11 @@
-"""Run a formula once on symbols, and return what it computes as a graph.
+"""Run a formula once on symbols, and return the graph of its operations.
 
 A formula is written in the Python array API standard: `make(xp)` returns `at(*arrays, *numbers)`, which returns
-new arrays (or numbers). If it uses elementwise functions only, one run with symbols in the place of arrays shows
-all that it does. The machines (`calls`, `loops`, `cuda`) make their code from the graph.
+new arrays (or numbers). If it uses only elementwise functions, one run with symbols instead of arrays records all
+its operations. `calls`, `loops` and `cuda` generate code from the graph.
 
-The structure of a graph does not depend on any number: each constant is a node of its own, and its value stands in
-`Graph.constants`. Generated code takes constants as arguments, so another value compiles nothing.
+The structure of a graph does not depend on any number: each constant is a separate node, and its value is in
+`Graph.constants`. Generated code takes constants as arguments, so a new value requires no compilation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNARY = {"negative", "abs", "sign", "sqrt", "exp", "expm1", "log", "log1p", "cos
 BINARY = {"add", "subtract", "multiply", "divide", "pow", "maximum", "minimum"}
 COMPARISONS = {"greater", "greater_equal", "less", "less_equal", "equal", "not_equal"}
 LOGIC = {"logical_and", "logical_or", "logical_not"}
-# and "where" (Boolean, real, real) -> real, "astype" (Boolean) -> real: 1 or 0
+# and "where" (Boolean, real, real) -> real; "astype" (Boolean) -> real: 1 or 0
 BOOLEAN = COMPARISONS | LOGIC
 ARITY = {
     **dict.fromkeys(UNARY | {"logical_not", "astype"}, 1),
@@ -35,17 +35,17 @@ ARITY = {
 
 
 class NotElementwise(Exception):
-    """The formula uses something that is no elementwise function; it then runs on arrays as it is."""
+    """The formula uses something that is not an elementwise function; it then runs on arrays, not fused."""
 
 
 class Node(NamedTuple):
     """A value in a formula.
 
     Attributes:
-        op: "array", "number" or "constant"; or an operation, under its name in the array API standard.
-        args: the positions of the operands among the nodes; for an input or a constant its own number, as in (0,).
-        rank: 1 if there is a value for each element, 0 if it is one number for all of them.
-        boolean: whether it is True or False (the result of a comparison, say).
+        op: "array", "number" or "constant"; or an operation, by its name in the array API standard.
+        args: the indices of the operands' nodes; for an input or a constant its own index, as in (0,).
+        rank: 1 if there is a value for each element, 0 if there is one for all elements.
+        boolean: whether the value is a Boolean, such as the result of a comparison.
     """
 
     op: str
@@ -55,18 +55,18 @@ class Node(NamedTuple):
 
     @property
     def is_operation(self) -> bool:
-        """Whether it is computed, so neither an input nor a constant."""
+        """Whether it is computed, that is, neither an input nor a constant."""
         return self.op not in ("array", "number", "constant")
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed as an object, which is fast; the structure is `key`
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity, which is fast; `key` is the structure
 class Graph:
-    """What a formula computes.
+    """The operations of a formula.
 
     Attributes:
         nodes: each after its operands; only those that an output needs.
-        outputs: positions of the results among the nodes. A result may be an input or a constant.
-        arrays, numbers: how many arrays and numbers the formula takes in.
+        outputs: indices of the results' nodes. A result may be an input or a constant.
+        arrays, numbers: how many arrays and numbers the formula takes.
         constants: the values of the constants. `Node("constant", (k,), ...)` is the k-th.
     """
 
@@ -78,12 +78,12 @@ class Graph:
 
     @cached_property
     def key(self) -> tuple[tuple[Node, ...], tuple[int, ...], int, int]:
-        """The structure: the same for two formulas that differ only in the values of constants; hashable."""
+        """The structure, hashable: equal for two formulas that differ only in the values of constants."""
         return self.nodes, self.outputs, self.arrays, self.numbers
 
     @cached_property
     def reads(self) -> frozenset[int]:
-        """The numbers of the arrays that are read: the memory of others may be used again."""
+        """The indices of the arrays that are read; the memory of the others may be reused."""
         return frozenset(node.args[0] for node in self.nodes if node.op == "array")
 
 
@@ -91,12 +91,12 @@ def trace(make: Callable[[Any], Callable[..., Any]], arrays: int, numbers: int =
     """Return the graph of a formula.
 
     Args:
-        make: `make(xp)` returns the formula `at(*arrays, *numbers)`, which returns an array, or a tuple of such;
-            what it returns may also be a Python number.
+        make: `make(xp)` returns the formula `at(*arrays, *numbers)`, which returns an array or a tuple of arrays;
+            Python numbers are also accepted as results.
         arrays, numbers: how many arrays (a value for each element) and numbers (one value for all) it takes.
 
     Raises:
-        NotElementwise: it uses something that is no elementwise function of real arrays.
+        NotElementwise: it uses something that is not an elementwise function of real arrays.
 
     >>> def make(xp):
     ...     return lambda w, g, lr: w - lr * g / (xp.abs(g) + 0.5)
@@ -137,7 +137,7 @@ def rewritten(graph: Graph, op: str, formula: Callable[..., Any]) -> Graph:
 
 
 class _Tracer:
-    """The nodes so far. An operation on the same operands is one node; each constant is one of its own."""
+    """The nodes so far. Equal operations on the same operands share a node; each constant is a separate node."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -152,7 +152,7 @@ class _Tracer:
         return Symbol(self, place)
 
     def take(self, value: Any) -> Symbol:
-        """Return an operand: a symbol of this formula, or a number as a constant."""
+        """Return an operand as a symbol: a symbol of this formula unchanged, a number as a constant."""
         if isinstance(value, Symbol) and value._tracer is self:
             return value
         if isinstance(value, bool) or not isinstance(value, Real):
@@ -170,7 +170,7 @@ class _Tracer:
 
     def boolean(self, value: Any) -> Symbol:
         if not isinstance(value, Symbol) or not self.nodes[value._place].boolean:
-            raise NotElementwise(f"a condition that is no Boolean of the formula; got {value!r}")
+            raise NotElementwise(f"a condition that is not a Boolean of the formula; got {value!r}")
         return self.take(value)
 
     def apply(self, op: str, *values: Any) -> Symbol:
@@ -215,7 +215,7 @@ def _refuse(what: str) -> Callable[..., NoReturn]:
 
 
 class Symbol:
-    """An array or a number of which only the place in the formula is known."""
+    """An array or number in a formula; its value is unknown."""
 
     __slots__ = ("_place", "_tracer")
     __hash__ = object.__hash__
@@ -225,14 +225,14 @@ class Symbol:
 
     @property
     def dtype(self) -> str:
-        """What `astype` may be given: "real" or "bool"."""
+        """The dtype to pass to `astype`: "real" or "bool"."""
         return "bool" if self._tracer.nodes[self._place].boolean else "real"
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NotElementwise(f"the attribute {name} of an array")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Symbol:
-        """Apply an operation whose left operand is one of NumPy's numbers."""
+        """Apply an operation whose left operand is a NumPy number."""
         if method != "__call__" or kwargs or ufunc.__name__ not in ARITY:
             raise NotElementwise(f"numpy.{ufunc.__name__}")
         return self._tracer.apply(ufunc.__name__, *inputs)
@@ -241,17 +241,17 @@ class Symbol:
         return self
 
     def __pow__(self, other: Any) -> Symbol:
-        if type(other) is int and other == 2:  # not for 2.0, which may be a setting: values decide nothing
+        if type(other) is int and other == 2:  # not for 2.0, which may be a setting: values must not matter
             return self._tracer.apply("multiply", self, self)
         return self._tracer.apply("pow", self, other)
 
     def __rpow__(self, other: Any) -> Symbol:
         return self._tracer.apply("pow", other, self)
 
-    __bool__ = __float__ = __int__ = __index__ = __complex__ = _refuse("a value that is read on the host")
-    __getitem__ = __iter__ = __len__ = __contains__ = _refuse("elements taken out of an array")
+    __bool__ = __float__ = __int__ = __index__ = __complex__ = _refuse("reading a value on the host")
+    __getitem__ = __iter__ = __len__ = __contains__ = _refuse("indexing or iterating over an array")
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse("an integer division")
-    __matmul__ = __rmatmul__ = _refuse("a product of matrices")
+    __matmul__ = __rmatmul__ = _refuse("a matrix product")
 
 
 def _operator(op: str) -> tuple[Callable[[Symbol, Any], Symbol], Callable[[Symbol, Any], Symbol]]:
@@ -266,7 +266,7 @@ _OPERATORS = {
 for _name, _op in _OPERATORS.items():
     _plain, _reflected = _operator(_op)
     setattr(Symbol, f"__{_name}__", _plain)
-    if _op not in COMPARISONS:  # Python reflects those itself: 0 < x is x > 0
+    if _op not in COMPARISONS:  # Python reflects comparisons itself: 0 < x is x > 0
         setattr(Symbol, f"__r{_name}__", _reflected)
 for _name, _op in (("neg", "negative"), ("abs", "abs"), ("invert", "logical_not")):
     setattr(Symbol, f"__{_name}__", lambda a, op=_op: a._tracer.apply(op, a))
@@ -276,7 +276,7 @@ _BITWISE = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_i
 
 
 class _Namespace:
-    """The array API as far as it is elementwise."""
+    """The elementwise part of the array API."""
 
     pi, e, inf, nan = math.pi, math.e, math.inf, math.nan
 
@@ -288,7 +288,7 @@ class _Namespace:
             name, name
         )
         if op not in ARITY:
-            raise NotElementwise(f"{name}, which is no elementwise function that is known")
+            raise NotElementwise(f"{name}, which is not a known elementwise function")
         return lambda *values: self._tracer.apply(op, *values)
 
     def square(self, x: Any) -> Symbol:

@@ -1,4 +1,4 @@
-"""An optimizer's whole update as one graph: its definition, `ops.update`, traced."""
+"""Trace an optimizer's whole update, defined by `ops.update`, as one graph."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .trace import Graph, NotElementwise, trace
 
 __all__ = ["AGE", "FACTOR", "LR", "fading", "update_graph"]
 
-LR, AGE, FACTOR = range(3)  # the numbers that the graph takes; one that it does not need is not among its nodes
+LR, AGE, FACTOR = range(3)  # the number arguments of the graph; unused ones have no node
 _known = Remembered()
 
 
 def update_graph(optimizer: Any, slots: int, decay: float = 0.0, scaled: bool = False) -> Graph | None:
-    """Return the graph of `ops.update` for the settings as they are now; None if it can't be fused.
+    """Return the graph of `ops.update` for the current settings; None if it can't be fused.
 
     The graph takes the arrays w, g and the slots, and the numbers lr, age and factor (`LR`, `AGE`, `FACTOR`); it
-    returns the new w and the new slots. All settings are constants. What has rank 0 is to be worked out once an
-    update, the rest for each element.
+    returns the new w and the new slots. All settings are constants. Nodes of rank 0 are computed once per update,
+    the others for each element.
 
     Args:
-        optimizer: has `numbers` and `formula`. slots: how many arrays it keeps. decay: see `ops.update`.
+        optimizer: has `numbers` and `formula`. slots: how many slots it has. decay: see `ops.update`.
         scaled: whether there is a factor.
     """
     graphs, key = _known.of(optimizer), (decay, scaled, slots)
@@ -35,7 +35,7 @@ def update_graph(optimizer: Any, slots: int, decay: float = 0.0, scaled: bool = 
 
 
 def _graph(optimizer: Any, slots: int, decay: float, scaled: bool) -> Graph | None:
-    if getattr(optimizer, "scalar_slots", ()):  # one number can't be written for each element
+    if getattr(optimizer, "scalar_slots", ()):  # a scalar slot can't be written once for each element
         return None
 
     def make(xp: Any) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
-"""Faster twins of `xpnet.core.ops`, by library. This table shows every one there is.
+"""Twins, faster versions of `xpnet.core.ops`, by library. The table `TWINS` lists all of them.
 
-`XPNET_KERNELS=bodies` (or 0) runs the bodies of `ops.py` everywhere, `numpy` NumPy's own twins, `fast` those with
-loops compiled by numba; unset, the fastest that is installed. `XPNET_GRAPH=0` (or no) records no steps.
+`XPNET_KERNELS=bodies` (or 0) runs the bodies of `ops.py` everywhere, `numpy` NumPy's twins, `fast` those with
+loops compiled by numba; if unset, the fastest installed ones run. `XPNET_GRAPH=0` (or no) disables recording.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["CHOICES", "RECORDERS", "TWINS", "chosen", "maker_for", "ops_for", "r
 _GRADIENT = ("pack", "penalize", "within_limits", "tally")
 _CLIPPING = ("clip_factor", "clip_parts")
 _NETWORK = ("affine", "dropout", "softmax_cross_entropy")
-TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later ones go before
+TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operations; later modules take precedence
     "numpy": {
         "host.numpy": (
             *("product", "activate", *_NETWORK, "confusion", "row_total", "sum_rows"),
@@ -48,17 +48,17 @@ TWINS: dict[str, dict[str, tuple[str, ...]]] = {  # by backend: module -> operat
         "cuda.flat": (*_GRADIENT, *_CLIPPING, "join", "rescale", "update"),
     },
 }
-RECORDERS = {"numpy": "host.tape", "cupy": "cuda.graph"}  # modules that record a step, so that it can be replayed
-MAKERS = {"cupy": "cuda.device"}  # modules that make masks and batches in a recorded step
+RECORDERS = {"numpy": "host.tape", "cupy": "cuda.graph"}  # modules that record steps for replay
+MAKERS = {"cupy": "cuda.device"}  # modules that make masks and batches within a recorded step
 CHOICES = ("bodies", "numpy", "fast")
 _chosen: ContextVar[str | None] = ContextVar("xpnet_kernels", default=None)
 
 
 def chosen() -> str:
-    """Return which twins are used: one of `CHOICES`.
+    """Return the selected twins: one of `CHOICES`.
 
     Raises:
-        UnknownNameError: XPNET_KERNELS is something else. MissingExtraError: numba is asked for and missing.
+        UnknownNameError: XPNET_KERNELS has another value. MissingExtraError: `fast` was requested without numba.
     """
     word = _chosen.get() or os.environ.get("XPNET_KERNELS", "").strip() or "1"
     name = word.lower()
@@ -73,7 +73,7 @@ def chosen() -> str:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Choose the twins for what is compiled and run first in a block of code: one of `CHOICES`.
+    """Select the twins, one of `CHOICES`, for steps that are compiled and first run in a block of code.
 
     >>> with using("bodies"):
     ...     chosen()
@@ -89,40 +89,40 @@ def using(name: str) -> Iterator[None]:
 
 
 def ops_for(backend_name: str) -> SimpleNamespace:
-    """Return the operations for steps on a backend: the bodies of `ops.py`, and the twins in their place."""
+    """Return the operations for training steps on a backend: twins where they exist, else bodies."""
     return _table(backend_name, chosen())
 
 
 def inference_ops(backend_name: str) -> SimpleNamespace:
-    """Return the operations outside of training steps: bodies, with NumPy's products as in a step."""
+    """Return the operations for inference: bodies, but NumPy's products as in a step."""
     return _inference(chosen()) if backend_name == "numpy" else BODIES
 
 
 def inference_context(backend: Any) -> AbstractContextManager[Any]:
-    """Return a context for inference: on NumPy BLAS works as in a step, whoever trains meanwhile."""
+    """Return a context for inference: on NumPy, BLAS runs as in a step, even while other threads train."""
     if backend.name != "numpy" or chosen() == "bodies":
         return np.errstate(all="ignore")
     return single_threaded_blas()
 
 
 def records(backend: Any) -> bool:
-    """Return whether steps on a backend are recorded, provided that its twins are right.
+    """Return whether steps on a backend are recorded, if its twins pass their check.
 
     Raises:
-        UnknownNameError, MissingExtraError: see `chosen`. InvalidValueError: XPNET_GRAPH is no switch.
+        UnknownNameError, MissingExtraError: see `chosen`. InvalidValueError: XPNET_GRAPH is not a switch.
     """
     bodies = chosen() == "bodies"
     return switch("XPNET_GRAPH", True) and not bodies and backend.name in RECORDERS
 
 
 def recorder_for(backend: Any) -> Any:
-    """Return what records steps on a backend that `records` (see `xpnet.training.replay`)."""
+    """Return the recorder for steps on a backend for which `records` is true (see `xpnet.training.replay`)."""
     module = importlib.import_module(f"{__name__}.{RECORDERS[backend.name]}")
     return module.Recorder(backend.device) if hasattr(module, "Recorder") else module
 
 
 def maker_for(backend: Any) -> Any:
-    """Return what makes masks and batches in the recorded steps of a backend, or None: the host does."""
+    """Return the module that makes masks and batches in a backend's recorded steps; None if the host does."""
     name = MAKERS.get(backend.name)
     return importlib.import_module(f"{__name__}.{name}") if name else None
 
@@ -138,7 +138,7 @@ def _table(backend_name: str, choice: str) -> SimpleNamespace:
         except ImportError as error:
             if module != "host.numba":
                 raise
-            warnings.warn(  # numba refuses a NumPy that is newer than itself
+            warnings.warn(  # numba refuses a NumPy newer than it supports
                 f"numba is installed but can't be used, so NumPy's own loops run; got {error}",
                 RuntimeWarning,
                 stacklevel=2,

@@ -1,9 +1,9 @@
-"""Twins against the definitions in `core/ops.py`, on the device at hand, before a model relies on them.
+"""Compare twins with the definitions in `core/ops.py` on the user's device, before a model uses them.
 
-Each gets fixed numbers once a process, and NumPy makes of the same numbers what should come out. Products are of
-small integers, which every precision multiplies and adds up exactly; nothing else is near a step or a pole. So
-what differs by more than rounding is wrong, and where something is wrong the bodies do the work. Kernels that are
-made from formulas are checked later, at their first use (`generated.py`).
+Once per process each twin gets fixed numbers, and the bodies on NumPy compute the expected results. Products use
+small integers, which every precision multiplies and adds exactly; no other input is near a discontinuity or a
+pole. So any difference beyond rounding is an error, and then the bodies run instead. Kernels generated from
+formulas are checked later, when first used (`generated.py`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .finish import make
 
 __all__ = ["right", "usable"]
 
-ROWS, INPUTS, UNITS = 600, 5, 37  # several chunks of rows, and units that are no multiple of a warp
-SIZE = 3000  # of flat arrays: several blocks
+ROWS, INPUTS, UNITS = 600, 5, 37  # several chunks of rows, and a number of units that is no multiple of a warp
+SIZE = 3000  # length of flat arrays: several blocks
 Arrays = dict[str, list[Any]]  # by operation
 
 _RELU = SimpleNamespace(
@@ -36,29 +36,29 @@ _RELU = SimpleNamespace(
 
 
 def usable(backend: Backend) -> bool:
-    """Return whether the twins of a backend are wanted, and right on its device: only then may they write."""
+    """Return whether a backend's twins are enabled and pass their check: only then may they write in place."""
     if chosen() == "bodies":
         return False
     return not backend.checked or right(backend)
 
 
 def right(backend: Backend) -> bool:
-    """Return whether the kernels give on a device what they should; if not, a warning tells, once."""
+    """Return whether a device's kernels give the expected results; if not, warn once."""
     return _right(backend, precision())
 
 
 @lru_cache
 def _right(backend: Backend, of_products: str) -> bool:
     try:
-        recorder = recorder_for(backend)  # its stream, with the handle of cuBLAS, goes on to the next one
+        recorder = recorder_for(backend)  # its stream and cuBLAS handle are reused by the next recorder
         with recorder.step_context():
             wrong = list(_wrong(backend))
-    except Exception as error:  # noqa: BLE001 - of the libraries' own kinds; told in the warning
+    except Exception as error:  # noqa: BLE001 - the libraries' own exceptions; reported in the warning
         wrong = [f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"]
     if wrong:
         warnings.warn(
-            f"xpnet's own CUDA kernels are not used on {backend.device!r}, since they fail their check there "
-            f"({', '.join(wrong)}); training goes on without them",
+            f"xpnet's own CUDA kernels are not used on {backend.device!r}, because they fail their check there "
+            f"({', '.join(wrong)}); training continues without them",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -66,7 +66,7 @@ def _right(backend: Backend, of_products: str) -> bool:
 
 
 def _wrong(backend: Backend) -> Iterator[str]:
-    """Yield the operations that give something else than their bodies do on NumPy."""
+    """Yield the operations whose results differ from those of their bodies on NumPy."""
     body, twin = Context(NumpyBackend(dtype=backend.policy)), Context(backend, True, None, Arena(backend.xp))
     with np.errstate(all="ignore"):
         wanted = _layers(body) | _losses(body) | _flat(body) | _sums(body)
@@ -80,7 +80,7 @@ def _wrong(backend: Backend) -> Iterator[str]:
 
 
 def _maker(ctx: Context) -> tuple[np.random.Generator, Callable[[Any], Any]]:
-    """Return a source of the same numbers for everybody, and what puts them onto the device."""
+    """Return a random generator with a fixed seed, and a function that copies arrays to the device."""
     return np.random.default_rng(0), lambda a: ctx.backend.array(a, ctx.backend.dtype_name)
 
 
@@ -162,7 +162,7 @@ def _sums(ctx: Context) -> Arrays:
 
 
 def ended(ctx: Context) -> None:
-    """Make what the operations have put off to the end of the step."""
+    """Make the deferred calls, which end a step."""
     make(ctx.finish)
     ctx.finish.clear()
 

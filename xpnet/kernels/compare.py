@@ -1,4 +1,4 @@
-"""Whether a kernel gives what its definition gives."""
+"""Compare the results of a kernel with those of its definition."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 __all__ = ["TOLERANCE", "close"]
 
-TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest number: what rounding may change
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # allowed rounding error, relative to the largest number
 
 
 def close(a: np.ndarray, b: np.ndarray, share: float) -> bool:
-    """Return whether two arrays differ by no more than a share of the largest number; NaN is equal to NaN."""
+    """Return whether two arrays differ by at most `share` times the largest number; NaN equals NaN."""
     if a.shape != b.shape or a.dtype.kind != "f":
         return np.array_equal(a, b)
     known = np.isfinite(b)

@@ -1,4 +1,4 @@
-"""What a layer, loss or optimizer gets to compute with: one object per step, or per call of a part alone."""
+"""The context of a step, or of a call to a single part: what layers, losses and optimizers compute with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Arena", "Context", "check_real", "enter", "numeric"]
 
 
 class Arena:
-    """Buffers that live from step to step: the n-th request of a step gets the n-th buffer."""
+    """Buffers that persist from step to step: the n-th request of a step gets the n-th buffer."""
 
     def __init__(self, xp: Any, device: Any = None) -> None:
         self._xp, self._device = xp, device
@@ -26,23 +26,23 @@ class Arena:
         self._next = 0
 
     def restart(self) -> None:
-        """Begin a step: hand the same buffers out again."""
+        """Begin a step: return the same buffers again."""
         self._next = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return a buffer whose content is whatever the last step left."""
+        """Return a buffer with arbitrary content."""
         i = self._next
         self._next = i + 1
         if i < len(self._kinds) and self._kinds[i] == (shape, dtype):
             return self._buffers[i]
-        # a request that was never made, or not in this place: forget what followed it
+        # the sequence of requests has changed: discard the buffers from here on
         buffer = self._xp.empty(shape, dtype=dtype, device=self._device)
         self._kinds[i:], self._buffers[i:] = [(shape, dtype)], [buffer]
         return buffer
 
 
 class Context:
-    """The namespace, the operations and the surroundings of one step.
+    """The namespace, the operations and the data of one step.
 
     Attributes:
         backend, xp, dtype: where and in what precision to compute.
@@ -56,9 +56,9 @@ class Context:
         loss_scale: what the derivative of the objective is multiplied by on its way back, 0-d; None for 1.
         inplace: whether there is memory for twins to write to.
         apply_update: 0-d boolean: whether the update is applied. Twins that write in place on a GPU read it there.
-        overwrite: whether twins may write over weights and slots, by deferred calls (`defer`).
+        overwrite: whether twins may overwrite weights and slots, in deferred calls (`defer`).
         finish: the deferred calls, which end the step (see `xpnet.kernels.finish`).
-        tape: what records this step, or None (see `xpnet.training.replay`).
+        tape: the recorder of this step, or None (see `xpnet.training.replay`).
     """
 
     __slots__ = (
@@ -127,32 +127,32 @@ class Context:
         return lambda dy: dy + (slope if self.loss_scale is None else slope * self.loss_scale)
 
     def set_statistic(self, name: str, value: Array) -> None:
-        """Pass on a new value of a running statistic of the current layer."""
+        """Set a running statistic of the current layer to a new value."""
         self.carry[f"{self.place[1]}/{name}"] = value
 
     def statistic(self, name: str, otherwise: Array) -> Array:
-        """Return what an earlier use of the current layer has recorded in this step, or that."""
+        """Return the value that an earlier use of the current layer set in this step, else `otherwise`."""
         return self.carry.get(f"{self.place[1]}/{name}", otherwise)
 
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
-        """Return memory for a twin to write to, which lives until the end of the step."""
+        """Return memory that a twin may write to until the end of the step."""
         if self._arena is None:
             return self.xp.empty(shape, dtype=dtype or self.dtype, device=self.backend.device)
         buffer = self._arena.empty(shape, dtype or self.dtype)
         return buffer if self.tape is None else self.tape.trace(buffer)
 
     def launch(self, kernel: Callable[..., None], *args: Any) -> None:
-        """Call a kernel: a function that writes into arrays it is given and may look at numbers on the host."""
+        """Call a kernel: a function that writes to its array arguments and may read their values on the host."""
         if self.tape is None:
             kernel(*args)
         else:
             self.tape.launch(kernel, *args)
 
     def defer(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Put off a call that writes over the state to the end of the step.
+        """Defer a call that overwrites the state to the end of the step.
 
         Args:
-            function: one that C code runs (NumPy's, PyTorch's, a compiled loop), see `xpnet.kernels.finish`.
+            function: implemented in C (NumPy's, PyTorch's, a compiled loop), see `xpnet.kernels.finish`.
         """
         if self.tape is None:
             self.finish.append(partial(function, *args, **kwargs))
@@ -160,7 +160,7 @@ class Context:
             self.tape.defer(function, *args, **kwargs)
 
     def defer_when(self, flag: Array, block: Callable[[], Any]) -> None:
-        """Put off what the block puts off, to be left out if the flag (0-d, on the host) is not set by then."""
+        """Defer the calls that the block defers; skip them if the flag (0-d, on the host) is false by then."""
         home = self if self.tape is None else self.tape
         before, home.finish = home.finish, []
         try:
@@ -171,7 +171,7 @@ class Context:
         home.finish.append(Branch(flag if self.tape is None else self.tape.plain(flag), calls))
 
     def defer_in_parts(self, loop: Callable[..., None], numbers: Array, arrays: Sequence[Array]) -> None:
-        """Put off `loop(numbers, *arrays)` on 1-D arrays; large ones may be shared out among threads."""
+        """Defer `loop(numbers, *arrays)` on 1-D arrays; threads share large ones."""
         pieces = parts_of(arrays)
         if self.tape is not None:
             numbers, pieces = self.tape.plain((numbers, pieces))
@@ -179,26 +179,26 @@ class Context:
         (self if self.tape is None else self.tape).finish.append(Pieces(calls) if len(calls) > 1 else calls[0])
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
-        """Return `x` (an array of any library, a list, a number) as an array here, in `dtype` or the model's."""
+        """Convert `x` (an array of any library, a list, a number) to this backend, in `dtype` or the model's."""
         dtype = self.dtype if dtype is None else dtype
         if library_of(x) is None:
-            x = np.array(numeric(x))  # a table's memory is not handed on
+            x = np.array(numeric(x))  # copied: the memory of a table must not be shared
         check_real(x)
         return self.xp.astype(self.backend.bring(x), dtype, copy=False)
 
 
 def enter(*arrays: Any, dtype: str | None = None) -> tuple[Context, Callable[[Array], Array]]:
-    """Begin the work of a part used alone, on whatever the caller passed in.
+    """Return the context for a part used without a model, on the caller's arrays.
 
     Args:
-        arrays: the caller's arrays, lists or numbers; the first array decides (unless a backend was chosen)
-            the library, and the widest floating dtype among them the precision. Where the library can't compute
-            in float64 as it is set up (JAX without x64), that is float32, and a warning says so once.
+        arrays: the caller's arrays, lists or numbers. Unless a backend was chosen, the first array determines the
+            library; the widest floating dtype among them determines the precision. If the library can't compute in
+            float64 as configured (JAX without x64), the precision is float32, with one warning.
         dtype: the part's own dtype, or None.
 
     Returns:
-        The context, and a function that brings a result back into the library of the first argument, in memory
-        of its own.
+        The context, and a function that converts a result to the library of the first argument, in separate
+        memory.
     """
     widest = _widest(arrays) if dtype is None else None
     if widest is None:
@@ -217,7 +217,7 @@ def enter(*arrays: Any, dtype: str | None = None) -> tuple[Context, Callable[[Ar
 
 
 def _widest(arrays: Sequence[Any]) -> str | None:
-    """Return float64 or float32, the wider that is among the arrays and tables; None without such."""
+    """Return float64 or float32, the wider among the arrays and tables; None if neither occurs."""
     given = [numeric(a) if is_table(a) else a for a in arrays]
     kinds = {kind_of(a) for a in given if hasattr(a, "dtype")}
     if kinds & {"float64", "float80", "float96", "float128", "longdouble"}:
@@ -229,7 +229,7 @@ def _nearest(backend: Backend, dtype: str) -> str:
     near = backend.nearest(dtype)
     if near != dtype:
         _say_once(
-            f"backend {backend.name!r} can't compute in {dtype} as it is set up: parts used alone take {near}"
+            f"backend {backend.name!r} can't compute in {dtype} as configured: parts used alone compute in {near}"
         )
     return near
 

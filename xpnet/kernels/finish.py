@@ -1,8 +1,8 @@
 """End a step: run the calls that overwrite its state, atomically.
 
 An exception may be raised between any two lines of Python: Ctrl-C, a signal handler, an asynchronous exception in
-the thread. Between two calls made by C code it can't. So everything that overwrites the state is deferred to the
-end of the step, as a list of calls of C functions, which C code makes: all of them or none.
+the thread. It can't be raised between two calls made by C code. So everything that overwrites the state is
+deferred to the end of the step, as a list of C functions that C code calls: all of them or none.
 """
 
 from __future__ import annotations

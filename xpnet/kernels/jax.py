@@ -1,4 +1,4 @@
-"""JAX twins: the same formulas in a form that XLA compiles to something better."""
+"""JAX twins: the same formulas in a form for which XLA generates faster code."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..core import ops
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Any], out: Any) -> Any:
-    """Twin of `ops.pack`: the parts written one after the other into one array.
+    """Twin of `ops.pack`: write the parts one after the other into one array.
 
-    On a CPU with several threads XLA's concatenation took a step up to ten times as long (jaxlib 0.10.2). One
-    barrier keeps XLA from making a `pad` of the first part, which took 10 ns an element; the other keeps the
-    gradient a thing of its own.
+    On a CPU with several threads XLA's concatenation made a step up to ten times slower (jaxlib 0.10.2). One
+    barrier keeps XLA from turning the first part into a `pad`, which took 10 ns per element; the other keeps XLA
+    from fusing the gradient with its consumers.
     """
     if not parts or jax.default_backend() != "cpu":
         return ops.pack(ctx, layout, parts, out)
@@ -28,7 +28,7 @@ def pack(ctx: Any, layout: Any, parts: dict[str, Any], out: Any) -> Any:
 
 
 def product(ctx: Any, a: Any, b: Any) -> Any:
-    """Twin of `ops.product`: factors of 16 bits are multiplied as such; XLA may leave a mere rounding out."""
+    """Twin of `ops.product`: multiply 16-bit factors as such, because XLA may remove a mere rounding."""
     if ctx.backend.narrow is None:
         return ctx.xp.matmul(a, b)
     narrow = getattr(ctx.xp, ctx.backend.narrow)

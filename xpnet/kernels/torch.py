@@ -1,7 +1,7 @@
-"""PyTorch twins for the CPU: the same results with `out=` and in place, in buffers that live from step to step.
+"""PyTorch twins for the CPU: the same results with `out=` and in place, in buffers that persist from step to step.
 
-Without an arena (`ctx.inplace` is False: inference, a part used alone, a GPU) the bodies do the work. What a twin
-writes to is never part of PyTorch's own differentiation: a tensor of a user's layer that is, is taken without it.
+Without an arena (`ctx.inplace` is False: inference, a part used alone, a GPU) the bodies run. Twins write only to
+tensors outside autograd: a tensor of a user-defined layer that requires gradients is detached first.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..fusion.update import fading, update_graph
 from .host.numpy import FLUSH_INTERVAL, homes, out_for
 from .torch_calls import filled, number, result_of, writes_of
 
-# One pass over weights and slots, in which `torch.optim.Adam(fused=True)` ends too. It is not public; by the
-# public `torch.optim.adam.adam` the update of a small network takes more than twice as long.
+# One pass over weights and slots, as in `torch.optim.Adam(fused=True)`. It is private; through the public
+# `torch.optim.adam.adam` the update of a small network takes more than twice as long.
 _fused_adam = getattr(torch, "_fused_adamw_", None)
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
-    """Twin of `ops.affine`: gradients are written straight into the flat gradient."""
+    """Twin of `ops.affine`: write gradients directly to the flat gradient."""
     if not ctx.inplace or x.ndim != 2 or kernel.ndim != 2 or ctx.backend.narrow:
         return ops.affine(ctx, x, kernel, bias, activation)
     x = _plain(x)
@@ -78,7 +78,7 @@ _layer_norm_back = torch.ops.aten.native_layer_norm_backward
 
 
 def _product(ctx: Any, a: Array, b: Array, out: Array, bias: Array | None = None) -> Array:
-    """Return a b + bias in `out`; few columns as (b^T a^T)^T, which takes MKL down to a sixth of the time."""
+    """Return a b + bias in `out`; for few columns as (b^T a^T)^T, for MKL up to six times as fast."""
     if b.shape[1] <= 24 and a.numel() >= 1 << 14:
         turned = torch.mm(b.t(), a.t(), out=ctx.empty((b.shape[1], a.shape[0])))
         out.copy_(turned.t())
@@ -87,19 +87,19 @@ def _product(ctx: Any, a: Array, b: Array, out: Array, bias: Array | None = None
 
 
 def _turned_product(ctx: Any, a: Array, b: Array, out: Array) -> Array:
-    """Return a b^T in `out`; few columns as above."""
+    """Return a b^T in `out`; for few columns as in `_product`."""
     if b.shape[0] <= 24 and a.numel() >= 1 << 14:
         return _product(ctx, a, b.t(), out)
-    return torch.nn.functional.linear(a, b, out=out)  # turns b on its own, in a third of the time
+    return torch.nn.functional.linear(a, b, out=out)  # transposes b internally, in a third of the time
 
 
 def _plain(x: Array) -> Array:
-    """Return `x` outside PyTorch's own differentiation, which writes to no given memory."""
+    """Return `x` detached from autograd, which can't write to `out=`."""
     return x.detach() if x.requires_grad else x
 
 
 def _like(dy: Array, z: Array) -> Array:
-    """Return a derivative outside PyTorch's own differentiation, in the dtype of z."""
+    """Return a derivative, detached from autograd, in the dtype of z."""
     return _plain(dy).to(z.dtype)
 
 
@@ -119,7 +119,7 @@ _known = Remembered()
 def _passes(activation: Any, dtype: Any, adopt: bool) -> tuple[Any, Any]:
     """Return `apply(ctx, z)`, which returns y = f(z), and `pull_back(ctx, dy, z, y)`, which returns dz.
 
-    They are written from the formulas if these are elementwise.
+    They are generated from the formulas if these are elementwise.
 
     Args:
         adopt: whether they may overwrite z.
@@ -146,7 +146,7 @@ def _formulas(activation: Any) -> tuple[Any, Any]:
 
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
-    """Twin of `ops.softmax_cross_entropy`, for class numbers; one-hot targets go to the body."""
+    """Twin of `ops.softmax_cross_entropy` for class numbers; one-hot targets use the body."""
     if not ctx.inplace or z.ndim != 2 or target.ndim != 1:
         return ops.softmax_cross_entropy(ctx, z, target, weight)
     target, logs = target.long(), torch.log_softmax(_plain(z), 1, out=ctx.empty(z.shape))
@@ -162,13 +162,13 @@ def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tup
     except (IndexError, RuntimeError):
         if int(target.min()) >= 0 and int(target.max()) < z.shape[1]:
             raise
-        a = dz = values = torch.full_like(z, math.nan)  # a label is no class
+        a = dz = values = torch.full_like(z, math.nan)  # an invalid label
         values = values[:, 0]
     return values, dz, a
 
 
 def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Any:
-    """Twin of `ops.row_total`: one product."""
+    """Twin of `ops.row_total`: a single dot product."""
     if not ctx.inplace or values.ndim != 1 or weight is not None:
         return ops.row_total(ctx, values, weight, scale)
     return torch.dot(_plain(values), filled(tuple(values.shape), scale, values.dtype))
@@ -183,7 +183,7 @@ def sum_rows(ctx: Any, index: Array, values: Array, count: int, out: Array | Non
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: Any) -> Array:
-    """Twin of `ops.pack`: copies only what is not in its place already."""
+    """Twin of `ops.pack`: copy only parts that are not in place already."""
     if out is None:
         return ops.pack(ctx, layout, parts, out)
     flat, views = out
@@ -210,7 +210,7 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
 
 
 def within_limits(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others: Array) -> Any:
-    """Twin of `ops.within_limits`: the host looks at the numbers, which are in its memory."""
+    """Twin of `ops.within_limits`: read the numbers on the host, since they are in its memory."""
     if not ctx.inplace or any(flat.ndim != 1 for flat in flats):
         return ops.within_limits(ctx, ok, lr, limit, flats, *others)
     well = bool(ok) and float(lr) <= ops.LARGEST_RATE
@@ -225,7 +225,7 @@ def within_limits(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others:
 
 
 def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
-    """Twin of `ops.tally`: the host looks at the flags, and adds up with Python's numbers."""
+    """Twin of `ops.tally`: read the flags on the host, and add with Python numbers."""
     if not ctx.inplace:
         return ops.tally(ctx, ok, counted, step, age, sums, parts)
     taken = bool(ok)
@@ -245,9 +245,9 @@ def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts
     return step, age, sums
 
 
-# Optimizers: any formula that can be fused. In place where no update can overflow, since the guard has seen
-# gradient and weights; what writes over weights and slots is then put off to the end of the step. Otherwise into
-# new memory: the guard may yet hold the update back.
+# Optimizers: any formula that can be fused. If no update can overflow, because the guard has checked gradient and
+# weights, the update is in place, and the calls that overwrite weights and slots are deferred to the end of the
+# step. Otherwise the result goes to new memory: the guard may reject the step.
 
 
 def update(
@@ -263,7 +263,7 @@ def update(
 ) -> Any:
     """Twin of `ops.update`.
 
-    Nobody may write to tensors that were made under a user's `torch.inference_mode()`: the body makes others.
+    Tensors made under a user's `torch.inference_mode()` can't be modified in place: the body makes new ones.
     """
     if ctx.inplace and w.ndim == 1 and not (w.is_inference() or (slots and slots[0].is_inference())):
         key = len(slots), decay, factor is not None, w.dtype, ctx.overwrite
@@ -309,7 +309,7 @@ def _formula(write: Any, over: bool) -> Any:
 
 
 def _adam(optimizer: Any, decay: Any) -> Any:
-    """Return PyTorch's own update. Its epsilon is the `corrected` one: the other is divided by sqrt(c2)."""
+    """Return PyTorch's fused update. Its epsilon is the `corrected` one; another is divided by sqrt(c2) first."""
     beta_1, beta_2, epsilon = optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
     corrected = optimizer.epsilon_on == "corrected"
 
@@ -330,5 +330,5 @@ def _adam(optimizer: Any, decay: Any) -> Any:
 
 @lru_cache
 def smallest(dtype: Any) -> float:
-    """Return the number below which an average counts as 0, see `numpy._flush`."""
+    """Return the threshold below which an average counts as 0, see `numpy._flush`."""
     return 1e8 * torch.finfo(dtype).tiny

@@ -1,7 +1,7 @@
-"""Write functions of PyTorch calls with `out=` from graphs, for the CPU, in memory that lives from step to step.
+"""Write functions of PyTorch calls with `out=` from graphs, for the CPU, in memory that persists between steps.
 
-A function is written once for each graph (see `fusion.calls.plan`): looping over its calls would take a small
-network as long as the calls themselves.
+A function is written once per graph (see `fusion.calls.plan`): for a small network, looping over the calls
+would take as long as the calls themselves.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Function = Callable[..., Any]
 def writes_of(graph: Graph, homes: tuple[int | None, ...], dtype: Any, later: bool) -> Function:
     """Return `write(ctx, arrays, numbers)`, which writes the results of a graph.
 
-    Its arguments are the arrays that the graph takes, behind them those for results that overwrite none, all of
-    one shape; and the graph's numbers.
+    `arrays` are the graph's arrays, then those for results that overwrite none, all of the same shape; `numbers`
+    are the graph's numbers.
 
     Args:
-        homes: see `fusion.calls.plan`. later: whether the calls are deferred by `ctx.defer`.
+        homes: see `fusion.calls.plan`. later: whether the calls are deferred with `ctx.defer`.
     """
     arrays, lines, space = _lines(graph, homes, dtype, later)
     return _compiled("ctx, arrays, numbers", [f"{', '.join(arrays)}, = arrays", *lines], space)
@@ -39,10 +39,10 @@ def writes_of(graph: Graph, homes: tuple[int | None, ...], dtype: Any, later: bo
 
 @lru_cache(maxsize=256)
 def result_of(graph: Graph, home: int | None, dtype: Any) -> Function:
-    """Return `result(ctx, *arrays)`, which returns the result of a graph that has one, of arrays alone.
+    """Return `result(ctx, *arrays)`, which returns the single result of a graph without number arguments.
 
     Args:
-        home: the number of the array that the result overwrites, or None for memory of its own.
+        home: the number of the array that the result overwrites, or None for separate memory.
     """
     arrays, lines, space = _lines(graph, (home,), dtype)
     arguments = ", ".join(["ctx", *arrays[: graph.arrays]])
@@ -60,7 +60,7 @@ def result_of(graph: Graph, home: int | None, dtype: Any) -> Function:
 def _lines(
     graph: Graph, homes: tuple[int | None, ...], dtype: Any, later: bool = False
 ) -> tuple[list[str], list[str], dict[str, Any]]:
-    """Return the names of the arrays, the lines of Python that write the results, and what these refer to."""
+    """Return the names of the arrays, the lines of Python that write the results, and the names these refer to."""
     graph = contract(by_bits(graph))
     calls, reals, bools = plan(graph, homes)
     found = numbers_of(graph)
@@ -96,10 +96,10 @@ class _Writer:
     """Writes lines of Python for the calls of a plan.
 
     Args:
-        names: of the memory, see `calls.Plan`. first: the place of the first number.
+        names: names of the memory, see `calls.Plan`. first: the index of the first number.
 
     Attributes:
-        tensors: the names that are operands. bits: those of which the bits are, in the order of their use.
+        tensors: names used as operands. bits: names whose bits are used, in order of first use.
     """
 
     def __init__(self, names: list[str], first: int) -> None:
@@ -133,7 +133,7 @@ class _Writer:
         return f"i_{name}"
 
 
-# Operations with a number: how many operands there are before it, the call, and what this calls the number.
+# Operations with a number: the number of operands before it, the call, and its keyword for the number.
 _WITH_NUMBER = {
     "scaled": (2, "add", "alpha"),
     "product": (3, "addcmul", "value"),
@@ -149,7 +149,7 @@ _CALLS: dict[str, Any] = {op: getattr(torch, op) for op in ARITY if op not in ("
 
 
 def _within(dtype: Any, value: float) -> float:
-    """Return a number that PyTorch takes: it refuses one that is beyond the dtype, but not infinity."""
+    """Return a number that PyTorch accepts: it accepts infinity, but no other number outside the dtype's range."""
     return math.copysign(math.inf, value) if abs(value) > torch.finfo(dtype).max else value
 
 
@@ -185,15 +185,16 @@ _OWN = {
     _key(lambda xp: lambda z: 0.5 * z * (1.0 + xp.erf(z / math.sqrt(2))), 1): "gelu({0}, out={out})",
     _key(lambda xp: lambda dy, z, y: dy * _gelu_slope(xp, z), 3): "gelu_backward({0}, {1}, grad_input={out})",
 }
-_OWN_IN_PLACE = {_key(lambda xp: lambda z: xp.maximum(z, 0.0), 1): "relu_({0})"}  # two thirds of `maximum`'s time
+# takes two thirds of the time of `maximum`
+_OWN_IN_PLACE = {_key(lambda xp: lambda z: xp.maximum(z, 0.0), 1): "relu_({0})"}
 
 
 def number(value: Any, dtype: Any) -> Array:
-    """Return a number as a tensor, with which PyTorch computes in half the time that Python's own takes."""
+    """Return a number as a tensor: PyTorch computes with it in half the time of a Python number."""
     return value if isinstance(value, torch.Tensor) else filled((), value, dtype)
 
 
 @lru_cache(maxsize=64)
 def filled(shape: tuple[int, ...], value: float, dtype: Any) -> Array:
-    """Return a tensor of one number, which nobody writes to."""
+    """Return a tensor filled with one number, which must not be written to."""
     return torch.full(shape, value, dtype=dtype, device="cpu")

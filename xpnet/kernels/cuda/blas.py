@@ -1,10 +1,10 @@
-"""Matrix products on CuPy arrays by cuBLAS itself, since CuPy's own refuse to be captured into a CUDA graph.
+"""Multiply matrices of CuPy with cuBLAS directly, because CuPy's own products can't be captured into a CUDA graph.
 
-cuBLAS counts columns first. A row-major C = A B of shape (m, n) is its C^T = B^T A^T: the same memory, the factors
-exchanged. A factor that is a transposed view is handed over with the flag for it, and never copied.
+cuBLAS is column-major. A row-major C = A B of shape (m, n) is its C^T = B^T A^T: the same memory, with the factors
+exchanged. A factor that is a transposed view is passed with the corresponding flag, and never copied.
 
-`XPNET_MATMUL_PRECISION`: `highest` (float32 products in float32) or `tf32` (their factors rounded to 10 bits).
-Factors of 16 bits are multiplied as they are, and added up in float32.
+`XPNET_MATMUL_PRECISION`: `highest` (float32 products in float32) or `tf32` (factors rounded to 10 bits).
+16-bit factors are multiplied as such, and accumulated in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...errors import unknown_name
 __all__ = ["MATMUL_PRECISIONS", "available", "matmul", "precision"]
 
 MATMUL_PRECISIONS = ("highest", "tf32")
-WORKSPACE = 32 << 20  # bytes: what cuBLAS asks for on Hopper; it must not allocate during a capture
+WORKSPACE = 32 << 20  # bytes, as NVIDIA recommends for Hopper; cuBLAS must not allocate during a capture
 
 
 @cache
@@ -47,19 +47,19 @@ def precision() -> str:
 
 @cache
 def _handle(device: int, stream: int) -> tuple[int, Any]:
-    """Return cuBLAS' handle for a stream, and its workspace; both live as long as the process, as streams do."""
+    """Return cuBLAS's handle for a stream, and its workspace; both live as long as the process, as streams do."""
     import cupy
     from nvmath.bindings import cublas
 
     handle = cublas.create()
     cublas.set_stream(handle, stream)
-    workspace = cupy.cuda.Memory(WORKSPACE)  # of no pool, since graphs keep its address
+    workspace = cupy.cuda.Memory(WORKSPACE)  # not from a pool, because graphs keep its address
     cublas.set_workspace(handle, workspace.ptr, WORKSPACE)  # after set_stream, which resets it
     return handle, workspace
 
 
 def _factor(a: Any) -> tuple[int, bool, int] | None:
-    """Return a matrix as (address, whether it is a transposed view, length of its rows in memory)."""
+    """Return a matrix as (address, whether it is a transposed view, leading dimension)."""
     if a.flags.c_contiguous:
         return a.data.ptr, False, a.shape[1]
     if a.flags.f_contiguous:
@@ -68,9 +68,9 @@ def _factor(a: Any) -> tuple[int, bool, int] | None:
 
 
 def matmul(a: Any, b: Any, out: Any) -> Any:
-    """Return out = a b, shapes (m, k) and (k, n), of one dtype; `out` is contiguous.
+    """Write a b to `out` and return it; shapes (m, k) and (k, n), one dtype. `out` is contiguous.
 
-    Factors of float16, or of bfloat16 in arrays of uint16 (CuPy has no such dtype of its own), need the bindings;
+    Factors of float16, or of bfloat16 in arrays of uint16 (CuPy has no bfloat16), require the bindings;
     `out` is float32 then.
     """
     import cupy
@@ -120,4 +120,4 @@ _CUDA_TYPES = {
     "float16": 2,
     "uint16": 14,
 }  # cudaDataType, library_types.h: 14 is CUDA_R_16BF
-_ONE_ZERO = tuple((np.asarray(1, d), np.asarray(0, d)) for d in ("float32", "float64"))  # read at the call
+_ONE_ZERO = tuple((np.asarray(1, d), np.asarray(0, d)) for d in ("float32", "float64"))  # read during the call

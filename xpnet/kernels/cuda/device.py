@@ -44,7 +44,7 @@ def with_masks(step: Callable[..., Any], draws: Sequence[Any], stream: Any) -> C
 
 
 def fits(device: Any, size: int) -> bool:
-    """Return whether a data set of that many bytes may be held: in half of the memory that is free."""
+    """Return whether a data set of `size` bytes may be held: it fits into half of the free memory."""
     import cupy
 
     with device:
@@ -53,12 +53,12 @@ def fits(device: Any, size: int) -> bool:
 
 
 def can_pick(values: Array, device: Any) -> bool:
-    """Return whether `pick` can read a CuPy array as it is: it lies on the device, row by row."""
+    """Return whether `pick` can read a CuPy array directly: it is on the device and contiguous."""
     return values.device == device and values.dtype.name in SOURCES and values.flags.c_contiguous
 
 
 def hold(shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[slice, Array]]) -> Array:
-    """Return an array on the device, filled part by part: rows, and what they are."""
+    """Return an array on the device, filled from pairs of a slice of rows and their values."""
     import cupy
 
     place = cupy.empty(shape, dtype)
@@ -68,7 +68,7 @@ def hold(shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[slice, Array]
 
 
 def pick(data: Array, rows: Array, dtype: Any) -> Array:
-    """Return some rows of what is held, in a dtype. Args: data: shape (n, ...). rows: int32, shape (batch,)."""
+    """Return rows of an array in a dtype. Args: data: shape (n, ...). rows: int32, shape (batch,)."""
     import cupy
 
     return gather(data, rows, cupy.empty((rows.shape[0], *data.shape[1:]), dtype))
@@ -100,7 +100,7 @@ def gather(data: Array, order: Array, out: Array) -> Array:
     """Fill `out` with the rows order[0], order[1], ... of `data`, in out's dtype.
 
     Args:
-        data: of one of the dtypes of `SOURCES`. order: int32. All are contiguous.
+        data: of one of the dtypes in `SOURCES`. order: int32. All are contiguous.
     """
     if out.size:
         sizes = (np.int32(out.shape[0]), np.int64(out.size // out.shape[0]))

@@ -1,4 +1,4 @@
-"""CuPy twins of what works on flat arrays: gradient, guard, counters, clipping and optimizers (see `layers.py`).
+"""CuPy twins for flat arrays: gradient, guard, counters, clipping and optimizers (see `layers.py`).
 
 An update that can't overflow overwrites weights and slots if `ctx.apply_update` is true on the device. Flag,
 counters and sums are overwritten too, so a captured step need not copy them. All but the flag are written by
@@ -22,11 +22,11 @@ Array = Any  # a CuPy array
 # The flat gradient, and the guard -------------------------------------------------------------------------
 
 
-# `cupy.concatenate` copies the addresses of more than 8 arrays from the host, which no capture allows.
+# `cupy.concatenate` copies the addresses of more than 8 arrays from the host, which a capture does not allow.
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: Any) -> Array:
-    """Twin of `ops.pack`: copies only what is not in its place already."""
+    """Twin of `ops.pack`: copy only parts that are not in place already."""
     if out is None and not ctx.inplace:
         return ops.pack(ctx, layout, parts, out)
     flat = ctx.empty((layout.size,)) if out is None else out[0]
@@ -65,7 +65,7 @@ def penalize(ctx: Any, w: Array, g: Array, segments: Any) -> tuple[Any, Array]:
 
 
 def within_limits(ctx: Any, ok: Array, lr: Array, limit: float, flats: Any, *others: Array) -> Array:
-    """Twin of `ops.within_limits`: one pass over what is given, the result written over `ok`."""
+    """Twin of `ops.within_limits`: one pass over the arrays; the result overwrites `ok`."""
     alike = len(flats) <= 2 and all(flat.ndim == 1 and flat.size == flats[0].size for flat in flats)
     if not (alike and flats and fit(ctx, lr, *flats, *others)):
         return ops.within_limits(ctx, ok, lr, limit, flats, *others)
@@ -81,14 +81,14 @@ def within_limits(ctx: Any, ok: Array, lr: Array, limit: float, flats: Any, *oth
 
 
 def _squares(ctx: Any, a: Array, b: Any = NULL) -> tuple[Array, int]:
-    """Return the sums of squares of one flat array or two of one size, in parts, and how many parts of each."""
+    """Return partial sums of squares of one flat array, or two of equal size, and how many there are of each."""
     grid, block = over(a.size)
     partial = ctx.empty((grid[0] if b is NULL else 2 * grid[0],))
     kernel_of("sum_squares", a.dtype.name)(grid, block, (a, b, partial, np.int64(a.size)))
     return partial, grid[0]
 
 
-SUMS_PER_LAUNCH = 8  # of sums that one launch of `tally` adds to
+SUMS_PER_LAUNCH = 8  # sums that one launch of `tally` adds to
 
 
 def tally(
@@ -117,7 +117,7 @@ def tally(
 
 
 def _groups(parts: Any) -> list[list[Any]]:
-    """Return the parts in groups, one per launch: up to `SUMS_PER_LAUNCH` numbers (first), or one array."""
+    """Group the parts, one group per launch: up to `SUMS_PER_LAUNCH` numbers, or one array."""
     groups: list[list[Any]] = [[]]
     after_array = False
     for a, factor in parts:
@@ -179,10 +179,10 @@ def update(
     decay: float = 0.0,
     factor: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Twin of `ops.update`: one kernel, made from the formula.
+    """Twin of `ops.update`: one kernel, generated from the formula.
 
     An update that can't overflow overwrites weights and slots at the end of the step, if `ctx.apply_update` holds.
-    Any other goes to new memory, since the guard checks the result first.
+    Otherwise the result goes to new memory, because the guard checks it first.
     """
     arrays, in_place = (w, g, *slots), ctx.overwrite and optimizer.never_overflows
     alike = all(a.ndim == 1 and a.size == w.size for a in arrays)
@@ -203,6 +203,6 @@ def update(
 
 
 def _counted(ctx: Any, age: Array) -> Array:
-    """Return the age as the body is to read it: `tally` may have put off the launch that counts it up."""
+    """Return the age for the body: `tally` may have deferred the launch that increments it."""
     put_off = any(a is age for call in ctx.finish for a in call.args[-1])
     return age + 1.0 if put_off else age

@@ -1,7 +1,7 @@
-"""CUDA kernels made from formulas: found by the structure of a formula, and checked before they are used.
+"""CUDA kernels generated from formulas: one per structure of a formula, checked before use.
 
-A kernel is compiled when a formula of its structure is met for the first time on a device, and then compared with
-what the formula gives on NumPy's arrays. One that gives something else is not used, and a warning says so once.
+When a formula of a new structure is first used on a device, its kernel is compiled and compared with the
+formula's results on NumPy. A kernel that gives other results is not used, with one warning.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ __all__ = ["ActivationKernels", "UpdateKernel", "activation_kernels", "update_ke
 
 Array = Any  # a CuPy array
 
-ROWS, UNITS, SIZE = 67, 37, 3000  # of the arrays that kernels are checked on: no multiple of a warp
+ROWS, UNITS, SIZE = 67, 37, 3000  # shapes of the arrays in checks: no multiples of a warp
 
-_verdicts: dict[Any, bool] = {}  # by device and kernel: whether it is right
+_verdicts: dict[Any, bool] = {}  # by device and kernel: whether it passed its check
 
 
 class ActivationKernels(NamedTuple):
-    """What applies an activation and takes a derivative back through it.
+    """The kernels that apply an activation and pull a derivative back through it.
 
     Attributes:
         bias_act, act_backward: the kernels. constants, slopes: the constants of each.
         linear: whether y = z and dz = dy.
-        keeps_scores: whether the derivative reads z, so that y needs memory of its own.
+        keeps_scores: whether the derivative reads z, so that y needs separate memory.
     """
 
     bias_act: Any
@@ -47,14 +47,14 @@ class ActivationKernels(NamedTuple):
     keeps_scores: bool
 
     def forward(self, z: Array, bias: Array | None, y: Array) -> None:
-        """Write z + bias over z and f(z + bias) to y, shape (rows, units); y may be z."""
+        """Overwrite z with z + bias and write f(z + bias) to y, shape (rows, units); y may be z."""
         sizes = map(np.int32, z.shape)
         self.bias_act(*over(z.size), (z, NULL if bias is None else bias, y, *self.constants, *sizes))
 
     def backward(
         self, dy: Array, z: Array, y: Array, dz: Array | None, sums: Array | None, chunks: int = 1
     ) -> None:
-        """Write dz, and the sums of its columns over chunks of rows, shape (chunks, units); None: not wanted."""
+        """Write dz, and sums of its columns over chunks of rows, shape (chunks, units); None: not needed."""
         out = (NULL if a is None else a for a in (dz, sums))
         rows, units = dy.shape
         grid = (-(-units // WARPS[0]), chunks)
@@ -62,7 +62,7 @@ class ActivationKernels(NamedTuple):
 
 
 def activation_kernels(backend: Backend, activation: Any) -> ActivationKernels | None:
-    """Return the kernels for an activation; None if its formulas are not elementwise, or the kernels wrong."""
+    """Return the kernels for an activation; None if its formulas are not elementwise, or the check failed."""
     graphs = activation_graphs(activation)
     if graphs is None:
         return None
@@ -103,7 +103,7 @@ def _activation_right(backend: Backend, activation: Any, kernels: ActivationKern
 
 
 class UpdateKernel(NamedTuple):
-    """A kernel that takes an optimizer's step, and its constants."""
+    """The kernel of an optimizer's update, and its constants."""
 
     kernel: Any
     constants: tuple[Any, ...]
@@ -111,11 +111,11 @@ class UpdateKernel(NamedTuple):
     def launch(
         self, arrays: Sequence[Array], new: Sequence[Array], numbers: Sequence[Array | None], ok: Array | None
     ) -> tuple[Any, ...]:
-        """Return what to call the kernel with: grid, block, arguments.
+        """Return the kernel's grid, block and arguments.
 
         Args:
-            arrays: w, g and the slots. new: where the new weights and slots go; none where they go over the old
-                ones. numbers: lr, age, and factor or None. ok: whether anything is to be written, None for yes.
+            arrays: w, g and the slots. new: memory for the new weights and slots; empty if they overwrite the old
+                ones. numbers: lr, age, and factor or None. ok: whether to write anything; None means yes.
         """
         n = arrays[0].size
         pointers = (NULL if a is None else a for a in (*arrays, *new, *numbers))
@@ -125,11 +125,11 @@ class UpdateKernel(NamedTuple):
 def update_kernel(
     backend: Backend, optimizer: Any, slots: int, decay: float, scaled: bool, in_place: bool
 ) -> UpdateKernel | None:
-    """Return the kernel for `ops.update`; None if the formula is not elementwise, or the kernel wrong.
+    """Return the kernel for `ops.update`; None if the formula is not elementwise, or the check failed.
 
     Args:
         slots: how many there are. decay: see `ops.update`. scaled: whether there is a factor.
-        in_place: whether new weights and slots are written over the old ones.
+        in_place: whether new weights and slots overwrite the old ones.
     """
     graph = update_graph(optimizer, slots, decay, scaled)
     if graph is None:
@@ -151,7 +151,7 @@ def update_kernel(
 def _update_right(
     backend: Backend, optimizer: Any, count: int, decay: float, scaled: bool, in_place: bool, made: UpdateKernel
 ) -> bool:
-    """Compare the fourth update of weights that the formula has taken three times; before it, one is held back."""
+    """Compare the fourth update after three by the formula; first launch it with ok false, as if rejected."""
     host, rng = NumpyBackend(dtype=backend.dtype_name), np.random.default_rng(0)
     lr, age, factor = host.scalar(0.1), host.scalar(0.0), host.scalar(0.5) if scaled else None
 
@@ -173,19 +173,19 @@ def _update_right(
 
 
 def _right(backend: Backend, key: tuple[Any, ...], what: str, check: Callable[[], bool]) -> bool:
-    """Return whether kernels are right on a device, by `check`, once a process; if not, a warning tells."""
+    """Return whether kernels pass `check` on a device, run once per process; if not, warn."""
     if not backend.checked:
         return True
     key = (backend.device, *key)
     if key not in _verdicts:
         try:
-            why = "" if check() else "it gives other numbers than the formula"
-        except Exception as error:  # noqa: BLE001 - of the libraries' own kinds; told in the warning
+            why = "" if check() else "its results differ from those of the formula"
+        except Exception as error:  # noqa: BLE001 - the libraries' own exceptions; reported in the warning
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         _verdicts[key] = not why
         if why:
             warnings.warn(
-                f"the CUDA kernel made from {what} is not used on {backend.device!r} ({why}); training goes on "
+                f"the CUDA kernel made from {what} is not used on {backend.device!r} ({why}); training continues "
                 "without it",
                 RuntimeWarning,
                 stacklevel=3,

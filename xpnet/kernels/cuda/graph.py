@@ -1,12 +1,11 @@
-"""A CuPy step captured once as a CUDA graph, and launched again: its kernels without the Python between them.
+"""Capture a CuPy step once as a CUDA graph, and launch it again: its kernels without the Python code between them.
 
-While a stream captures, nothing runs: what is asked of it is noted, and the graph does it at every launch, on
-the same memory. So nobody else may get that memory, also not what the step freed. It comes from a pool that only
-the graphs of one recorder take from: they run one after the other, and none keeps anything there from launch to
-launch.
+While a stream captures, nothing runs: operations are recorded, and the graph performs them at every launch, on
+the same memory. So no one else may use that memory, including what the step freed. It comes from a pool that only
+the graphs of one recorder use: they run one after the other, and none keeps data there between launches.
 
-Every graph is compared once with the step it was captured from, number by number, before anybody gets numbers
-of it.
+Every graph is compared once with the step from which it was captured, number by number, before its results are
+used.
 """
 
 from __future__ import annotations
@@ -26,34 +25,34 @@ _idle: dict[int, list[Any]] = defaultdict(list)  # by device: pairs of streams o
 
 
 class CannotRecord(Exception):
-    """This step can't be captured; it runs as it is."""
+    """The step can't be captured; it runs uncaptured."""
 
 
 class Recorder:
-    """Captures steps on one device, on a stream of its own (the default stream can't capture).
+    """Captures steps on one device, on a separate stream (the default stream can't capture).
 
     Args:
         device: a `cupy.cuda.Device`.
     """
 
     CannotRecord = CannotRecord
-    records_user_code = True  # code of users may be captured: every graph is checked
+    records_user_code = True  # user-defined code may be captured: every graph is checked
     records_stacks = True  # several steps may be one graph
 
     def __init__(self, device: Any) -> None:
         import cupy
 
-        idle = _idle[device.id]  # streams are never destroyed: handles of cuBLAS belong to them
+        idle = _idle[device.id]  # streams are never destroyed: cuBLAS handles belong to them
         with device:
             self.stream, self.feeder = idle.pop() if idle else _streams(cupy)
         self.cupy, self.device, self.pool = cupy, device, cupy.cuda.MemoryPool(_allocate)
-        self.refused = ""  # why nothing is captured any more
-        self._read: Any = None  # the event after which the memory of the last batch may be used again
+        self.refused = ""  # why captures are disabled, if they are
+        self._read: Any = None  # the event after which the memory of the last batch may be reused
         weakref.finalize(self, idle.append, (self.stream, self.feeder))
 
     @contextmanager
     def step_context(self) -> Iterator[None]:
-        """Work on the recorder's stream: after what the caller's has been asked to do, before what comes."""
+        """Run on the recorder's stream: after work already queued on the caller's stream, before later work."""
         with self.device:
             caller = self.cupy.cuda.get_current_stream()
             self.stream.wait_event(caller.record())
@@ -65,56 +64,57 @@ class Recorder:
                 caller.wait_event(self.stream.record())
 
     def begin_feeding(self) -> None:
-        """Let batches be made only behind what the caller's stream has been asked for, and the steps so far."""
+        """Make batches only after work queued so far on the caller's stream, and the steps so far."""
         with self.device:
-            self.feeder.wait_event(self.stream.record())  # the last one may have failed, and nobody waited for it
+            # also after the last step, which may have failed before anything waited for it
+            self.feeder.wait_event(self.stream.record())
             self._read = self.cupy.cuda.get_current_stream().record()
 
     @contextmanager
     def feeding(self) -> Iterator[None]:
-        """Bring a batch to the device on a stream of its own, while the step before it is still at work.
+        """Copy a batch to the device on a separate stream, while the previous step is still running.
 
-        CuPy copies by way of pinned memory, and does not wait for it.
+        CuPy copies through pinned memory, without waiting.
         """
         with self.device, self.feeder:
             self.feeder.wait_event(self._read)
             yield
 
     def release(self) -> None:
-        """Note that what has been asked for so far is the last to read the batch."""
+        """Record that the work queued so far is the last to read the batch."""
         self._read = self.stream.record()
 
     def adopt(self, a: Any) -> Any:
-        """Return the array: its memory may stay, for state is donated."""
+        """Return the array itself: its memory may become permanent, because state is donated."""
         return a
 
     def new(self, a: Any) -> Any:
-        """Return a copy in memory that stays."""
+        """Return a copy in permanent memory."""
         return a.copy()
 
     def copy(self, place: Any, a: Any) -> None:
-        """Write an array over memory that stays."""
+        """Copy an array to permanent memory."""
         place[...] = a
 
     def record(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Launch:
-        """Capture a step on persistent memory, take it, and return what takes it again.
+        """Capture a step on persistent memory, take it, and return a function that takes it again.
 
         Args:
             step: a pure function (state, batch) -> state.
-            state: a named tuple, which the new state is written over.
-            batch: arrays that later batches are copied to.
+            state: a named tuple, overwritten with the new state.
+            batch: arrays to which later batches are copied.
 
         Raises:
-            CannotRecord: the state is then as it was. A warning tells why, once.
+            CannotRecord: the step can't be captured; the state is unchanged. A warning reports why, once.
         """
         if self.refused:
             raise CannotRecord(self.refused)
         try:
             before, trial = tree_map(self.new, state), tree_map(self.new, state)
             with self.cupy.cuda.using_allocator(self.pool.malloc):
-                # uncaptured first: kernels are compiled, the pool has its memory, and this is what must come out
+                # uncaptured first: this compiles kernels, fills the pool, and gives the expected result
                 expected = step(trial, batch)
-        except MemoryError as error:  # of the copies, or since the pool takes nothing from others
+        except MemoryError as error:  # from the copies, or because the pool shares no memory with others
             self._refuse(f"{type(error).__name__}: {error}")
         with self.cupy.cuda.using_allocator(self.pool.malloc):
             graph = self._capture(step, state, batch)
@@ -122,7 +122,7 @@ class Recorder:
         differing = [name for name, a, b in zip(state._fields, state, expected) if not _same(a, b)]
         if differing:
             tree_map(self.copy, state, before)
-            self._refuse(f"its graph gives other numbers than the step itself, in {', '.join(differing)}")
+            self._refuse(f"its graph gives other results than the step itself, in {', '.join(differing)}")
         return Launch(self, graph)
 
     def _capture(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Any:
@@ -130,12 +130,12 @@ class Recorder:
         try:
             try:
                 tree_map(self._store, state, step(state, batch))
-            except BaseException:  # Ctrl-C too: nobody can use a stream that goes on capturing
+            except BaseException:  # also on Ctrl-C: a stream that is still capturing is unusable
                 with suppress(Exception):  # the capture may be invalid already
                     self.stream.end_capture()
                 raise
             return self.stream.end_capture()
-        except Exception as error:  # noqa: BLE001 - of the libraries' own kinds; told in the warning
+        except Exception as error:  # noqa: BLE001 - the libraries' own exceptions; reported in the warning
             notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
             self._refuse(f"{type(error).__name__}: {error}{notes}")
 
@@ -150,7 +150,7 @@ class Recorder:
 
 
 class Launch:
-    """Launches a graph at every call; it keeps the recorder, whose memory the graph works on."""
+    """Launches a graph at every call; keeps the recorder alive, whose memory the graph uses."""
 
     finish = ()  # the graph is the whole step
 
@@ -158,15 +158,15 @@ class Launch:
         self.recorder, self.graph = recorder, graph
 
     def __call__(self) -> Sequence[Any]:
-        """Take the step again; nothing is left to do."""
+        """Take the step again; no calls remain to end it."""
         self.graph.launch(self.recorder.stream)
         return self.finish
 
 
 def _allocate(size: int) -> Any:
-    """Return memory of the driver's, for a pool.
+    """Allocate device memory for a pool.
 
-    The pool must not hear of CUDA's error: it would give all back that is free, for it does not know of graphs.
+    Raises MemoryError: if the pool saw CUDA's own error it would release its free memory, which graphs still use.
     """
     import cupy
 
@@ -182,5 +182,5 @@ def _streams(cupy: Any) -> tuple[Any, Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Return whether two trees hold equal numbers, NaN being equal to NaN."""
+    """Return whether two trees hold equal numbers; NaN equals NaN."""
     return all(bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in zip(leaves((a,)), leaves((b,))))

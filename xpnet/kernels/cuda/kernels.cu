@@ -1,14 +1,14 @@
-// The kernels of the CuPy backend, behind what helpers.cu says and defines.
+// The kernels of the CuPy backend; compiled after helpers.cu, which states the conventions.
 
 #ifdef XP_S
 #define S XP_S
 
-// out[r, :] = data[order[r], :], converted: 8 B, and the read of `order`.
+// out[r, :] = data[order[r], :], converted: 8 B, plus the read of `order`.
 extern "C" __global__ void gather(const S* __restrict__ data, const int* __restrict__ order, A* __restrict__ out,
                                   int rows, i64 features) {
     const i64 n = rows * features, stride = (i64)gridDim.x * blockDim.x;
     i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
-    // row and column go along with i: two divisions a thread, none an element
+    // update row and column with i: two divisions per thread, none per element
     i64 row = i / features, column = i % features;
     const i64 down = stride / features, right = stride % features;
     for (; i < n; i += stride) {
@@ -26,7 +26,7 @@ extern "C" __global__ void gather(const S* __restrict__ data, const int* __restr
 
 // Layers ---------------------------------------------------------------------------------------------------
 
-// out = the sums of the columns of partial: 4 B. Grid (units / 32), rounded up; block (32, 8).
+// out = the column sums of partial: 4 B. Grid (units / 32), rounded up; block (32, 8).
 extern "C" __global__ void column_sums(const A* __restrict__ partial, A* __restrict__ out, int rows, int units) {
     __shared__ A part[ROWS][LANES];
     const int column = blockIdx.x * LANES + threadIdx.x;
@@ -66,10 +66,10 @@ __device__ inline void philox(u64* word, i64 block, u64 key0, u64 key1, u64 slot
 }
 
 // keep[i] = (the i-th float32 of the Philox4x64-10 stream with this key at counter (0, slot, step, 2)) >= threshold,
-// bit for bit as NumPy's: 1 B. A thread makes the 8 floats of one block of the stream.
+// bit-equal to NumPy: 1 B. A thread generates the 8 floats of one block of the stream.
 extern "C" __global__ void keep_mask(bool* keep, i64 n, u64 key0, u64 key1, u64 slot,
                                      const i64* __restrict__ step, float threshold) {
-    const bool aligned = (u64)keep % 8 == 0;  // 8 bytes may be stored as one word
+    const bool aligned = (u64)keep % 8 == 0;  // 8 bytes can be stored as one word
     for (EACH(block, (n + 7) / 8)) {
         u64 word[4], bytes = 0;
         philox(word, block, key0, key1, slot, *step);
@@ -106,7 +106,7 @@ extern "C" __global__ void normals(A* __restrict__ out, i64 n, u64 key0, u64 key
 // a = softmax(z) = exp(z - max) / sum(exp(z - max)) of each row, values = -sum(t log(a)), and
 // dz = (a sum(t) - t) * weight[row] * scale, where t is 1 at the target and 0 elsewhere (sum(t) counts as 1), or
 // the row of `soft`: 20 B (28 B with soft), of which 8 B (12 B) come from the cache. One of target and soft is
-// null; weight may be. A warp works on a row. Block (32, 8).
+// null; weight may be null. One warp per row. Block (32, 8).
 extern "C" __global__ void softmax_ce(const A* __restrict__ z, const int* __restrict__ target,
                                       const A* __restrict__ soft, const A* __restrict__ weight, A scale,
                                       A* __restrict__ dz, A* __restrict__ a, A* __restrict__ values, int rows,
@@ -126,7 +126,7 @@ extern "C" __global__ void softmax_ce(const A* __restrict__ z, const int* __rest
         total = warp_sum(total);
         mass = warp_sum(mass);
         score = warp_sum(score);
-        const A nothing = total - total;  // NaN is what comes of a label that is no class
+        const A nothing = total - total;  // an invalid label gives NaN
         const bool known = soft || (label >= 0 && label < classes);
         const A factor = !known ? nothing / nothing : weight ? weight[row] * scale : scale;
         for (int c = threadIdx.x; c < classes; c += LANES) {
@@ -138,8 +138,8 @@ extern "C" __global__ void softmax_ce(const A* __restrict__ z, const int* __rest
     }
 }
 
-// out = 1 where the first of the largest numbers of a row (NaN being the largest) is at the target, else 0: 4 B.
-// A warp works on a row. Block (32, 8).
+// out = 1 if the first maximum of a row (NaN counts as the largest) is at the target, else 0: 4 B.
+// One warp per row. Block (32, 8).
 extern "C" __global__ void hits(const A* __restrict__ p, const int* __restrict__ target, A* __restrict__ out,
                                 int rows, int classes) {
     for (i64 row = blockIdx.x * (i64)ROWS + threadIdx.y; row < rows; row += (i64)gridDim.x * ROWS) {
@@ -160,8 +160,8 @@ extern "C" __global__ void hits(const A* __restrict__ p, const int* __restrict__
     }
 }
 
-// out[t, f] = the sum of the weights (null: 1) of the rows with target t that were found to be f. A thread works on
-// one of these numbers and reads all rows for it. A row of a class that does not exist makes all NaN.
+// out[t, f] = the sum of the weights (null: 1) of the rows with target t and found class f. One thread computes one
+// entry, from all rows. A row with an invalid class makes all entries NaN.
 extern "C" __global__ void confusion(const int* __restrict__ target, const int* __restrict__ found,
                                      const A* __restrict__ weight, A* __restrict__ out, int rows, int classes) {
     for (EACH(i, (i64)classes * classes)) {
@@ -177,7 +177,7 @@ extern "C" __global__ void confusion(const int* __restrict__ target, const int* 
     }
 }
 
-// out = scale * sum(values * weight): 8 B. weight may be null. One block, of up to 32 whole warps.
+// out = scale * sum(values * weight): 8 B. weight may be null. One block of up to 32 whole warps.
 extern "C" __global__ void sum_scaled(const A* __restrict__ values, const A* __restrict__ weight, A scale, A* out,
                                       int n) {
     __shared__ A scratch[LANES];
@@ -189,11 +189,11 @@ extern "C" __global__ void sum_scaled(const A* __restrict__ values, const A* __r
 
 // The guard ------------------------------------------------------------------------------------------------
 
-// ok = false if an element is not finite, else as it was: 4 B.
+// ok = false if an element is not finite, else unchanged: 4 B.
 extern "C" __global__ void all_finite(const A* __restrict__ a, i64 n, bool* ok) {
     bool valid = true;
     for (EACH(i, n)) valid &= is_finite(a[i]);
-    if (!valid) *ok = false;  // whoever writes writes the same
+    if (!valid) *ok = false;  // a race, but all threads write the same value
 }
 
 // partial[block] = the block's share of sum(a^2), and partial[blocks + block] that of sum(b^2): 8 B. b may be null
@@ -214,28 +214,28 @@ extern "C" __global__ void sum_squares(const A* __restrict__ a, const A* __restr
     }
 }
 
-// ok = false, else as it was, if the sum of one of the rows of partial, shape (rows, n), is not at most `limit`, or
-// *lr not at most `rate`, or *value not finite (may be null): 4 B. One block, of up to 32 whole warps.
+// ok = false if the sum of a row of partial, shape (rows, n), exceeds `limit` or is NaN, likewise *lr and `rate`, or
+// if *value is not finite (value may be null); else unchanged: 4 B. One block of up to 32 whole warps.
 extern "C" __global__ void within(const A* __restrict__ partial, A limit, const A* lr, A rate, const A* value,
                                   bool* ok, int rows, int n) {
     __shared__ A scratch[LANES];
-    bool valid = *lr <= rate && (!value || is_finite(*value));  // false of NaN, as all of these
+    bool valid = *lr <= rate && (!value || is_finite(*value));  // false for NaN, like all these comparisons
     for (int row = 0; row < rows; row++) {
         A total = 0;
         for (EACH(i, n)) total += partial[(i64)row * n + i];
         total = block_sum(total, scratch);
         valid &= total <= limit;
-        __syncthreads();  // before the scratch is used again
+        __syncthreads();  // before the scratch memory is reused
     }
     if (threadIdx.x == 0 && !valid) *ok = false;
 }
 
-// sums[i] += *value * factor, or the factor where value is null; unless i is not below n.
+// sums[i] += *value * factor, or += factor if value is null; nothing if i >= n.
 __device__ inline void add_up(double* sums, int i, int n, const A* value, A factor) {
     if (i < n) sums[i] += value ? (double)*value * factor : factor;
 }
 
-// step += 1 and age += 1 (both may be null) if *ok; n numbers are added to the sums if *counted. One thread.
+// step += 1 and age += 1 (both may be null) if *ok; adds n numbers to the sums if *counted. One thread.
 extern "C" __global__ void tally(const bool* ok, const bool* counted, i64* step, A* age, double* sums, int n,
                                  const A* value0, A factor0, const A* value1, A factor1, const A* value2, A factor2,
                                  const A* value3, A factor3, const A* value4, A factor4, const A* value5, A factor5,
@@ -262,15 +262,15 @@ extern "C" __global__ void tally_array(const bool* counted, double* __restrict__
 
 // Clipping -------------------------------------------------------------------------------------------------
 
-// out = f min(1, most / (f sqrt(sum(partial)))), where f is *factor, or 1: 4 B. factor may be null. One block, of up
-// to 32 whole warps.
+// out = f min(1, most / (f sqrt(sum(partial)))), where f is *factor, or 1 if factor is null: 4 B. One block of up to
+// 32 whole warps.
 extern "C" __global__ void clip_factor(const A* __restrict__ partial, A most, const A* factor, A* out, int n) {
     __shared__ A scratch[LANES];
     A total = 0;
     for (EACH(i, n)) total += partial[i];
     total = block_sum(total, scratch);
     const A f = factor ? *factor : A(1);
-    if (threadIdx.x == 0) *out = f * (most / larger(most, f * sqrt(total)));  // nothing is divided by 0
+    if (threadIdx.x == 0) *out = f * (most / larger(most, f * sqrt(total)));  // no division by 0
 }
 
 // a *= *factor: 8 B.
@@ -279,7 +279,7 @@ extern "C" __global__ void scale(A* __restrict__ a, const A* factor, i64 n) {
     for (EACH(i, n)) a[i] *= f;
 }
 
-// `rescale` of ops.py in place; *ok becomes whether training goes on. One thread.
+// `rescale` of ops.py in place; sets *ok to whether training continues. One thread.
 extern "C" __global__ void rescale(bool* ok, const bool* alive, i64* step, A* scale, A* streak, A good, A most) {
     if (*ok) {
         *streak += 1;
@@ -305,7 +305,7 @@ extern "C" __global__ void penalize(const A* __restrict__ w, A* __restrict__ g, 
     for (EACH(i, n)) {
         const A x = w[i];
         total += l1 * fabs(x) + l2 * (x * x);
-        g[i] += l1 * ((x > 0) - (x < 0)) + 2 * l2 * x;  // NaN comes through the second term
+        g[i] += l1 * ((x > 0) - (x < 0)) + 2 * l2 * x;  // the second term propagates NaN
     }
     total = block_sum(total, scratch);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;

@@ -1,7 +1,7 @@
-"""CuPy: kernels compiled once for each dtype, and what launching them takes.
+"""Compile CUDA kernels, once for each dtype, and prepare their launches.
 
-Those of `kernels.cu` are one module. One that `xpnet.fusion.cuda` writes from a formula is a module of its
-own, compiled at its first use. CuPy keeps what was compiled on disk.
+The kernels of `kernels.cu` are one module. A kernel that `xpnet.fusion.cuda` writes from a formula is a separate
+module, compiled when first used. CuPy caches compiled code on disk.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ __all__ = [
 Array = Any  # a CuPy array
 
 THREADS_PER_BLOCK = 256  # threads
-MAX_BLOCKS = 2048  # blocks at most where a kernel takes any number; more than a GPU has at work at a time
-WARPS = (32, 8)  # the block of kernels that work by warps or add up columns
-NULL = np.uintp(0)  # CuPy takes None for a pointer, but not for a null pointer
+MAX_BLOCKS = 2048  # largest number of blocks of kernels that accept any; more than a GPU runs at a time
+WARPS = (32, 8)  # the block of kernels that work in warps or add up columns
+NULL = np.uintp(0)  # CuPy accepts None for a pointer, but not for a null pointer
 
 _COMPUTED = {"float32": "float", "float64": "double", "int32": "int"}  # int32: for `gather`
 _ROUNDS = {"float16": "to_float16", "bfloat16": "to_bfloat16"}  # functions of `helpers.cu`
-STORAGE_DTYPE = {"float16": np.dtype("float16"), "bfloat16": np.dtype("uint16")}  # CuPy has no bfloat16 of its own
+STORAGE_DTYPE = {"float16": np.dtype("float16"), "bfloat16": np.dtype("uint16")}  # CuPy has no bfloat16
 SOURCES = {
     "float32": "float",
     "float64": "double",
@@ -55,14 +55,14 @@ def module(dtype: str, source: str | None = None, narrow: str | None = None) -> 
     """Return the kernels for arrays of a dtype; with `source` only `gather`, from that dtype.
 
     Args:
-        narrow: `"float16"` or `"bfloat16"`, what factors of products are rounded to.
+        narrow: `"float16"` or `"bfloat16"`, the dtype to which factors of products are rounded.
     """
     return _compiled(_text("kernels.cu"), dtype, source, narrow)
 
 
 @lru_cache
 def kernel_of(name: str, dtype: str, source: str | None = None, narrow: str | None = None) -> Any:
-    """Return a kernel by name: `kernel(grid, block, arguments)`; the rest as for `module`."""
+    """Return a kernel by name: `kernel(grid, block, arguments)`; the other arguments are those of `module`."""
     return module(dtype, source, narrow).get_function(name)
 
 
@@ -74,9 +74,9 @@ def kernel_made_by(
     narrow: str | None = None,
     **settings: Any,
 ) -> Any:
-    """Return the kernel whose code `write(graph, **settings)` returns, for graphs of a structure, `Graph.key`.
+    """Return the kernel with the code `write(graph, **settings)`, for graphs of the structure `key` (`Graph.key`).
 
-    The rest: see `module`.
+    The other arguments are those of `module`.
     """
     code = write(Graph(*key, ()), **settings)
     (name,) = re.findall(r"__global__ void (\w+)", code)
@@ -110,7 +110,7 @@ def by_warp(rows: int) -> tuple[tuple[int], tuple[int, int]]:
 
 
 def fit(ctx: Any, *arrays: Array) -> bool:
-    """Return whether the kernels can take these arrays: contiguous, of the model's dtype; and write at all."""
+    """Return whether kernels can write at all and accept these arrays: contiguous, of the model's dtype."""
     return ctx.inplace and all(a.dtype == ctx.dtype and a.flags.c_contiguous for a in arrays)
 
 

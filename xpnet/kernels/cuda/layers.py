@@ -1,10 +1,10 @@
-"""CuPy twins: the same results by kernels of our own, in buffers that live from step to step.
+"""CuPy twins for layers, losses and metrics: the same results from CUDA kernels, in persistent buffers.
 
-Nothing here waits for the device, copies from it, or depends on a value on it, so that a step can be captured
-into a CUDA graph; what changes from step to step (learning rate, age, step) is handed on as an array. Without an
-arena (`ctx.inplace` is False), and for shapes the kernels do not do, the bodies do the work.
+Nothing here waits for the device, copies from it, or depends on a value on it, so a step can be captured into a
+CUDA graph; values that change from step to step (learning rate, age, step) are passed as arrays. Without an arena
+(`ctx.inplace` is False), and for shapes that the kernels do not support, the bodies run.
 
-Here stand layers, losses and metrics; what works on flat arrays is in `flat.py`.
+Twins for flat arrays are in `flat.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Array = Any  # a CuPy array
 
 
 def _solid(ctx: Any, a: Array) -> Array:
-    """Return a derivative as the kernels can take it."""
+    """Return a derivative in the dtype and layout that the kernels require."""
     if a.dtype == ctx.dtype and a.flags.c_contiguous:
         return a
     out = ctx.empty(a.shape)
@@ -42,16 +42,16 @@ def product(ctx: Any, a: Array, b: Array) -> Array:
 
 # Layers ---------------------------------------------------------------------------------------------------
 
-# What the kernels apply where an activation is not elementwise.
+# Used for the bias if an activation is not elementwise.
 _IDENTITY = SimpleNamespace(name="linear", forward=lambda xp, z: z, backward=lambda xp, dy, z, y: dy)
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
     """Twin of `ops.affine`: bias and activation in one pass, derivative and bias gradient in another.
 
-    Both passes are kernels made from the activation's formulas; one that is not elementwise runs between them. The
-    scores are kept only if the derivative reads them. Under a mixed policy the second pass also rounds the
-    derivative, for the products that take it.
+    Both passes are kernels generated from the activation's formulas; an activation that is not elementwise runs
+    between them. The scores are kept only if the derivative reads them. Under a mixed policy the second pass also
+    rounds the derivative, for the products that use it.
     """
     given, narrow = (x, kernel) if bias is None else (x, kernel, bias), ctx.backend.narrow
     if not (fit(ctx, *given) and x.ndim >= kernel.ndim == 2 and x.size and kernel.size):
@@ -93,7 +93,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
 
 def _factor(ctx: Any, a: Array) -> Array:
-    """Return a factor of a product: rounded to 16 bits where the policy says so."""
+    """Return a factor of a product, rounded to 16 bits under a mixed policy."""
     narrow = ctx.backend.narrow
     if narrow is None:
         return a
@@ -105,7 +105,7 @@ def _factor(ctx: Any, a: Array) -> Array:
 
 
 def _affine_of_rows(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
-    """Do with further axes as with rows: shape (..., in) as (rows, in)."""
+    """Treat further leading axes as rows: shape (..., in) as (rows, in)."""
     xp = ctx.xp
     y, back = affine(ctx, xp.reshape(x, (-1, x.shape[-1])), kernel, bias, activation)
 
@@ -119,7 +119,7 @@ def _affine_of_rows(ctx: Any, x: Array, kernel: Array, bias: Array | None, activ
 def _pull_back(
     ctx: Any, passes: ActivationKernels, given: tuple[Array, Array, Array], dz: Array | None, sums: Array | None
 ) -> None:
-    """Write dz and the sums of its columns (None: not wanted), in chunks of rows if there are many rows."""
+    """Write dz and the sums of its columns (None: not needed), in chunks of rows if there are many rows."""
     rows, units = given[0].shape
     chunks = max(1, min(rows // 256, MAX_BLOCKS // -(-units // WARPS[0])))
     partial = ctx.empty((chunks, units)) if chunks > 1 and sums is not None else sums
@@ -130,7 +130,7 @@ def _pull_back(
 
 
 def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
-    """Twin of `ops.dropout`: no mask of floats."""
+    """Twin of `ops.dropout`, without a floating-point mask."""
     if not (fit(ctx, x) and keep.flags.c_contiguous and keep.shape == x.shape and x.size):
         return ops.dropout(ctx, x, keep, rate)
     scale, n = x.dtype.type(1.0 / (1.0 - rate)), np.int64(x.size)

@@ -1,1 +1,1 @@
-"""Twins of `xpnet.core.ops` on NumPy, with or without numba, and the threads that they use."""
+"""Twins of `xpnet.core.ops` on NumPy, with or without numba, and their threads."""

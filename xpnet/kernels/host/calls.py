@@ -1,4 +1,4 @@
-"""Run graphs as NumPy calls with `out=`, block by block, in memory that lives from step to step.
+"""Run graphs as NumPy calls with `out=`, block by block, in memory that persists from step to step.
 
 The calls of a graph are prepared once (see `fusion.calls.plan`); each step makes them on its own arrays.
 """
@@ -20,17 +20,18 @@ __all__ = ["Prepared", "blocks", "compute", "filled", "now", "number", "prepared
 
 Array = np.ndarray
 
-BLOCK = 1 << 16  # elements of a block: what the calls of a graph read and write of it stays in the cache
-ROOM = 1 << 14  # elements up to which a number in a comparison is an array of the block's shape
+BLOCK = 1 << 16  # elements per block: the memory that the calls of a graph use for a block stays in the cache
+ROOM = 1 << 14  # elements up to which a number in a comparison becomes an array of the block's shape
 
 
 class Prepared(NamedTuple):
-    """All of a graph's calls that is the same at each step: see `fusion.calls.Plan` for the order of the memory.
+    """The parts of a graph's calls that are the same at each step; `fusion.calls.Plan` states the order of memory.
 
     Attributes:
-        calls: (ufunc, function that picks the arguments from the memory, ((keyword, place in the memory), ...)).
-        scratch: the dtypes of scratch memory. kinds: of the numbers that change. fixed: those that do not.
-        bits: the places of memory that follows once more, as integers. filled: the values of arrays behind these.
+        calls: (ufunc, function that selects the arguments from the memory, ((keyword, index in the memory), ...)).
+        scratch: the dtypes of scratch memory. kinds: dtypes of the changing numbers. fixed: the other numbers.
+        bits: indices of memory that is appended again, viewed as integers. filled: the values of arrays after
+            these.
         work_out: see `numbers.Numbers`.
     """
 
@@ -51,7 +52,7 @@ def prepared(graph: Graph, homes: tuple[int | None, ...], dtype: Any) -> Prepare
     found = numbers_of(graph)
     kinds = [np.dtype(np.bool) if graph.nodes[node].boolean else dtype for node in found.nodes]
     count = len(found.changing)
-    first = graph.arrays + homes.count(None) + reals + bools  # the place of the first number
+    first = graph.arrays + homes.count(None) + reals + bools  # the index of the first number
     values = (*found.fixed.values(), 1.0)
     fixed = [np.array(value, kind) for value, kind in zip(values, (*kinds[count:], dtype))]
     writer = _Writer(first + len(kinds), dict(zip(range(first + count, first + len(kinds)), found.fixed.values())))
@@ -64,11 +65,11 @@ def prepared(graph: Graph, homes: tuple[int | None, ...], dtype: Any) -> Prepare
 
 
 class _Writer:
-    """The ufuncs for the calls of a plan.
+    """Collects the ufuncs for the calls of a plan.
 
     Args:
-        one: the place in the memory of the number 1, the last of the numbers.
-        fixed: the numbers that do not change, by place.
+        one: the index in the memory of the number 1, the last of the numbers.
+        fixed: the values of the fixed numbers, by index.
     """
 
     def __init__(self, one: int, fixed: dict[int, float]) -> None:
@@ -86,7 +87,7 @@ class _Writer:
             self._call(np.bitwise_or, *map(self._bits, (*args, *args, out)))
         elif op == "astype":
             self._call(np.multiply, args[0], self.one, out)
-        elif op in ("maximum", "minimum"):  # for which NumPy deprecates a positional `out`
+        elif op in ("maximum", "minimum"):  # NumPy deprecates a positional `out` for these
             self.calls.append((getattr(np, op), tuple(map(self._spread, args)), (("out", out),)))
         else:
             self._call(getattr(np, op), *args, out)
@@ -100,14 +101,14 @@ class _Writer:
         return "bits", self.bits.index(place)
 
     def _spread(self, place: int) -> Any:
-        """Return an array of a number: `np.maximum` with one is 2 to 5 times as fast as with the number."""
+        """Return an array filled with a fixed number: it makes `np.maximum` 2 to 5 times as fast as the number."""
         if place not in self.fixed:
             return place
         self.filled.append(self.fixed[place])
         return "filled", len(self.filled) - 1
 
     def finished(self) -> list[tuple[Any, Any, tuple[tuple[str, int], ...]]]:
-        """Return the calls with all places as numbers."""
+        """Return the calls with all memory as indices."""
         start = {"bits": self.one + 1, "filled": self.one + 1 + len(self.bits)}
         ready = []
         for ufunc, args, named in self.calls:
@@ -120,11 +121,11 @@ class _Writer:
 def run(
     ctx: Any, made: Prepared, arrays: Sequence[Array], numbers: Sequence[Array], do: Callable[..., Any]
 ) -> None:
-    """Make the calls of a graph by `do`, block by block.
+    """Make the calls of a graph with `do`, block by block.
 
     Args:
-        arrays: those that the graph takes, then those for results that overwrite none; all of one shape.
-        numbers: those that change, 0-d. do: `now`, or `ctx.defer`.
+        arrays: the graph's arrays, then those for results that overwrite none; all of the same shape.
+        numbers: the changing numbers, 0-d. do: `now`, or `ctx.defer`.
     """
     whole = blocks(*arrays)
     scratch = [ctx.empty(whole[0][0].shape, kind) for kind in made.scratch]
@@ -143,7 +144,7 @@ def run(
 
 
 def compute(ctx: Any, graph: Graph, arrays: Sequence[Array], home: int | None) -> Array:
-    """Return the result of a graph that has one, of arrays alone.
+    """Return the single result of a graph without number arguments.
 
     Args:
         home: the number of the array that it overwrites, or None.
@@ -157,12 +158,12 @@ def compute(ctx: Any, graph: Graph, arrays: Sequence[Array], home: int | None) -
 
 
 def now(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Make a call."""
+    """Make a call immediately."""
     function(*args, **kwargs)
 
 
 def blocks(*arrays: Array) -> list[tuple[Array, ...]]:
-    """Return arrays of one shape in blocks along their first axis."""
+    """Split arrays of the same shape into blocks along their first axis."""
     rows, size = arrays[0].shape[0], arrays[0].size
     if size <= BLOCK:
         return [arrays]
@@ -178,5 +179,5 @@ def number(value: float, dtype: Any) -> Array:
 
 @lru_cache(maxsize=64)
 def filled(shape: tuple[int, ...], value: float, dtype: Any) -> Array:
-    """Return an array of one number, which nobody writes to."""
+    """Return an array filled with one number, which must not be written to."""
     return np.full(shape, value, dtype)

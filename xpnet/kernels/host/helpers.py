@@ -99,7 +99,7 @@ class Helper:
 
     def _serve(self, spin: Any) -> None:
         seen = 0
-        np.seterr(all="ignore")  # for this thread: the guard finds non-finite values
+        np.seterr(all="ignore")  # for this thread: the guard detects non-finite values
         while True:
             if self._asked(spin, seen):
                 seen = int(self.turns[0])

@@ -133,7 +133,7 @@ _here = _Here()
 
 
 class single_threaded_blas(partial[None]):
-    """Limit BLAS to one thread and silence NumPy's floating-point warnings (the guard finds such values).
+    """Limit BLAS to one thread and silence NumPy's floating-point warnings (the guard detects such values).
 
     If blocks overlap, the last one to end restores the number of threads of the process.
 
@@ -214,7 +214,7 @@ def _clear(entries: list[_Entry]) -> None:
 
 
 def allowed() -> int:
-    """Return how many threads may share this thread's work: within a block those of the unlimited BLAS, else 1."""
+    """Return how many threads may share this thread's work: inside a block those of an unlimited BLAS, else 1."""
     entries = _here.entries
     own = (threads for entry in entries for threads in entry.before.values())
     return max([1, *_before.values(), *own]) if entries else 1

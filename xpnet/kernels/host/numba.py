@@ -1,8 +1,8 @@
-"""Loops for the NumPy twins, compiled by numba (the extra `fast`): one pass over memory where NumPy takes many.
+"""Loops for the NumPy twins, compiled by numba (the extra `fast`): one pass over memory where NumPy needs several.
 
-Each loop stands for a kernel or a few calls of `kernels/host/numpy.py` and gives the same but for rounding; those
-of formulas are written by `fusion.loops`. The
-first use on a machine compiles it, which takes a second or two; numba keeps the result on disk.
+Each loop replaces a kernel or a few calls of `kernels/host/numpy.py`, with the same results up to rounding.
+`fusion.loops` writes those for formulas. When a loop is first used on a machine, compilation takes a second or
+two; numba caches the result on disk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_LOOP_SCORES = 1 << 13  # scores up to which a loop beats NumPy's vector inst
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
     """Twin of `ops.affine`: bias and activation in one pass, derivative and bias gradient in another.
 
-    Either pass is a loop made from a formula if that is faster than NumPy's calls (see `_is_faster`).
+    Each pass is a loop generated from a formula if that is faster than NumPy's calls (see `_is_faster`).
     """
     plain = ctx.inplace and x.ndim == kernel.ndim == 2 and not ctx.backend.narrow
     graphs = activation_graphs(activation) if plain and bias is not None else None
@@ -53,13 +53,13 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
 @lru_cache(maxsize=256)
 def _is_faster(graph: Graph) -> bool:
-    """Return whether a loop beats NumPy's calls: not where these compute a function by vector instructions."""
+    """Return whether a loop beats NumPy's calls: not if these use vector instructions."""
     ops = {node.op for node in graph.nodes if node.is_operation and node.rank}
     return bool(ops) and not ops & {"exp", "expm1", "log", "log1p", "cos", "pow", "tanh", "erf"}
 
 
 def _activated(ctx: Any, forward: Graph, z: Array, bias: Array, keep: bool) -> Array:
-    """Return f(z + bias). Args: keep: whether z + bias must be in z afterwards."""
+    """Return f(z + bias). Args: keep: whether z must hold z + bias afterwards."""
     if not _is_faster(forward):
         z += bias
         return compute(ctx, forward, (z,), None if keep else 0)
@@ -83,12 +83,12 @@ def _pulled_back(ctx: Any, derivative: Graph, arrays: tuple[Array, Array, Array]
 
 @lru_cache(maxsize=256)
 def _numbers(graph: Graph, dtype: Any) -> Array:
-    """Return the numbers that a graph of arrays reads."""
+    """Return the numbers that the elements of a graph without number arguments read."""
     return np.array(list(numbers_of(graph).fixed.values()), dtype)
 
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
-    """Twin of `ops.softmax_cross_entropy`, for few scores."""
+    """Twin of `ops.softmax_cross_entropy` for few scores."""
     if (
         not ctx.inplace
         or z.ndim != 2
@@ -154,7 +154,7 @@ def update(
     decay: float = 0.0,
     factor: Any = None,
 ) -> Any:
-    """Twin of `ops.update`, in one pass; what writes over weights and slots is put off to the end of the step."""
+    """Twin of `ops.update`, in one pass; a call that overwrites weights and slots is deferred."""
     graph = twins.fused(ctx, optimizer, w, slots, decay, factor)
     if graph is None:
         return ops.update(ctx, optimizer, w, g, slots, lr, age, decay, factor)
@@ -182,5 +182,5 @@ def _work_out(work_out: Any, lr: Any, age: Any, factor: Any, numbers: Array) -> 
 
 @lru_cache
 def _compile(made: Any, dtype: Any, arrays: int) -> None:
-    """Compile a loop before it is first put off: what ends a step must be C code."""
+    """Compile a loop before it is first deferred: the calls that end a step must be C code."""
     made(*(np.ones(16, dtype) for _ in range(1 + arrays)))

@@ -1,8 +1,8 @@
-"""NumPy twins: the same results with `out=`, in buffers that live from step to step.
+"""NumPy twins: the same results with `out=`, in buffers that persist from step to step.
 
-Without an arena (`ctx.inplace` is False: inference, a part used alone) the bodies do the work. Where a twin
-looks at numbers on the host, or makes many calls, that part is a kernel, a function that writes into arrays it
-is given; it is started by `ctx.launch`, so that a recording of the step can repeat it (see `tape`).
+Without an arena (`ctx.inplace` is False: inference, a part used alone) the bodies run. Code of a twin that reads
+numbers on the host, or makes many calls, is a kernel: a function that writes to its array arguments. The twin
+starts it with `ctx.launch`, so that a recording of the step can repeat it (see `tape`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .calls import blocks, compute, filled, now, number, prepared, run
 
 Array = np.ndarray
 
-FLUSH_INTERVAL = 64  # updates between two looks for numbers that are about to become subnormal
+FLUSH_INTERVAL = 64  # updates between two flushes of nearly subnormal numbers to 0
 
 
 def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: Any) -> Any:
-    """Twin of `ops.affine`: gradients are written straight into the flat gradient."""
+    """Twin of `ops.affine`: write gradients directly to the flat gradient."""
     if not ctx.inplace or x.ndim != 2 or kernel.ndim != 2 or ctx.backend.narrow:
         return ops.affine(ctx, x, kernel, bias, activation)
     z = product_into(ctx, x, kernel, ctx.empty((x.shape[0], kernel.shape[1])))
@@ -49,7 +49,7 @@ def affine(ctx: Any, x: Array, kernel: Array, bias: Array | None, activation: An
 
 
 def gradients(ctx: Any, x: Array, kernel: Array, dz: Array, db: Any, into: Any, want_dx: bool) -> Any:
-    """Return what a backward of `affine` returns: dx = dz W^T and dW = x^T dz, with the bias gradient db."""
+    """Return the result of a backward of `affine`: dx = dz W^T and dW = x^T dz, with the bias gradient db."""
     grads = {"kernel": product_into(ctx, x.T, dz, out_for(ctx, into, "kernel", kernel))}
     if db is not None:
         grads["bias"] = db
@@ -57,7 +57,7 @@ def gradients(ctx: Any, x: Array, kernel: Array, dz: Array, db: Any, into: Any, 
 
 
 def product(ctx: Any, a: Array, b: Array) -> Array:
-    """Twin of `ops.product`: a large one is shared out among threads."""
+    """Twin of `ops.product`: threads share a large product."""
     plain = a.ndim == b.ndim == 2 and a.dtype == b.dtype == ctx.dtype and not ctx.backend.narrow
     if not plain or threads.pieces(a, b) is None:
         return ops.product(ctx, a, b)
@@ -65,7 +65,7 @@ def product(ctx: Any, a: Array, b: Array) -> Array:
 
 
 def product_into(ctx: Any, a: Array, b: Array, out: Array) -> Array:
-    """Return a @ b in `out`; a large one is shared out among threads."""
+    """Return a @ b in `out`; threads share a large product."""
     if threads.pieces(a, b) is None:
         return np.matmul(a, b, out=out)
     ctx.launch(threads.matmul_in_pieces, a, b, out)
@@ -73,7 +73,7 @@ def product_into(ctx: Any, a: Array, b: Array, out: Array) -> Array:
 
 
 def out_for(ctx: Any, into: dict[str, Array], name: str, like: Array) -> Array:
-    """Return where to write a gradient: its place in the flat one, or a buffer."""
+    """Return the memory for a gradient: its place in the flat gradient, or a buffer."""
     return into[name] if name in into else ctx.empty(like.shape)
 
 
@@ -85,7 +85,7 @@ def activate(ctx: Any, x: Array, activation: Any) -> Any:
 
 
 def activated(ctx: Any, z: Array, activation: Any, adopt: bool = False) -> Any:
-    """Return f(z) and the function from dy to dz, by calls made from the formulas if these are elementwise.
+    """Return f(z) and the function from dy to dz, as calls generated from the formulas if these are elementwise.
 
     Args:
         adopt: whether z may be overwritten.
@@ -116,7 +116,7 @@ def dropout(ctx: Any, x: Array, keep: Array, rate: float) -> Any:
 
 
 def softmax_cross_entropy(ctx: Any, z: Array, target: Array, weight: Any) -> tuple[Array, Array, Array]:
-    """Twin of `ops.softmax_cross_entropy`, for class numbers; one-hot targets go to the body."""
+    """Twin of `ops.softmax_cross_entropy` for class numbers; one-hot targets use the body."""
     if not ctx.inplace or z.ndim != 2 or target.ndim != 1 or not isinstance(weight, (float, Array)):
         return ops.softmax_cross_entropy(ctx, z, target, weight)
     rows, classes = z.shape
@@ -144,11 +144,11 @@ def _softmax_cross_entropy(
     known: Array,
 ) -> None:
     flat, total = dz.reshape(-1), column.reshape(-1)
-    z.argmax(-1, place)  # finds the largest number in a fifth of the time that `maximum.reduce` takes
+    z.argmax(-1, place)  # finds the maximum in a fifth of the time of `maximum.reduce`
     np.add(starts, place, place)
     z.reshape(-1).take(place, None, total, "clip")
     np.subtract(z, column, a)
-    np.add(starts, target, place)  # where in the flat array each row's target is
+    np.add(starts, target, place)  # the index of each row's target in the flat array
     a.reshape(-1).take(place, None, values, "clip")
     np.exp(a, a)
     np.dot(a, ones, total)
@@ -159,8 +159,8 @@ def _softmax_cross_entropy(
     flat.put(place, picked, "clip")
     np.log(total, total)
     np.subtract(total, values, values)
-    np.less(target.view(np.uint32), classes, known)  # a negative number is a large one
-    if b"\0" in known.tobytes():  # a label is no class
+    np.less(target.view(np.uint32), classes, known)  # viewed as unsigned, a negative number is large
+    if b"\0" in known.tobytes():  # an invalid label
         values.fill(np.nan)
 
 
@@ -196,7 +196,7 @@ def _count_pairs(target: Array, found: Array, weight: Array | None, out: Array) 
 
 
 def row_total(ctx: Any, values: Array, weight: Array | None, scale: float) -> Any:
-    """Twin of `ops.row_total`: one product."""
+    """Twin of `ops.row_total`: a single dot product."""
     if not ctx.inplace or values.ndim != 1 or weight is not None:
         return ops.row_total(ctx, values, weight, scale)
     total = ctx.empty(())
@@ -222,7 +222,7 @@ def _sum_rows(index: Array, values: Array, out: Array) -> None:
 
 
 def pack(ctx: Any, layout: Any, parts: dict[str, Array], out: Any) -> Array:
-    """Twin of `ops.pack`: copies only what is not in its place already."""
+    """Twin of `ops.pack`: copy only parts that are not in place already."""
     if out is None:
         return ops.pack(ctx, layout, parts, out)
     flat, views = out
@@ -252,7 +252,7 @@ def within_limits(ctx: Any, ok: Any, lr: Any, limit: float, flats: Any, *others:
     """Twin of `ops.within_limits`."""
     if not ctx.inplace or any(flat.ndim != 1 for flat in flats):
         return ops.within_limits(ctx, ok, lr, limit, flats, *others)
-    # without a tape it becomes part of the state, which memory that comes back at every step must not
+    # without a tape it becomes part of the state, which must not use memory that the next step reuses
     result = np.empty((), np.bool) if ctx.tape is None else ctx.empty((), np.bool)
     ctx.launch(_sound, result, ok, lr, limit * limit, tuple(flats), *(a for a in others if a.size))
     return result
@@ -268,7 +268,7 @@ def _sound(result: Array, ok: Any, lr: Any, square: float, flats: tuple[Array, .
 
 
 def tally(ctx: Any, ok: Any, counted: Any, step: Any, age: Any, sums: Any, parts: Any) -> Any:
-    """Twin of `ops.tally` for a recording, where all these are arrays."""
+    """Twin of `ops.tally` for a recording, in which all arguments are arrays."""
     if ctx.tape is None:
         return ops.tally(ctx, ok, counted, step, age, sums, parts)
     new = ctx.empty((), step.dtype), ctx.empty((), age.dtype), ctx.empty(sums.shape, sums.dtype)
@@ -297,7 +297,7 @@ def _tally(
     numbers: list[Any],
     arrays: list[Any],
 ) -> None:
-    """Add numbers with Python's: a ufunc that writes one number takes six times as long."""
+    """Add with Python numbers: a ufunc that writes one number takes six times as long."""
     taken = bool(ok)
     new_step[()], new_age[()] = step.item() + taken, age.item() + taken
     if taken if counted is ok else counted:
@@ -309,9 +309,9 @@ def _tally(
         new_sums[:] = sums
 
 
-# Optimizers: any formula that can be fused, block by block. In place where no update can overflow, since the guard
-# has seen gradient and weights; what writes over weights and slots is then put off to the end of the step.
-# Otherwise into memory of its own: the guard may yet hold the update back.
+# Optimizers: any formula that can be fused, block by block. If no update can overflow, because the guard has
+# checked gradient and weights, the update is in place, and the calls that overwrite weights and slots are deferred
+# to the end of the step. Otherwise the result goes to separate memory: the guard may reject the step.
 
 
 def update(
@@ -343,19 +343,19 @@ def update(
 
 
 def fused(ctx: Any, optimizer: Any, w: Array, slots: Sequence[Array], decay: float, factor: Any) -> Graph | None:
-    """Return the graph of an update, None if the body is to do it."""
+    """Return the graph of an update; None if the body must run."""
     if not ctx.inplace or w.ndim != 1:
         return None
     return update_graph(optimizer, len(slots), decay, factor is not None)
 
 
 def homes(graph: Graph, over: bool) -> tuple[int | None, ...]:
-    """Return which arrays (w, g, *slots) the results of an update overwrite: those of w and the slots, or none."""
+    """Return which array (w, g, *slots) each result of an update overwrites: its old value, or none."""
     return (0, *range(2, graph.arrays)) if over else (None,) * (graph.arrays - 1)
 
 
 def own_memory(ctx: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
-    """Return memory for results: they become part of the state, which what comes back at every step must not."""
+    """Return memory for results that become part of the state: memory that the next step does not reuse."""
     return tuple(np.empty(a.shape, a.dtype) if ctx.tape is None else ctx.empty(a.shape) for a in arrays)
 
 
@@ -370,10 +370,10 @@ def _is_due(flush: Array, age: Any) -> None:
 
 
 def _flush(ctx: Any, slots: Sequence[Array]) -> None:
-    """Set what is far too small to matter to 0.
+    """Set numbers that are too small to matter to 0.
 
-    The average of a gradient that has become 0 (a pixel that is never set, a ReLU that is dead) decays into
-    the subnormal numbers and, rounded, stays there; each operation on one takes the processor a hundred cycles.
+    If a gradient has become 0 (a pixel that is never set, a dead ReLU), its average decays to subnormal numbers
+    and, because of rounding, stays there; each operation on one costs the processor a hundred cycles.
     """
     parts = blocks(*slots)
     scratch = ctx.empty(parts[0][0].shape)
@@ -386,5 +386,5 @@ def _flush(ctx: Any, slots: Sequence[Array]) -> None:
 
 @lru_cache
 def smallest(dtype: Any) -> float:
-    """Return the number below which an average counts as 0."""
+    """Return the threshold below which an average counts as 0."""
     return 1e8 * float(np.finfo(dtype).tiny)

@@ -261,7 +261,7 @@ class Traced(np.ndarray):
         self.tape.note(operator.setitem, *call)
 
     def _value(self, *args: Any) -> Any:
-        raise CannotRecord("a value that is read on the host")
+        raise CannotRecord("reading a value on the host")
 
     __bool__ = __float__ = __int__ = __index__ = __complex__ = item = tolist = tobytes = _value  # type: ignore[assignment]
 
