@@ -309,6 +309,19 @@ def test_optimizers(optimizer):
     same_with_and_without(small(), optimizer=optimizer)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Ftrl", "Lamb", "Muon"])
+def test_accumulation_and_average_as_on_numpy(name):
+    """They read the age, which another kernel may count up only at the end of the step."""
+    config = {"use_ema": True, "ema_momentum": 0.7, "ema_overwrite_frequency": 2, "gradient_accumulation_steps": 2}
+    weights = []
+    for where in ({}, {"backend": "numpy"}):
+        model = make(small(), optimizer=getattr(xn.optimizers, name)(0.05, **config), dtype="float64", **where)
+        fit(model, epochs=5)
+        weights.append(arrays_of(model))
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 LOSSES = loss_heads(CLASSES, ONE_HOT)
 
 

@@ -64,7 +64,10 @@ class Ftrl(Optimizer):
             before, n = power(n), n + g * g
             after = power(n)
             z = z + (g + shrink * w if shrink else g) + (after - before) * inverse * w
-            clipped = xp.minimum(xp.maximum(z, xp.full_like(z, -l1)), xp.full_like(z, l1)) if l1 else 0.0
-            return (z - clipped if l1 else z) / (after * inverse + more), n, z
+            below = after * inverse + more
+            if not l1:
+                return z / below, n, z
+            clipped = xp.minimum(xp.maximum(z, xp.full_like(z, -l1)), xp.full_like(z, l1))
+            return (clipped - z) / -below, n, z
 
         return at

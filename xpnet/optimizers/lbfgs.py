@@ -235,7 +235,6 @@ def search(
         return not (t.value <= bound and (low is start or t.value < low.value) and math.isfinite(t.slope))
 
     low, high = start, None  # the minimum lies between them, once there is a high one
-    width = math.inf
     for _ in range(most):
         t = along(step)
         if too_high(t, low):
@@ -249,9 +248,8 @@ def search(
         if high is None:
             step = min(max(minimizer(start, low), 1.5 * step), 4.0 * step)
             continue
-        former, width = width, high.step - low.step
-        share = min(max((minimizer(low, high) - low.step) / width, 0.1), 0.9)
-        step = low.step + (share if abs(width) < 0.66 * abs(former) else 0.5) * width
+        width = high.step - low.step
+        step = low.step + min(max((minimizer(low, high) - low.step) / width, 0.1), 0.9) * width
         if step in (low.step, high.step):
             break
     return low if low.value < start.value else None
