@@ -46,13 +46,8 @@ class OfLoss(Metric):
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return the loss of each row."""
-        return loss_rows(ctx, self.loss, y, p)
-
-
-def loss_rows(ctx: Context, loss: losses.Loss, y: Array, p: Array) -> Array:
-    """Return the loss of each row, shape p.shape[:-1]."""
-    xp, shape = ctx.xp, tuple(p.shape)
-    loss.targets.check_shape(type(loss).__name__, tuple(y.shape), shape)
-    y = xp.reshape(y, loss.target_shape(shape))
-    y = xp.astype(y, xp.int32 if loss.sparse else p.dtype, copy=False)
-    return loss.terms(ctx, y, p, 1.0)[0]
+        xp, loss, shape = ctx.xp, self.loss, tuple(p.shape)
+        loss.targets.check_shape(type(loss).__name__, tuple(y.shape), shape)
+        y = xp.reshape(y, loss.target_shape(shape))
+        y = xp.astype(y, xp.int32 if loss.sparse else p.dtype, copy=False)
+        return loss.terms(ctx, y, p, 1.0)[0]
