@@ -168,8 +168,8 @@ class LayerNormalization(_Affine):
         axis: the axes to normalize over, an integer or several; 0, the batch axis, is none of them.
         epsilon: >= 0, inside the root. center, scale: whether there are beta and gamma, whose shape is that of the
             inputs' `axis` (in ascending order).
-        beta_initializer, gamma_initializer: initial values. beta_regularizer, gamma_regularizer: penalties or
-            None. name, dtype, trainable: see `Layer`.
+        beta_initializer, gamma_initializer: initial values. beta_regularizer, gamma_regularizer,
+            beta_constraint, gamma_constraint: of beta and gamma, or None. name, dtype, trainable: see `Layer`.
 
     Raises:
         ShapeError: the inputs have no such axis.
@@ -258,8 +258,8 @@ class GroupNormalization(_Affine):
         groups: how many, a divisor of the number of features; -1: one group a feature (instance normalization).
         axis: the features' axis, not 0. epsilon: >= 0, inside the root.
         center, scale: whether there are beta and gamma, each of shape (features,).
-        beta_initializer, gamma_initializer: initial values. beta_regularizer, gamma_regularizer: penalties or
-            None. name, dtype, trainable: see `Layer`.
+        beta_initializer, gamma_initializer: initial values. beta_regularizer, gamma_regularizer,
+            beta_constraint, gamma_constraint: of beta and gamma, or None. name, dtype, trainable: see `Layer`.
 
     Raises:
         InvalidValueError: groups is neither positive nor -1. ShapeError: the inputs have no such axis, or its size

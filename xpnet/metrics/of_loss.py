@@ -48,24 +48,18 @@ class OfLoss(Metric):
 
     def rows(self, ctx: Context, y: Array, p: Array) -> Array:
         """Return the loss of each row."""
-        return loss_rows(ctx, self.loss, y, p)
+        return self.loss.row_values(ctx, self._targets(ctx, y, p), p)
 
     def counts(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Sequence[Any]:
         """Return the sums of the rows' losses and of their weights."""
         values = self.rows(ctx, y, p)
-        weight = self.loss.row_weights(ctx, _targets(ctx, self.loss, y, p), p, weight)
+        weight = self.loss.row_weights(ctx, self._targets(ctx, y, p), p, weight)
         weighed = 1.0 * math.prod(values.shape) if weight is None else ctx.ops.row_total(ctx, weight, None, 1.0)
         return ctx.ops.row_total(ctx, values, weight, 1.0), weighed
 
-
-def loss_rows(ctx: Context, loss: losses.Loss, y: Array, p: Array) -> Array:
-    """Return the loss of each row, 0 for rows that it does not count."""
-    return loss.row_values(ctx, _targets(ctx, loss, y, p), p)
-
-
-def _targets(ctx: Context, loss: losses.Loss, y: Array, p: Array) -> Array:
-    """Return the targets in the shape and dtype that the loss takes."""
-    xp, shape = ctx.xp, tuple(p.shape)
-    loss.targets.check_shape(type(loss).__name__, tuple(y.shape), shape, loss.axis)
-    y = xp.reshape(y, loss.target_shape(shape))
-    return xp.astype(y, xp.int32 if loss.sparse else p.dtype, copy=False)
+    def _targets(self, ctx: Context, y: Array, p: Array) -> Array:
+        """Return the targets in the shape and dtype that the loss takes."""
+        xp, loss, shape = ctx.xp, self.loss, tuple(p.shape)
+        loss.targets.check_shape(type(loss).__name__, tuple(y.shape), shape, loss.axis)
+        y = xp.reshape(y, loss.target_shape(shape))
+        return xp.astype(y, xp.int32 if loss.sparse else p.dtype, copy=False)

@@ -13,7 +13,7 @@ from ..core.ops import over_rows
 from ..errors import InvalidTypeError, ShapeError
 from ..kernels.context import Context
 from .base import Count, Metric, _leading, registry
-from .of_loss import loss_rows
+from .of_loss import OfLoss
 
 __all__ = ["Mean", "MeanMetricWrapper", "Sum"]
 
@@ -143,10 +143,14 @@ class MeanMetricWrapper(Metric):
         """The function or the loss."""
         return (self.fn,)
 
-    def rows(self, ctx: Context, y: Array, p: Array) -> Array:
-        """Return the values of the function, or the loss of each row."""
+    def counts(self, ctx: Context, y: Array, p: Array, weight: Array | None) -> Sequence[Count]:
+        """Return the batch's sum and weight: those of `OfLoss` for a loss."""
         if isinstance(self.fn, losses.Loss):
-            return loss_rows(ctx, self.fn, y, p)
+            return OfLoss(self.fn).counts(ctx, y, p, weight)
+        return super().counts(ctx, y, p, weight)
+
+    def rows(self, ctx: Context, y: Array, p: Array) -> Array:
+        """Return the values of the function."""
         size = math.prod(p.shape)
         values = self.fn(ctx.xp.reshape(y, p.shape) if math.prod(y.shape) == size else y, p, **self.kwargs)
         if not getattr(values, "ndim", 0) or values.shape[0] != p.shape[0]:
