@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import setting
 from xpnet.errors import InvalidTypeError, InvalidValueError, ShapeError, UnknownNameError
 from xpnet.layers import Dense, Layer, Stateless
 from xpnet.losses import Loss
@@ -200,11 +199,30 @@ def test_a_config_of_ones_own_is_enough(tmp_path):
     assert again.layers[-1].kept == 3
 
 
-class Power(Loss):
-    """A loss whose `terms` a test replaces."""
+class Scalar(ForgetfulLoss):
+    def terms(self, ctx, y, p, weight):
+        return ctx.xp.mean((p - y) ** 2), (p - y) * weight
 
-    power: int = setting(default=2)
-    targets = xn.losses.MeanSquaredError.targets
+
+class OnlyValues(ForgetfulLoss):
+    def terms(self, ctx, y, p, weight):
+        return ctx.xp.mean((p - y) ** 2, axis=-1)
+
+
+class OfEachUnit(ForgetfulLoss):
+    def terms(self, ctx, y, p, weight):
+        return (p - y) ** 2, (p - y) * weight
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"), [(Scalar, r"\(\)"), (OnlyValues, r"\(8,\)"), (OfEachUnit, r"\(8, 2\)")]
+)
+def test_what_a_loss_returns_is_checked(loss, shape):
+    model = model_of(loss=loss())
+    with pytest.raises(ShapeError) as raised:
+        model.fit(X, Y, batch_size=8, verbose=0)
+    message = rf"^{loss.__name__} must return one value per row, shape \(8,\), and .* of shape {shape}$"
+    assert re.search(message, str(raised.value).splitlines()[0])
 
 
 def test_rows_of_a_metric_may_be_booleans():

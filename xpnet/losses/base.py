@@ -172,7 +172,13 @@ class Loss(Configurable):
         if fused:
             values, dp, prediction = self.score_terms(ctx, y, moved, slope_factor)
         else:
-            (values, dp), prediction = self.terms(ctx, y, moved, slope_factor), p
+            found, prediction = self.terms(ctx, y, moved, slope_factor), p
+            values, dp = found if type(found) is tuple else (found, None)
+        if getattr(values, "shape", None) != rows or dp is None:
+            raise ShapeError(
+                f"{type(self).__name__} must return one value per row, shape {rows}, and the derivative by the "
+                f"predictions; got {type(values).__name__} of shape {tuple(getattr(values, 'shape', ()))}"
+            )
         if counted is not None:  # a weight of 0 is not enough where a value is not finite
             values, dp = _where(xp, counted, values), _where(xp, xp.expand_dims(counted, axis=-1), dp)
         return values, factor, restore(dp), prediction
@@ -324,9 +330,9 @@ def _where(xp: Any, counted: Array | None, a: Array) -> Array:
 
 def _reduced_last(xp: Any, y: Array, p: Array, axis: Any) -> tuple[Array, Array, Any]:
     """Return targets and predictions with the reduced axes as the last one, and what undoes this for p."""
-    axes = reduced_axes(axis, p.ndim)
-    if axes == (p.ndim - 1,):
+    if axis == -1:
         return y, p, lambda dp: dp
+    axes = reduced_axes(axis, p.ndim)
     order = tuple(i for i in range(p.ndim) if i not in axes) + axes
     rows = tuple(p.shape[i] for i in order[: p.ndim - len(axes)])
     flat = (*rows, math.prod(p.shape[i] for i in axes))
