@@ -33,7 +33,7 @@ def block(name=None, trainable=True):
     """A residual block with everything that a layer can declare."""
     inner = [
         Dense(4, "tanh", kernel_regularizer="l2", name="up"),
-        BatchNormalization(0.5, name="norm"),
+        BatchNormalization(momentum=0.5, name="norm"),
         Dropout(0.3, name="drop"),
         Dense(3, name="down"),
     ]

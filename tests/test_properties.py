@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from xpnet.backend import get_backend
-from xpnet.core.random import Stream, keep_mask
+from xpnet.core.random import Stream
 from xpnet.kernels.context import Context
 from xpnet.testing import assert_close
 
@@ -97,11 +97,10 @@ def test_layers_of_empty_and_one_row_batches(name, lead, rows, training):
     shape = layer.ensure_built((3,))
     if training and not rows and any(not spec.trainable for spec in layer.specs):
         return  # no rows have no mean
-    x = BACKEND.array(np.full((*lead, rows, 3), 0.5, np.float32))
+    x = np.full((*lead, rows, 3), 0.5 if layer.classes is None else 1.0, np.float32)
+    x = BACKEND.array(x)
     masks = {
-        f"0/{d.name}": np.broadcast_to(
-            keep_mask(Stream(1), 0, 0, (rows, *d.shape), d.rate), (*lead, rows, *d.shape)
-        )
+        f"0/{d.name}": np.broadcast_to(d.draw(Stream(1), 0, 0, rows, "float32"), (*lead, rows, *d.shape))
         for d in layer.draws
     }
     params = {s.name: s.initializer.values(Stream(1), i, s.shape) for i, s in enumerate(layer.specs)}
