@@ -3,6 +3,7 @@
 import inspect
 import io
 import itertools
+import operator
 import os
 import signal
 import sys
@@ -337,7 +338,7 @@ def test_the_directions_of_all_metrics():
     assert metrics.MeanMetricWrapper("huber").direction == "min"
 
 
-@pytest.mark.parametrize("metric", [R2(), Halved(), R2(name="accuracy"), metrics.MeanMetricWrapper(np.subtract)])
+@pytest.mark.parametrize("metric", [R2(), Halved(), R2(name="accuracy"), metrics.MeanMetricWrapper(operator.sub)])
 def test_an_unknown_direction_is_an_error_before_the_first_epoch(metric):
     model = xn.Sequential([Dense(1)], seed=1)
     model.compile(SGD(0.05), "mse", [metric])
