@@ -17,20 +17,6 @@ X, GRID = RNG.standard_normal((8, 6)), RNG.standard_normal((8, 2, 3, 4))
 CLASSES = RNG.integers(0, 5, (8, 4))
 
 
-@pytest.fixture(autouse=True)
-def float64(monkeypatch):
-    """Keras in float64; on PyTorch it would otherwise compute in float32 wherever two arrays meet."""
-    from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
-
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    monkeypatch.setitem(BIT64_TO_BIT32_DTYPE, "float64", "float64")
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
-
-
 def functional(shape, build):
     """Return a model of Keras' functional kind."""
     x = keras.Input(shape)

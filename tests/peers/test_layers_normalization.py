@@ -11,24 +11,11 @@ from xpnet.kernels.context import Context
 
 keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
-from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
 RNG = np.random.default_rng(0)
 BACKEND = xn.get_backend("numpy", dtype="float64")
 X = 2.0 * RNG.standard_normal((6, 4, 8)) + 0.5
-
-
-@pytest.fixture(autouse=True)
-def float64(monkeypatch):
-    """Keras in float64, which it otherwise leaves for float32 where arrays meet."""
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    monkeypatch.setitem(BIT64_TO_BIT32_DTYPE, "float64", "float64")
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
 
 
 LAYERS = {

@@ -23,7 +23,6 @@ from cases import (
     SHARES,
     SOFT,
 )
-from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 
 import xpnet as xn
 from xpnet import losses
@@ -33,17 +32,6 @@ RNG = np.random.default_rng(7)
 WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5, 1.0, 3.0])
 REDUCTIONS = ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none", None]
 WITHOUT = {"log_input"}  # settings that Keras does not have
-
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    """Keras in float64, which it otherwise leaves for float32 wherever two arrays meet."""
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BIT64_TO_BIT32_DTYPE, "float64", "float64")
-        yield
-    keras.config.set_floatx(before)
 
 
 def known_to_keras(row):

@@ -9,7 +9,6 @@ import xpnet as xn
 from xpnet import metrics
 
 keras = pytest.importorskip("keras")
-dtypes = pytest.importorskip("keras.src.backend.common.dtypes")
 RNG = np.random.default_rng(12)
 N, UNITS = 57, 6
 BATCHES = (slice(0, 23), slice(23, 24), slice(24, N))
@@ -110,16 +109,6 @@ WEIGHTS = {  # whose sums are exact in float32: in them Keras on PyTorch adds up
     "some_0": RNG.integers(0, 2, N).astype(float),
     "all_0": np.zeros(N),
 }
-
-
-@pytest.fixture(autouse=True)
-def float64(monkeypatch):
-    """Let Keras compute in float64: as it is, its promotion of dtypes makes float32 of all float64 results."""
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
-    yield
-    keras.config.set_floatx(before)
 
 
 def both(name, settings, y, p, weight):

@@ -50,15 +50,10 @@ def torch():
 
 
 @pytest.fixture
-def keras(torch, monkeypatch):
+def keras(torch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        keras = pytest.importorskip("keras")
-        dtypes = pytest.importorskip("keras.src.backend.common.dtypes")
-        monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")  # else `maximum` gives float32
-        keras.backend.set_floatx("float64")  # of the learning rate, too
-        yield keras
-        keras.backend.set_floatx("float32")
+        yield pytest.importorskip("keras")
 
 
 KERAS = {

@@ -16,21 +16,6 @@ W = RNG.standard_normal((5, 4))
 X, Y = RNG.standard_normal((40, 5)), RNG.standard_normal((40, 3))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    """Keras in float64, which it otherwise leaves for float32 wherever two arrays meet."""
-    from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
-
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BIT64_TO_BIT32_DTYPE, "float64", "float64")
-        yield
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(policy)
-
-
 # Initializers: of equal arguments, equal distributions. -------------------------------------------------
 
 
