@@ -46,7 +46,7 @@ def theirs():
         (CosineDecay, (0.01, 600, 0.1, "warm", 0.4, 150)),
         (CosineDecayRestarts, (0.3, 30)),
         (CosineDecayRestarts, (0.3, 30, 1.5, 0.8, 0.1)),
-        (CosineDecayRestarts, (0.3, 16, 1.5)),
+        (CosineDecayRestarts, (0.3, 17, 1.5)),
         (CosineDecayRestarts, (0.3, 100, 1.0, 0.5)),
     ],
 )
