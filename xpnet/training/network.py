@@ -151,8 +151,10 @@ class Network:
             try:
                 found = unit.layer.forward(ctx, params[unit.key], x)
                 if unit.key in self._unchecked:
-                    shapes[unit.position] = tuple(x.shape)
                     found = pair(unit.layer, "forward", found)
+                    shapes[unit.position] = tuple(x.shape)
+                    if unit.position < self.first_trainable:  # nobody calls its backward
+                        self._unchecked.discard(unit.key)
                 x, back = found
             except Exception as error:
                 error.add_note(f"in layer {unit.key!r}")
