@@ -387,7 +387,8 @@ class Stateless(Layer):
 
     def forward(self, ctx: Context, params: dict[str, Array], x: Array) -> tuple[Array, Backward]:
         """Return what `call` gives, in the form of `Layer.forward`."""
-        y, back = pair(self, "call", self.call(ctx, x))
+        found = self.call(ctx, x)
+        y, back = found if type(found) is tuple else pair(self, "call", found)
         return y, lambda dy, into, want_dx=True: (back(dy) if want_dx else None, {})
 
 

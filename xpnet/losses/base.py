@@ -185,11 +185,13 @@ class Loss(Configurable):
 
     def _factor(self, ctx: Context, counted: Array | None, rows: tuple[int, ...], weight: Array | None) -> Any:
         """Return the factors of the rows' values in the reduced loss: an array, or one number."""
-        xp, weights = ctx.xp, _row_weights(ctx, counted, rows, weight)
-        if self.reduction in ("sum", "none"):
-            return 1.0 if weights is None else weights
-        if weights is None:
-            return 1.0 / max(math.prod(rows), 1)
+        mean = self.reduction not in ("sum", "none")
+        if weight is None and counted is None:
+            return 1.0 / max(math.prod(rows), 1) if mean else 1.0
+        xp = ctx.xp
+        weights: Any = _row_weights(ctx, counted, rows, weight)
+        if not mean:
+            return weights
         total: Any = math.prod(weights.shape)
         if self.reduction == "mean_with_sample_weight":
             total = xp.sum(weights)
