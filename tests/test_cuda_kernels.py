@@ -1477,9 +1477,13 @@ def test_nvrtc_compiles_what_formulas_make(nvrtc, monkeypatch, architecture, dty
     assert log.strip("\0\n ") == ""
     entries = dict(re.findall(r"\.entry (\w+)\((.*?)\n}", ptx, flags=re.DOTALL))
     assert set(entries) == set(sources)
-    assert [name for name in entries if ".local" in entries[name]] == []
+    slow = {
+        name for name, source in sources.items() if "cos(" in source
+    }  # large angles: in double, in local memory
+    assert [name for name in entries if ".local" in entries[name] and name not in slow] == []
+    assert slow <= {"everything_forward"}
     if dtype == "float32":
-        assert [name for name in entries if re.search(r"\.f64\b", entries[name])] == []
+        assert [name for name in entries if re.search(r"\.f64\b", entries[name]) and name not in slow] == []
     assert not re.search(r"\b(atom|red)\.", ptx)
     reads = "ld.global.nc"  # loads through the read-only cache: the compiler knows that arrays do not overlap
     assert [name for name in entries if "forward" not in name and reads not in entries[name]] == []

@@ -21,7 +21,7 @@ from xpnet.optimizers import SGD
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((40, 3)), RNG.standard_normal((40, 1))
 SLOW = os.environ.get("XPNET_BACKEND") == "array_api_strict"  # which takes the path of NumPy's bodies
-TRIES = int(os.environ.get("XPNET_TRIES", "5" if SLOW else "25"))  # of each kind
+TRIES = int(os.environ.get("XPNET_TRIES", "12" if SLOW else "25"))  # of each kind
 
 
 class Thrown(BaseException):
