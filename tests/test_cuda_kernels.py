@@ -1477,9 +1477,7 @@ def test_nvrtc_compiles_what_formulas_make(nvrtc, monkeypatch, architecture, dty
     assert log.strip("\0\n ") == ""
     entries = dict(re.findall(r"\.entry (\w+)\((.*?)\n}", ptx, flags=re.DOTALL))
     assert set(entries) == set(sources)
-    slow = {
-        name for name, source in sources.items() if "cos(" in source
-    }  # large angles: in double, in local memory
+    slow = {name for name, source in sources.items() if "cos(" in source}  # large angles in local memory
     assert [name for name in entries if ".local" in entries[name] and name not in slow] == []
     assert slow <= {"everything_forward"}
     if dtype == "float32":
