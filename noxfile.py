@@ -16,7 +16,7 @@ LIBRARIES = {
     "numpy": [],
     "array_api_strict": ["array-api-strict"],
     "torch": ["torch==2.13.0", "keras"],  # keras: the optimizers are compared with its own
-    "jax": ["jax", "optax"],
+    "jax": ["jax"],
     "cupy": [],  # cuda12 or cuda13, as the driver says
 }
 # a process for each core; what tests of one file set up (compiled kernels) is then set up once
@@ -87,7 +87,7 @@ def coverage(session: nox.Session) -> dict[str, str]:
 @nox.session
 def peers(session: nox.Session) -> None:
     """Compare every part with other libraries, on NumPy in float64."""
-    session.install(".[test]", *LIBRARIES["torch"], *LIBRARIES["jax"])
+    session.install(".[test]", *LIBRARIES["torch"], "optax")
     session.run("python", "-m", "pytest", "tests/peers", "-n", "auto", *session.posargs)
 
 

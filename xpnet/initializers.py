@@ -234,8 +234,9 @@ class Identity(Initializer):
     Raises:
         ShapeError: the weights are no matrix.
 
-    >>> Identity(2.0)((2, 3)).tolist()
-    [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
+    >>> weights = Identity(2.0)((2, 3))
+    >>> float(weights[1, 1]), float(weights[0, 2])
+    (2.0, 0.0)
     """
 
     gain: float = setting(number, default=1.0)
