@@ -164,7 +164,9 @@ class Loss(Configurable):
     def _parts(self, ctx: Context, y: Array, p: Array, weight: Array | None, fused: bool) -> Any:
         """Return the rows' values, their factors in the reduced loss, its derivative by p, and the prediction."""
         xp = ctx.xp
-        y, moved, restore = _reduced_last(xp, y, p, self.axis)
+        moved, restore = p, None
+        if self.axis != -1:
+            y, moved, restore = _reduced_last(xp, y, p, self.axis)
         rows, counted = tuple(moved.shape[:-1]), self.counted_rows(ctx, y)
         factor = self._factor(ctx, counted, rows, weight)
         # one value for several weights, as of `Dice`, has their sum for its factor
@@ -181,7 +183,7 @@ class Loss(Configurable):
             )
         if counted is not None:  # a weight of 0 is not enough where a value is not finite
             values, dp = _where(xp, counted, values), _where(xp, xp.expand_dims(counted, axis=-1), dp)
-        return values, factor, restore(dp), prediction
+        return values, factor, dp if restore is None else restore(dp), prediction
 
     def _factor(self, ctx: Context, counted: Array | None, rows: tuple[int, ...], weight: Array | None) -> Any:
         """Return the factors of the rows' values in the reduced loss: an array, or one number."""

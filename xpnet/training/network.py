@@ -150,7 +150,7 @@ class Network:
             ctx.place = unit[:2]
             try:
                 found = unit.layer.forward(ctx, params[unit.key], x)
-                if unit.key in self._unchecked:
+                if self._unchecked and unit.key in self._unchecked:
                     found = pair(unit.layer, "forward", found)
                     shapes[unit.position] = tuple(x.shape)
                     if unit.position < self.first_trainable:  # nobody calls its backward
@@ -172,7 +172,7 @@ class Network:
                     break
                 # a layer that is used twice writes one of its gradients there, and the other is added
                 dy, parts = back(dy, into.pop(key, {}), position > self.first_trainable)
-                if position in shapes:
+                if shapes and position in shapes:
                     wanted = shapes[position] if position > self.first_trainable else None
                     check_backward(key, layer, dy, wanted, parts, tuple(weights.shape[:-1]))
                     self._unchecked.discard(key)

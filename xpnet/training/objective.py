@@ -94,7 +94,7 @@ class Objective:
             if watch is not None:
                 watch("penalty", last, penalty)
             value = value + penalty
-        return Gradient(_with_losses(ctx, value), g, factor, prediction)
+        return Gradient(_with_losses(ctx, value) if ctx.losses else value, g, factor, prediction)
 
 
 def _with_losses(ctx: Context, value: Array) -> Array:

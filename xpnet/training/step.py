@@ -134,7 +134,7 @@ def make_step(
             new = optimizer.advance(ctx, kept[0], g, kept[1], lr, age, variables, factor)
             if here and ctx.tape is None and not (new[0] is kept[0] and new[1] is kept[1]):
                 new = tree_map(lambda a, old: _apart(backend, a, old, g), new, kept[:2])
-            return layout.constrain(ctx, new[0]), new[1], new_stats
+            return layout.constrain(ctx, new[0]) if layout.constraints else new[0], new[1], new_stats
 
         kept = s.weights, s.slots, s.stats
         if sure:
