@@ -43,8 +43,8 @@ def cuda_version() -> int | None:
 @nox.parametrize("backend", [nox.param(name, id=name) for name in LIBRARIES])
 def tests(session: nox.Session, backend: str) -> None:
     """Run the suite on one backend, under the current Python."""
-    if backend == "numpy":  # where CUDA kernels are compiled, too: that needs no GPU
-        session.install("nvidia-cuda-nvrtc", "nvidia-cuda-runtime")
+    if backend == "numpy":  # where CUDA kernels are compiled, too (that needs no GPU), and Arrow's tables are read
+        session.install("nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "pyarrow")
     run_suite(session, backend, "fast,plot" if backend == "numpy" else "")
 
 

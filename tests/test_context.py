@@ -259,7 +259,8 @@ def test_numbers_of_what_is_traced(backend, monkeypatch):
 
 def test_what_can_not_be_traced_says_so(backend, monkeypatch):
     jax = pytest.importorskip("jax")
-    monkeypatch.delenv("XPNET_BACKEND", raising=False)
+    for name in ("XPNET_BACKEND", "XPNET_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
     x = jax.numpy.asarray(ALONE, "float32")
     metric, model = metrics.MeanSquaredError(), Sequential([layers.Dense(1)])
     model(x)

@@ -137,7 +137,8 @@ os.write(1, repr((model.evaluate(x, x[:, :1]), [str(w.message)[:40] for w in cau
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
 def test_a_fit_with_damaged_files_and_on_a_full_disk(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "XPNET_BACKEND": "numpy"}
-    environment.pop("XPNET_KERNELS", None)
+    for name in ("XPNET_KERNELS", "XPNET_DEVICE"):
+        environment.pop(name, None)
 
     def fit(disk):
         done = subprocess.run([sys.executable, "-c", FIT, disk], env=environment, capture_output=True, check=True)
@@ -160,7 +161,8 @@ def test_a_numba_that_refuses_this_numpy(tmp_path):
     (tmp_path / "numba").mkdir()
     (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 2.2 or less')")
     environment = {**os.environ, "XPNET_BACKEND": "numpy"}
-    environment.pop("XPNET_KERNELS", None)
+    for name in ("XPNET_KERNELS", "XPNET_DEVICE"):
+        environment.pop(name, None)
 
     def fit(**variables):
         script = [sys.executable, "-c", FIT, "free"]

@@ -779,18 +779,18 @@ def test_twins_have_their_bodies_signature(module, name):
     assert list(twin) == list(body)
 
 
-@pytest.mark.parametrize("choice", ["0", "bodies", "numpy", "fast"])
-@pytest.mark.parametrize("by", ["variable", "using"])
-def test_the_choice_of_twins(monkeypatch, choice, by):
+CHOICES = [("variable", "0"), *product(("variable", "using"), ("bodies", "numpy", "fast"))]
+
+
+@pytest.mark.parametrize(("by", "choice"), CHOICES)
+def test_the_choice_of_twins(monkeypatch, by, choice):
     if choice == "fast":
         pytest.importorskip("numba")
     modules = {"numpy": ("host.numpy",), "fast": ("host.numpy", "host.numba")}.get(choice, ())
     monkeypatch.delenv("XPNET_KERNELS", raising=False)
-    with kernels.using(choice) if by == "using" and choice != "0" else nullcontext():
+    with kernels.using(choice) if by == "using" else nullcontext():
         if by == "variable":
             monkeypatch.setenv("XPNET_KERNELS", choice)
-        elif choice == "0":
-            pytest.skip("only the variable accepts the short form")
         tables = [kernels.ops_for(name) for name in ("numpy", "array_api_strict")]
     for name in ops.__all__:
         last = next((m for m in reversed(modules) if name in kernels.TWINS["numpy"][m]), None)

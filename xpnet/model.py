@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .backend import Array
+from .backend import LARGEST_COUNT, Array
 from .callbacks import History, resolve_verbose
 from .errors import NotBuiltError
 from .losses import Loss
@@ -114,11 +114,11 @@ class Sequential(LayerStack):
         validation_freq: int = 1,
         steps_per_execution: int | None = None,
     ) -> History:
-        """Train for some epochs and return the `History`; a second call goes on from where it is.
+        """Train for some epochs and return the `History`; a second call continues the training.
 
-        Where the model was saved in the middle of a run, the first call after `load_model` goes on behind the last
-        step of that run, with what callbacks of the same classes knew. What is changed in the data during a call
-        counts from the next batch on (on a GPU that holds the data set, from the next call on).
+        If the model was saved in the middle of a run, the first call after `load_model` resumes after the last
+        step of that run, with the state of callbacks of the same classes. Changes of the data during a call take
+        effect from the next batch (on a GPU that holds the data set, from the next call).
 
         Args:
             x: inputs, shape (rows, ...): an array of any library, a list, or a pandas, polars or pyarrow table.
@@ -128,7 +128,7 @@ class Sequential(LayerStack):
             verbose: 0 silent, 1 a bar, 2 a line an epoch, "auto". callbacks: a list of `Callback`.
             validation_split: share of the last rows that are kept for validation.
             validation_data: (x, y) or (x, y, sample_weight); goes before `validation_split`.
-            shuffle: whether each epoch has an order of its own.
+            shuffle: whether each epoch has its own order.
             class_weight: {class: factor}; others count 1. sample_weight: (rows,), (rows, 1) or (rows, ...).
             validation_batch_size: rows at a time (None: batch_size). validation_freq: epochs between two
                 validations.
@@ -213,8 +213,7 @@ class Sequential(LayerStack):
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """Return loss and metrics of one batch, without a step. Args: as for `evaluate`."""
-        size = max(1, len(training_data(x, y, sample_weight)))
-        return self.evaluate(x, y, size, sample_weight=sample_weight, return_dict=return_dict)
+        return self.evaluate(x, y, LARGEST_COUNT, sample_weight=sample_weight, return_dict=return_dict)
 
     def predict(self, x: Any, batch_size: int | None = None, verbose: Any = "auto") -> Array:
         """Return the outputs, shape (rows, ...), in the library of `x`; worked out in batches.
@@ -227,7 +226,7 @@ class Sequential(LayerStack):
 
     def predict_on_batch(self, x: Any) -> Array:
         """Return the outputs for one batch, computed at once."""
-        return self._outputs(x, max(1, len(Data(x))))
+        return self._outputs(x, LARGEST_COUNT)
 
     def compute(self, x: Any, upto: Any = None, batch_size: int | None = None) -> Array:
         """Return the outputs of an inner layer, shape (rows, ...), in the library of `x`.
@@ -320,7 +319,7 @@ def load_model(
     Args:
         path: a file that `save` wrote. backend, device: where to compute, as for `Sequential`.
         dtype: the precision, or None for the file's.
-        custom_objects: classes of one's own by name: of layers, losses and so on, and of what these are made of.
+        custom_objects: user-defined classes by name: of layers, losses and so on, and of their parts.
 
     Raises:
         FileFormatError: the file is truncated, altered, of another format, or of a newer version.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ..activations import Sigmoid
 from ..backend import Array, floating
@@ -15,11 +15,14 @@ from .thresholds import Calls, four_counts, grid, threshold_list
 
 __all__ = ["AUC", "PrecisionAtRecall", "RecallAtPrecision", "SensitivityAtSpecificity", "SpecificityAtSensitivity"]
 
+SIGMOID = Sigmoid()
+
 
 class _Constrained(Calls):
     """Base class: the largest value of one ratio where another is at least the required one; 0 if nowhere."""
 
     direction = "max"
+    pair: ClassVar[tuple[str, str]]  # the names of the ratio to maximize and of the required one, a setting
 
     num_thresholds: int = setting(number, 1, integer=True, default=200, kw_only=True)
     class_id: int | None = setting(optional(number), 0, integer=True, default=None, kw_only=True)
@@ -39,9 +42,22 @@ class _Constrained(Calls):
         scores, actual = super().sides(ctx, y, p)
         return self.one_class(scores, self.class_id), self.one_class(actual, self.class_id)
 
-    def best(self, xp: Any, value: Array, constrained: Array, least: float) -> Array:
-        """Return the largest value where `constrained` is at least `least`, or 0."""
-        return xp.max(xp.where(constrained >= least, value, xp.zeros_like(value)))
+    def compute(self, xp: Any, *sums: Array) -> Array:
+        """Return the largest ratio where the required one is large enough, or 0."""
+        ratios, (wanted, required) = _ratios(xp, *four_counts(xp, sums[0])), self.pair
+        enough = ratios[required] >= getattr(self, required)
+        return xp.max(xp.where(enough, ratios[wanted], xp.zeros_like(ratios[wanted])))
+
+
+def _ratios(xp: Any, tp: Array, fp: Array, fn: Array, tn: Array) -> dict[str, Array]:
+    """Return the ratios of the four counts at each threshold, by name."""
+    recall = ratio(xp, tp, tp + fn)
+    return {
+        "recall": recall,
+        "sensitivity": recall,
+        "precision": ratio(xp, tp, tp + fp),
+        "specificity": ratio(xp, tn, tn + fp),
+    }
 
 
 @registry.register
@@ -62,13 +78,8 @@ class SensitivityAtSpecificity(_Constrained):
     """
 
     default_name = "sensitivity_at_specificity"
-    direction = "max"
+    pair = "sensitivity", "specificity"
     specificity: float = setting(number, 0, 1)
-
-    def compute(self, xp: Any, *sums: Array) -> Array:
-        """Return the best sensitivity."""
-        tp, fp, fn, tn = four_counts(xp, sums[0])
-        return self.best(xp, ratio(xp, tp, tp + fn), ratio(xp, tn, tn + fp), self.specificity)
 
 
 @registry.register
@@ -86,13 +97,8 @@ class SpecificityAtSensitivity(_Constrained):
     """
 
     default_name = "specificity_at_sensitivity"
-    direction = "max"
+    pair = "specificity", "sensitivity"
     sensitivity: float = setting(number, 0, 1)
-
-    def compute(self, xp: Any, *sums: Array) -> Array:
-        """Return the best specificity."""
-        tp, fp, fn, tn = four_counts(xp, sums[0])
-        return self.best(xp, ratio(xp, tn, tn + fp), ratio(xp, tp, tp + fn), self.sensitivity)
 
 
 @registry.register
@@ -110,13 +116,8 @@ class PrecisionAtRecall(_Constrained):
     """
 
     default_name = "precision_at_recall"
-    direction = "max"
+    pair = "precision", "recall"
     recall: float = setting(number, 0, 1)
-
-    def compute(self, xp: Any, *sums: Array) -> Array:
-        """Return the best precision."""
-        tp, fp, fn, _ = four_counts(xp, sums[0])
-        return self.best(xp, ratio(xp, tp, tp + fp), ratio(xp, tp, tp + fn), self.recall)
 
 
 @registry.register
@@ -134,13 +135,8 @@ class RecallAtPrecision(_Constrained):
     """
 
     default_name = "recall_at_precision"
-    direction = "max"
+    pair = "recall", "precision"
     precision: float = setting(number, 0, 1)
-
-    def compute(self, xp: Any, *sums: Array) -> Array:
-        """Return the best recall."""
-        tp, fp, fn, _ = four_counts(xp, sums[0])
-        return self.best(xp, ratio(xp, tp, tp + fn), ratio(xp, tp, tp + fp), self.precision)
 
 
 def _curve(name: str, value: Any) -> str:
@@ -238,7 +234,7 @@ class AUC(Calls):
     def sides(self, ctx: Context, y: Array, p: Array) -> tuple[Array, Array]:
         """Return the probability of each output, and whether it is positive."""
         scores, actual = super().sides(ctx, y, p)
-        return Sigmoid().forward(ctx.xp, scores) if self.from_logits else scores, actual
+        return SIGMOID.forward(ctx.xp, scores) if self.from_logits else scores, actual
 
     def compute(self, xp: Any, *sums: Array) -> Array:
         """Return the area, or the mean of the areas of the outputs."""

@@ -19,7 +19,7 @@ __all__ = ["Mean", "MeanMetricWrapper", "Sum"]
 
 
 class _OfValues(Metric):
-    """Base class: a metric of values that the caller computed, such as losses in a training loop of one's own."""
+    """Base class: a metric of values that the caller computed, such as losses in your own training loop."""
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:  # type: ignore[override]
         """Add values: a number or an array of any shape.

@@ -10,7 +10,7 @@ from ..core.ops import MAX_NORM
 from ..kernels.context import Context
 from ..losses import Loss
 from ..metrics import Metric
-from ..optimizers.lbfgs import LBFGS, Point
+from ..optimizers.lbfgs import Point
 from .network import Network
 from .objective import Objective
 from .step import Batch, TrainState, sums_of
@@ -25,11 +25,11 @@ class FullBatch:
     evaluation is compiled where the library can. Loss, metrics and the guard are those of `training.step`.
 
     Args:
-        backend, network, loss, optimizer, metrics: as for `make_step`.
+        backend, network, loss, metrics: as for `make_step`. optimizer: has `tol` and `iterate`, as `LBFGS` has.
     """
 
     def __init__(
-        self, backend: Backend, network: Network, loss: Loss, optimizer: LBFGS, metrics: Sequence[Metric]
+        self, backend: Backend, network: Network, loss: Loss, optimizer: Any, metrics: Sequence[Metric]
     ) -> None:
         self.backend, self.optimizer = backend, optimizer
         objective, limit = Objective(network, loss), MAX_NORM[backend.dtype_name]

@@ -170,7 +170,7 @@ def make_program(compiled: Compiled, network: Network, backend: Backend, stream:
     maker = kernels.maker_for(backend) if recorder else None
     if maker:
         step = maker.with_masks(step, network.draws, stream)
-    if isinstance(optimizer, optimizers.LBFGS):
+    if optimizer.full_batch:
         run: Any = FullBatch(backend, network, loss, optimizer, chosen)
     else:
         run = Replay(step, recorder) if recorder else backend.compile(step)

@@ -139,7 +139,7 @@ def make_step(
         kept = s.weights, s.slots, s.stats
         if sure:
             number, age, sums = tally(ok)
-            # a twin may have put off the counting to the end of the step, for twins that do so too
+            # a twin may have deferred the counting to the end of the step, for twins that defer too
             now = s.age + 1.0 if age is s.age and optimizer.reads_age else age
             weights, slots, stats = backend.when(ok, lambda kept: update(kept, now), kept)
         else:
